@@ -1,0 +1,1 @@
+//! Layers to indexes, deterministically, in one pass.

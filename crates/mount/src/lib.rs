@@ -1,0 +1,1 @@
+//! Read paths: the FUSE server over a metadata image and segments.

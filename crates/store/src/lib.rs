@@ -1,0 +1,1 @@
+//! Local truth: segments, references, recovery, read-through.

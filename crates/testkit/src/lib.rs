@@ -1,0 +1,1 @@
+//! Development only: in-memory registry, faults, generators and models.
