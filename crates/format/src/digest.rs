@@ -234,7 +234,10 @@ impl From<IndexId> for String {
 
 fn hex(raw: &[u8; 32]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    raw.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).map(char::from).collect()
+    raw.iter()
+        .flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]])
+        .map(char::from)
+        .collect()
 }
 
 fn unhex(digits: &str) -> Option<[u8; 32]> {
@@ -266,7 +269,9 @@ mod tests {
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(empty.parse::<Digest>(), Ok(Digest::of(b"")));
         assert!(matches!("sha512:00".parse::<Digest>(), Err(DigestError::Algorithm(_))));
-        for bad in [&empty[..70], &format!("{empty}0"), &empty.to_uppercase().replace("SHA", "sha"), "sha256:"] {
+        for bad in
+            [&empty[..70], &format!("{empty}0"), &empty.to_uppercase().replace("SHA", "sha"), "sha256:"]
+        {
             assert!(matches!(bad.parse::<Digest>(), Err(DigestError::Malformed(_))), "{bad}");
         }
     }

@@ -2,10 +2,21 @@
 //!
 //! No I/O, no clock, no thread: everything here is a function of its input, so it can be fuzzed whole.
 
+pub mod decode;
 pub mod digest;
+pub mod erofs;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod index;
+pub mod layer;
 pub mod limits;
 pub mod name;
 pub mod payload;
+pub mod proof;
+pub mod skeleton;
+pub mod tar;
 pub mod tree;
+pub mod unpack;
+mod wire;
 
 pub use digest::{ChainId, ChunkId, DiffId, Digest, DigestHasher, IndexId};

@@ -24,6 +24,14 @@ pub const XATTR_NAME: usize = 255;
 /// All extended attributes of one inode, in bytes. The kernel's own list limit (`XATTR_LIST_MAX`).
 pub const XATTR_TOTAL: usize = 65_536;
 
+/// All different sets of extended attributes of one image, in bytes. A labelled distribution has some hundred
+/// sets of 50 bytes; this is what an attacker may keep in memory.
+pub const XATTRS: u64 = 64 << 20;
+
+/// Path components walked while an image's tree is built, links followed: 64 for each entry. A member alone
+/// could ask for half a million.
+pub const PATH_STEPS: u64 = ENTRIES * 64;
+
 /// Tar members of one image. A real monorepo image has under one million.
 pub const ENTRIES: u64 = 4_000_000;
 
@@ -35,6 +43,14 @@ pub const SEGMENTS: u32 = 16_384;
 
 /// Smallest and largest segment, as powers of two: 64 KiB and 1 GiB.
 pub const SEGMENT_BITS: std::ops::RangeInclusive<u8> = 16..=30;
+
+/// A metadata image, in bytes. Four million entries at the usual 100 bytes each need 400 MB; beyond this it is
+/// made of attributes or holes, and whoever mounts it would pay with memory.
+pub const METADATA: u64 = 2 << 30;
+
+/// Chunk indexes of one file in a metadata image: 32 MiB of them. A file that changes between data and hole at
+/// every block reaches 16 GiB with this; a header of 512 bytes that claims a hole of exbibytes gets no further.
+pub const CHUNK_INDEXES: u64 = 4 << 20;
 
 /// Longest chunk, in bytes: what one verification holds in memory.
 pub const CHUNK: u32 = 1 << 20;

@@ -205,7 +205,9 @@ impl Layout {
 
     /// Returns the length of a whole segment's file: up to its last payload byte, in whole blocks.
     pub fn segment_len(&self, segment: u32) -> u64 {
-        self.cuts[self.cuts_of(segment)].last().map_or(0, |cut| round_up(cut.end(), limits::BLOCK) - self.segment.start(segment))
+        self.cuts[self.cuts_of(segment)]
+            .last()
+            .map_or(0, |cut| round_up(cut.end(), limits::BLOCK) - self.segment.start(segment))
     }
 
     /// Returns the range of the tar that a segment needs: from its first payload byte to past its last.
@@ -215,7 +217,8 @@ impl Layout {
             [] => 0..0,
             extents @ [first, ..] => {
                 let last = &extents[extents.len() - 1];
-                first.plain + start.saturating_sub(first.payload)..last.plain + (end - last.payload).min(last.len)
+                first.plain + start.saturating_sub(first.payload)
+                    ..last.plain + (end - last.payload).min(last.len)
             }
         }
     }
@@ -305,7 +308,12 @@ mod tests {
     #[test]
     fn a_sparse_file_keeps_only_its_blocks() {
         let mut layout = Layout::new(SIZE);
-        let pieces = [Piece { at: 100, len: 10 }, Piece { at: 4000, len: 200 }, Piece { at: 40_960, len: 4096 }, Piece { at: 1 << 40, len: 7 }];
+        let pieces = [
+            Piece { at: 100, len: 10 },
+            Piece { at: 4000, len: 200 },
+            Piece { at: 40_960, len: 4096 },
+            Piece { at: 1 << 40, len: 7 },
+        ];
         let runs = layout.sparse(1000, &pieces);
         assert_eq!(
             runs,

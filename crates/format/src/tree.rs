@@ -4,6 +4,10 @@
 //! directories are resolved. The one thing left out is what a kernel would interpret instead of store: an
 //! extended attribute of overlayfs itself (`trusted.overlay.*`, `user.overlay.*`) stays in the skeleton.
 
+pub mod builder;
+
+pub use builder::{Builder, TreeError, TreeProblem};
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

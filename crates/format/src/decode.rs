@@ -1,0 +1,214 @@
+//! Compressed bytes of a blob to verified segments.
+//!
+//! Given an opened [`Layer`] and the bytes of [`SpanDecoder::packed`] from anywhere, in pieces of any size, the
+//! decoder returns each wanted segment whole and checked, or an error that names the segment. A segment's bytes
+//! are handed out only after every chunk in it has passed its hash, and what no chunk covers is zero because
+//! nobody wrote it. Stops by itself once the last wanted byte is out: a blob that expands for ever costs what
+//! the index promised and no more. Holds one segment and 64 KiB in memory, beside the codec's own window.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::layer::{Corrupt, Layer};
+use crate::payload::Extent;
+use crate::unpack::{UnpackError, Unpacker};
+
+/// Plain bytes decoded at a time: fits a second-level cache, and large enough that a call costs nothing.
+const PIECE: usize = 64 << 10;
+
+/// The bytes of one whole segment, every chunk of which has passed its hash. Made only here.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verified(Vec<u8>);
+
+impl Verified {
+    /// Returns the bytes: the segment from its start to its last payload byte, filled up to whole blocks.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Returns the bytes to keep.
+    pub fn into_vec(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Why no (more) segment comes out of these bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The segments asked for do not exist.
+    #[error("segments {0:?} are not in the layer")]
+    NoSuchSegment(Range<u32>),
+    /// What came out is not what the index says: the blob, or the index, is wrong.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// The bytes cannot be decompressed from the start the index names.
+    #[error("segment {segment} cannot be decompressed")]
+    Undecodable {
+        /// The segment that was next.
+        segment: u32,
+        /// What the decompressor said.
+        #[source]
+        why: UnpackError,
+    },
+    /// The compressed bytes ended before the segment was complete.
+    #[error("the compressed bytes end before segment {segment} is complete")]
+    Truncated {
+        /// The segment that was next.
+        segment: u32,
+    },
+}
+
+/// Decodes a run of consecutive segments from one compressed range.
+///
+/// The range begins at the start of the first segment's span; spans that follow are decoded through without
+/// starting anew, so neighbours cost nothing extra.
+pub struct SpanDecoder {
+    layer: Arc<Layer>,
+    unpacker: Unpacker,
+    /// The segments still to come; the first is being filled.
+    wanted: Range<u32>,
+    packed: Range<u64>,
+    filling: Filling,
+    /// Decoded bytes not looked at yet: a part of `piece`, which begins at `plain` in the tar.
+    piece: Box<[u8]>,
+    ready: Range<usize>,
+    plain: u64,
+    spent: Vec<u8>,
+}
+
+impl SpanDecoder {
+    /// Returns a decoder of these segments.
+    pub fn new(layer: Arc<Layer>, wanted: Range<u32>) -> Result<Self, DecodeError> {
+        let reach = layer.source().reach.get(wanted.start as usize);
+        let (Some(reach), Some(packed)) = (reach, layer.packed(wanted.clone())) else {
+            return Err(DecodeError::NoSuchSegment(wanted));
+        };
+        let start = &layer.source().starts[reach.start as usize];
+        let unpacker = Unpacker::at(layer.source().codec, start)
+            .map_err(|why| DecodeError::Undecodable { segment: wanted.start, why })?;
+        Ok(Self {
+            filling: Filling::new(&layer, wanted.start, Vec::new()),
+            plain: start.plain,
+            unpacker,
+            wanted,
+            packed,
+            piece: vec![0; PIECE].into(),
+            ready: 0..0,
+            spent: Vec::new(),
+            layer,
+        })
+    }
+
+    /// Returns the range of the blob to push, in order and from its beginning.
+    pub fn packed(&self) -> Range<u64> {
+        self.packed.clone()
+    }
+
+    /// Decodes from the front of `input` and takes off what was used.
+    ///
+    /// Returns the next wanted segment as soon as it is complete: call again with what is left. Nothing means
+    /// that all of `input` is used up, or that all segments have been returned. After an error there is nothing
+    /// more to be had.
+    pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<(u32, Verified)>, DecodeError> {
+        while !self.is_done() {
+            let ready = &self.piece[self.ready.clone()];
+            let used = self.filling.take(self.plain, ready);
+            self.ready.start += used;
+            self.plain += used as u64;
+            if self.filling.left == 0 {
+                return self.complete().map(Some);
+            }
+            let step = self.unpacker.step(input, &mut self.piece, false);
+            let step = step.map_err(|why| DecodeError::Undecodable { segment: self.wanted.start, why })?;
+            *input = &input[step.read..];
+            self.ready = 0..step.written;
+            if step.read == 0 && step.written == 0 {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes back the memory of a segment that is done with, for the next one.
+    pub fn reuse(&mut self, spent: Verified) {
+        self.spent = spent.0;
+    }
+
+    /// Returns whether all segments have been returned.
+    pub fn is_done(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
+    /// Says that there are no more bytes: an error unless all segments have been returned.
+    pub fn finish(self) -> Result<(), DecodeError> {
+        if self.is_done() { Ok(()) } else { Err(DecodeError::Truncated { segment: self.wanted.start }) }
+    }
+
+    fn complete(&mut self) -> Result<(u32, Verified), DecodeError> {
+        let segment = self.wanted.start;
+        self.layer.verify_segment(segment, &self.filling.bytes)?;
+        self.wanted.start += 1;
+        let next = if self.is_done() {
+            Filling::default()
+        } else {
+            Filling::new(&self.layer, self.wanted.start, std::mem::take(&mut self.spent))
+        };
+        Ok((segment, Verified(std::mem::replace(&mut self.filling, next).bytes)))
+    }
+}
+
+/// A segment on its way.
+#[derive(Default)]
+struct Filling {
+    bytes: Vec<u8>,
+    /// Its extents, cut to it: `payload` counts from its beginning.
+    extents: Vec<Extent>,
+    /// The first extent that is not complete.
+    next: usize,
+    /// Bytes that are missing.
+    left: u64,
+}
+
+impl Filling {
+    fn new(layer: &Layer, segment: u32, mut memory: Vec<u8>) -> Self {
+        let (base, size) =
+            (layer.layout().segment_size().start(segment), layer.layout().segment_size().bytes());
+        let cut = |e: &Extent| {
+            let from = e.payload.max(base);
+            let to = (e.payload + e.len).min(base + size);
+            Extent { payload: from - base, plain: e.plain + (from - e.payload), len: to - from }
+        };
+        let extents: Vec<_> = layer.layout().extents_of(segment).iter().map(cut).collect();
+        memory.clear();
+        memory.resize(small(layer.segment_len(segment)), 0);
+        Self { bytes: memory, left: extents.iter().map(|e| e.len).sum(), extents, next: 0 }
+    }
+
+    /// Takes what belongs to the segment from bytes that begin at `plain` in the tar; says how many are done
+    /// with. Stops after the last byte of the segment.
+    fn take(&mut self, plain: u64, bytes: &[u8]) -> usize {
+        let end = plain + bytes.len() as u64;
+        let mut done = plain;
+        while let Some(extent) = self.extents.get(self.next) {
+            let (from, to) = (extent.plain.max(done), (extent.plain + extent.len).min(end));
+            if from >= to {
+                return bytes.len();
+            }
+            let at = small(extent.payload + (from - extent.plain));
+            let part = &bytes[small(from - plain)..small(to - plain)];
+            self.bytes[at..at + part.len()].copy_from_slice(part);
+            self.left -= part.len() as u64;
+            done = to;
+            if to < extent.plain + extent.len {
+                break;
+            }
+            self.next += 1;
+        }
+        small(done - plain)
+    }
+}
+
+/// Offsets inside a segment or a piece: at most 1 GiB.
+fn small(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}

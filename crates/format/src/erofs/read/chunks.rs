@@ -1,0 +1,126 @@
+//! Where the bytes of a file are: ranges of devices, and holes.
+
+use zerocopy::FromBytes;
+
+use super::super::disk::{self, ChunkIndex, layout};
+use super::{Corrupt, Image, Inode, Kind};
+use crate::limits;
+
+/// Where a run of a file's bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere: zeros.
+    Hole,
+    /// On a device; the range lies inside it.
+    Device {
+        /// Number of the device, from 1.
+        number: u16,
+        /// First byte.
+        offset: u64,
+    },
+}
+
+/// A run of a file's bytes that lie together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Length in bytes, not 0.
+    pub len: u64,
+    /// Where they are.
+    pub source: Source,
+}
+
+/// The pieces of a range of a file, in order; ends at the first error.
+#[derive(Debug)]
+pub struct Pieces<'a, B> {
+    image: &'a Image<B>,
+    inode: Inode,
+    at: u64,
+    end: u64,
+}
+
+impl<B: AsRef<[u8]>> Image<B> {
+    /// Returns where a range of a file is; what is past the file's end is left out.
+    ///
+    /// Neighbouring chunks that lie together on their device are one piece.
+    pub fn pieces(&self, inode: &Inode, offset: u64, len: u64) -> Result<Pieces<'_, B>, Corrupt> {
+        if inode.kind != Kind::File {
+            return Err(inode.corrupt("not a regular file"));
+        }
+        let end = offset.saturating_add(len).min(inode.size);
+        if offset < end {
+            if inode.layout != layout::CHUNKED {
+                return Err(inode.corrupt("file whose bytes are in the image"));
+            }
+            // Of the 16 bits of the chunk format the upper ones are reserved and the lower ones hold the size.
+            if inode.payload & !disk::CHUNK_BITS != disk::CHUNK_INDEXES {
+                return Err(inode.corrupt("unknown chunk format"));
+            }
+        }
+        Ok(Pieces { image: self, inode: *inode, at: offset.min(end), end })
+    }
+}
+
+impl<B: AsRef<[u8]>> Pieces<'_, B> {
+    /// Returns the piece at `at` within its chunk.
+    fn chunk(&self, at: u64) -> Result<Piece, Corrupt> {
+        let bits = u32::from(disk::BLOCK_BITS) + (self.inode.payload & disk::CHUNK_BITS);
+        let (number, within) = (at >> bits, at & ((1 << bits) - 1));
+        let past = self.inode.corrupt("chunk index past the end");
+        let index_size = size_of::<ChunkIndex>() as u64;
+        let place = number
+            .checked_mul(index_size)
+            .and_then(|n| n.checked_add(self.inode.tail.next_multiple_of(index_size)))
+            .ok_or(past.clone())?;
+        let raw = self.image.slice(place, size_of::<ChunkIndex>()).ok_or(past.clone())?;
+        let index = ChunkIndex::read_from_bytes(raw).map_err(|_| past)?;
+        let len = ((1 << bits) - within).min(self.end - at);
+        if index.block.get() == disk::HOLE {
+            return Ok(Piece { len, source: Source::Hole });
+        }
+        let number = index.device.get();
+        let device = self.image.device(number).ok_or(self.inode.corrupt("chunk on an unknown device"))?;
+        let offset = u64::from(index.block.get()) * limits::BLOCK + within;
+        if index.block_high.get() != 0 || offset + len > device.len {
+            return Err(self.inode.corrupt("chunk past the end of its device"));
+        }
+        Ok(Piece { len, source: Source::Device { number, offset } })
+    }
+}
+
+impl<B: AsRef<[u8]>> Iterator for Pieces<'_, B> {
+    type Item = Result<Piece, Corrupt>;
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.end {
+            return None;
+        }
+        let mut piece = match self.chunk(self.at) {
+            Ok(piece) => piece,
+            Err(corrupt) => {
+                self.at = self.end;
+                return Some(Err(corrupt));
+            }
+        };
+        self.at += piece.len;
+        while self.at < self.end {
+            match self.chunk(self.at) {
+                Ok(next) if follows(&piece, &next.source) => {
+                    piece.len += next.len;
+                    self.at += next.len;
+                }
+                // Another piece, or an error that the next call meets again.
+                _ => break,
+            }
+        }
+        Some(Ok(piece))
+    }
+}
+
+fn follows(piece: &Piece, next: &Source) -> bool {
+    match (piece.source, next) {
+        (Source::Hole, Source::Hole) => true,
+        (Source::Device { number, offset }, Source::Device { number: n, offset: o }) => {
+            number == *n && offset + piece.len == *o
+        }
+        _ => false,
+    }
+}

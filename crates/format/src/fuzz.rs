@@ -1,0 +1,125 @@
+//! Entry points for fuzzers: each takes any bytes and holds what must hold of them.
+
+use std::sync::Arc;
+
+use crate::decode::SpanDecoder;
+use crate::index::Index;
+use crate::layer::Layer;
+use crate::payload::SegmentSize;
+use crate::skeleton::{SkeletonFacts, SkeletonReader, SkeletonWriter, restore};
+use crate::tar::{Parser, Placer, Step};
+use crate::tree::Builder;
+
+/// Reads bytes as a tar. If they are one: its skeleton says the same as the whole, and with the payload it gives the
+/// bytes back.
+///
+/// # Panics
+///
+/// On a defect.
+#[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
+pub fn tar(data: &[u8]) {
+    let (mut parser, mut placer, mut builder) =
+        (Parser::new(), Placer::new(SegmentSize::DEFAULT), Builder::new());
+    let (mut skeleton, mut members, mut at) = (Vec::new(), Vec::new(), 0);
+    let mut valid = builder.layer().is_ok();
+    while at < data.len() {
+        let Ok((taken, step)) = parser.step(&data[at..]) else { return };
+        skeleton.extend_from_slice(&data[at..at + taken]);
+        at += taken;
+        let Step::Member(member) = step else { continue };
+        let Some(len) = usize::try_from(member.payload).ok().filter(|len| *len <= data.len() - at) else {
+            return;
+        };
+        at += len;
+        let Ok(runs) = placer.member(&member) else { return };
+        valid = valid && builder.member(&member, runs).is_ok();
+        members.push(member);
+    }
+    if parser.finish().is_err() {
+        return;
+    }
+    let layout = placer.finish();
+    let mut writer = SkeletonWriter::new().expect("zstd");
+    writer.write(&skeleton).expect("bounded by the parser");
+    let (packed, facts) = writer.finish().expect("zstd");
+
+    let mut found = Parser::new();
+    let mut rest = &skeleton[..];
+    for member in &members {
+        let (taken, step) = found.step(rest).expect("the skeleton is that of a tar");
+        rest = &rest[taken..];
+        assert!(step == Step::Member(member.clone()), "the skeleton says something else");
+    }
+
+    let reader = SkeletonReader::new(&packed, facts).expect("just packed");
+    let mut back = Vec::new();
+    let read = |payload: u64, buffer: &mut [u8]| {
+        let extent = layout.extents().partition_point(|e| e.payload + e.len <= payload);
+        let extent = layout.extents().get(extent).ok_or(())?;
+        let start = usize::try_from(extent.plain + (payload - extent.payload)).map_err(|_| ())?;
+        buffer.copy_from_slice(data.get(start..start + buffer.len()).ok_or(())?);
+        Ok(())
+    };
+    let sink = |bytes: &[u8]| {
+        back.extend_from_slice(bytes);
+        Ok(())
+    };
+    restore::<()>(reader, SegmentSize::DEFAULT, 4096, read, sink).expect("skeleton and payload make a tar");
+    assert!(back == data, "it is not the tar it was");
+}
+
+/// Unpacks bytes as a skeleton of a length that they themselves state.
+pub fn skeleton(data: &[u8]) {
+    let Some((len, packed)) = data.split_first_chunk::<3>() else { return };
+    let len = u64::from(u32::from_le_bytes([len[0], len[1], len[2], 0]));
+    let Ok(mut reader) = SkeletonReader::new(packed, SkeletonFacts { len, hash: [0; 32] }) else { return };
+    let mut read = 0;
+    while let Ok(Some(chunk)) = reader.chunk() {
+        read += chunk.len() as u64;
+        assert!(read <= len, "more than stated");
+    }
+}
+
+/// Reads bytes as an index file, and behind a right checksum as its body. What is accepted encodes to itself,
+/// and what opens gives no segment from noise.
+///
+/// # Panics
+///
+/// On a defect.
+pub fn index(data: &[u8]) {
+    for file in [data.to_vec(), crate::index::sealed(data)] {
+        let Ok(index) = Index::decode(&file) else { continue };
+        assert!(index.encode() == file, "it encodes to something else");
+        let Ok(layer) = Layer::open(index).map(Arc::new) else { continue };
+        let all = 0..layer.segments();
+        let Ok(mut decoder) = SpanDecoder::new(Arc::clone(&layer), all) else { continue };
+        let mut noise = data;
+        while let Ok(Some((segment, verified))) = decoder.push(&mut noise) {
+            assert!(layer.verify_segment(segment, verified.as_slice()).is_ok(), "an unverified segment");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::tar::{Archive, Entry, Kind, Variant};
+
+    #[test]
+    fn entry_points_accept_good_and_bad() {
+        let entries = [
+            Entry::file("d/f", vec![1; 5000]),
+            Entry::new("s", Kind::Sparse(9000, vec![(7, vec![2; 100]), (5000, vec![3; 4000])])),
+            Entry::link("l", "s"),
+        ];
+        let tar = Archive::of(&entries, Variant::Pax10).tar;
+        super::tar(&tar);
+        for at in 0..tar.len() {
+            super::tar(&tar[..at]);
+        }
+        super::tar(&[0xff; 600]);
+        super::skeleton(b"\x05\0\0noise");
+        super::skeleton(b"");
+        super::index(b"");
+        super::index(b"noise");
+    }
+}

@@ -1,0 +1,234 @@
+//! A layer index that has been checked against its own skeleton.
+//!
+//! An [`Index`] is a claim whose parts have the right lengths. [`Layer::open`] reads the skeleton once and holds
+//! the claim against it: the tar's length, the layout of its files and the cut positions of every chunk must be
+//! those the facts state, and every start must lie before what it is to decode. From then on numbers of
+//! segments and chunks can be used without doubt. What the bytes are is for [`crate::decode`] to check.
+
+use std::ops::Range;
+
+use crate::digest::{ChunkId, IndexId};
+use crate::index::{Facts, Index, Source};
+use crate::limits;
+use crate::payload::Layout;
+use crate::skeleton::SkeletonError;
+use crate::tar::{Member, Parser, Placer, SpaceError, Step, TarError};
+use crate::tree::Runs;
+
+/// Why an index contradicts itself.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The skeleton is not the one the facts name.
+    #[error("reading the skeleton of a layer index")]
+    Skeleton(#[from] SkeletonError),
+    /// The skeleton is not that of a tar we accept.
+    #[error("the skeleton of a layer index is not a tar's")]
+    Tar(#[from] TarError),
+    /// The files take more room than any layer may.
+    #[error("the skeleton of a layer index describes too much")]
+    Space(#[from] SpaceError),
+    /// Skeleton and tables describe different layers.
+    #[error("a layer index contradicts its skeleton: {0}")]
+    Contradiction(&'static str),
+}
+
+/// Segment `segment` is not what the index says: chunk `chunk`, or the padding after it, is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("segment {segment} is corrupt at chunk {chunk}")]
+pub struct Corrupt {
+    /// The segment.
+    pub segment: u32,
+    /// The number of the chunk in the layer.
+    pub chunk: u32,
+}
+
+/// The segments that share a start: the unit of decoding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// The segments.
+    pub segments: Range<u32>,
+    /// The part of the blob that holds them all, from the start on.
+    pub packed: Range<u64>,
+}
+
+/// A layer index checked against its own skeleton.
+#[derive(Debug)]
+pub struct Layer {
+    index: Index,
+    id: IndexId,
+    layout: Layout,
+}
+
+impl Layer {
+    /// Returns the checked layer.
+    pub fn open(index: Index) -> Result<Self, LayerError> {
+        Self::open_with(index, |_, _| Ok(()))
+    }
+
+    /// Returns the checked layer and shows each member and the place of its bytes on the way, in tar order.
+    ///
+    /// What was shown counts only if this succeeds.
+    pub fn open_with<E: From<LayerError>>(
+        index: Index,
+        each: impl FnMut(Member, Runs) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let (layout, tar_len) = read_skeleton(&index, each)?;
+        let layer = Self { id: index.id(), layout, index };
+        layer.check(tar_len)?;
+        Ok(layer)
+    }
+
+    /// Returns the identity of the index.
+    pub fn id(&self) -> IndexId {
+        self.id
+    }
+
+    /// Returns the index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Returns what the index says about the layer's plain bytes.
+    pub fn facts(&self) -> &Facts {
+        self.index.facts()
+    }
+
+    /// Returns the decoder table.
+    pub fn source(&self) -> &Source {
+        self.index.source()
+    }
+
+    /// Returns where the files lie in payload space.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Returns the number of segments.
+    pub fn segments(&self) -> u32 {
+        self.layout.segments()
+    }
+
+    /// Returns the length of a whole segment, in whole blocks; 0 for a segment that does not exist.
+    pub fn segment_len(&self, segment: u32) -> u64 {
+        if segment < self.segments() { self.layout.segment_len(segment) } else { 0 }
+    }
+
+    /// Returns the lengths of all segments in blocks: what a metadata image says of its devices.
+    pub fn segment_blocks(&self) -> Vec<u32> {
+        // A segment is at most 1 GiB.
+        let blocks = |n| u32::try_from(self.layout.segment_len(n) / limits::BLOCK).unwrap_or(u32::MAX);
+        (0..self.segments()).map(blocks).collect()
+    }
+
+    /// Returns the span a segment belongs to, or nothing for a segment that does not exist.
+    pub fn span(&self, segment: u32) -> Option<Span> {
+        let reach = &self.source().reach;
+        let start = reach.get(segment as usize)?.start;
+        let first = reach.partition_point(|r| r.start < start);
+        let past = reach.partition_point(|r| r.start <= start);
+        let packed = self.packed(number(first)..number(past))?;
+        Some(Span { segments: number(first)..number(past), packed })
+    }
+
+    /// Returns the part of the blob needed to decode these segments: from the start of the first one's span to
+    /// where the last byte of the last one is out. Nothing for no segment, or one that does not exist.
+    pub fn packed(&self, segments: Range<u32>) -> Option<Range<u64>> {
+        let source = self.source();
+        let first = source.reach.get(segments.start as usize)?;
+        let last = source.reach.get(segments.end.checked_sub(1)? as usize)?;
+        let begin = source.starts.get(first.start as usize)?.packed;
+        (segments.start < segments.end).then_some(begin..last.packed_end)
+    }
+
+    /// Checks a segment that is on this node already: every chunk, and that all else in it is zero.
+    pub fn verify_segment(&self, segment: u32, bytes: &[u8]) -> Result<(), Corrupt> {
+        let chunks = if segment < self.segments() { self.layout.cuts_of(segment) } else { 0..0 };
+        let base = self.layout.segment_size().start(segment);
+        let mut at = 0;
+        for chunk in chunks.clone() {
+            let corrupt = Corrupt { segment, chunk: number(chunk) };
+            let cut = self.layout.cuts()[chunk];
+            let (start, end) = (within(cut.start - base), within(cut.end() - base));
+            let gap = bytes.get(at..start).ok_or(corrupt)?;
+            let body = bytes.get(start..end).ok_or(corrupt)?;
+            if gap.iter().any(|b| *b != 0) || ChunkId::of(body) != self.index.chunks()[chunk].id {
+                return Err(corrupt);
+            }
+            at = end;
+        }
+        let tail = Corrupt { segment, chunk: number(chunks.end.saturating_sub(1)) };
+        let whole = bytes.len() as u64 == self.segment_len(segment) && !chunks.is_empty();
+        if whole && bytes[at..].iter().all(|b| *b == 0) { Ok(()) } else { Err(tail) }
+    }
+
+    /// Shows each member and the place of its bytes, in tar order, as [`Layer::open_with`] does.
+    pub fn members<E: From<LayerError>>(
+        &self,
+        each: impl FnMut(Member, Runs) -> Result<(), E>,
+    ) -> Result<(), E> {
+        read_skeleton(&self.index, each).map(drop)
+    }
+
+    fn check(&self, tar_len: u64) -> Result<(), LayerError> {
+        let facts = self.facts();
+        let wrong = |what| Err(LayerError::Contradiction(what));
+        if tar_len != facts.tar_len {
+            return wrong("the length of the tar");
+        }
+        if self.layout.space() != facts.space {
+            return wrong("the length of the payload space");
+        }
+        let (cuts, chunks) = (self.layout.cuts(), self.index.chunks());
+        if cuts.len() != chunks.len() || cuts.iter().zip(chunks).any(|(cut, chunk)| cut.len != chunk.len) {
+            return wrong("the cuts of its chunks");
+        }
+        let source = self.source();
+        for segment in 0..self.segments() {
+            // As many entries as segments, each naming a start: checked when the index was made.
+            let reach = source.reach[segment as usize];
+            if source.starts[reach.start as usize].plain > self.layout.plain_of(segment).start {
+                return wrong("a segment's start lies after its first byte");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the whole skeleton; returns the layout of the files and the length of the tar.
+fn read_skeleton<E: From<LayerError>>(
+    index: &Index,
+    mut each: impl FnMut(Member, Runs) -> Result<(), E>,
+) -> Result<(Layout, u64), E> {
+    let mut parser = Parser::new();
+    let mut placer = Placer::new(index.facts().segment);
+    let mut reader = index.read_skeleton().map_err(LayerError::from)?;
+    while let Some(mut piece) = reader.chunk().map_err(LayerError::from)? {
+        while !piece.is_empty() {
+            let (taken, step) = parser.step(piece).map_err(LayerError::from)?;
+            piece = &piece[taken..];
+            if let Step::Member(member) = step {
+                // Before there is a cut for each of its chunks: there must be as many in the table.
+                let size = placer.layout().segment_size().bytes().min(limits::CHUNK.into());
+                let cuts = placer.layout().cuts().len() as u64 + member.payload / size;
+                if cuts > u64::from(index.facts().chunk_count) {
+                    return Err(LayerError::Contradiction("the cuts of its chunks").into());
+                }
+                let runs = placer.member(&member).map_err(LayerError::from)?;
+                each(member, runs)?;
+            }
+        }
+    }
+    parser.finish().map_err(LayerError::from)?;
+    let tar_len = parser.plain();
+    Ok((placer.finish(), tar_len))
+}
+
+/// Chunks and segments are counted in 32 bits: the index's tables were bounded when it was made.
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Offsets inside a segment: at most 1 GiB.
+fn within(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
