@@ -1,1 +1,21 @@
 //! Layers to indexes, deterministically, in one pass.
+//!
+//! ```text
+//! blob ─► inflow ── batches of plain bytes ──► scan ─► segments to the sink, unproved
+//!         hash, inflate, places, marks         hash, tar, chunks, skeleton
+//!                                              starts ─► probe (test decodes)
+//! ```
+//!
+//! [`IndexBuilder`] takes a blob piece by piece; [`build`] reads one, on one thread or two. The index depends on
+//! the blob alone, and its identity on the tar alone. Knows nothing of networks, stores or images.
+
+mod builder;
+#[doc(hidden)]
+pub mod fuzz;
+mod inflow;
+mod probe;
+mod scan;
+mod starts;
+
+pub use builder::{BuildError, Expected, IndexBuilder, Options, Threads, build};
+pub use scan::Sink;
