@@ -1,1 +1,46 @@
 //! Local truth: segments, references, recovery, read-through.
+//!
+//! Synchronous threads, no network: what is not here comes through [`Origin`]. What the disk looks like is in
+//! `store.rs`, what survives a crash in `session.rs` and `segments.rs`.
+//!
+//! A read path takes layers into use with [`ReadThrough::add`] and reads through [`Segments`]. A first pull
+//! writes into a [`Staging`]. References ([`Refs`]) keep what they name from [`Store::gc`].
+
+mod contents;
+mod error;
+mod fill;
+mod flights;
+mod fs;
+#[doc(hidden)]
+pub mod fuzz;
+mod gc;
+mod guard;
+mod lock;
+mod open_files;
+mod origin;
+mod read_error;
+mod read_through;
+mod record;
+mod refs;
+mod segments;
+mod session;
+mod stage;
+mod standing;
+mod store;
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
+pub use contents::{MetaImage, MetaKey};
+pub use error::StoreError;
+pub use gc::{Garbage, GarbageKind, GcMode};
+pub use origin::{Blob, Origin, OriginError, Priority};
+pub use read_error::{AddError, CompleteError, ReadError};
+pub use read_through::{DEADLINE, Hold, Observer, ReadThrough, Segments, Waiter, Workers};
+pub use refs::{DamagedRef, ImageRef, RefLayer, RefName, RefNameError, Refs};
+pub use segments::{Exposure, OpenLayer, SegmentFile};
+pub use stage::Staging;
+pub use standing::{Proof, Stage, Standing};
+pub use store::{Pin, Store};

@@ -1,0 +1,268 @@
+//! One job of a worker: a run of adjacent spans, read in one request, decoded, verified and written.
+//!
+//! Bytes that are wrong are asked for once more; the second time the flight fails and names the segment. A
+//! span that a reader has taken out of the job, or that nobody wants any more, ends the request.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::time::Instant;
+
+use format::decode::{DecodeError, SpanDecoder};
+
+use crate::flights::{Job, Outcome};
+use crate::guard;
+use crate::origin::{Blob, OriginError, Priority};
+use crate::read_error::ReadError;
+use crate::read_through::{Held, Inner};
+use crate::segments::{Claim, FillError};
+
+/// Does a job; every flight of it has ended, or is another's, when this returns.
+pub(crate) fn run(inner: &Inner, job: Job) {
+    let mut fill = Fill { inner, job, at: 0, retried: None };
+    match inner.held(fill.job.layer) {
+        Err(error) => fill.finish_rest(&Outcome::Failed(error)),
+        Ok(held) => fill.run(&held),
+    }
+}
+
+struct Fill<'a> {
+    inner: &'a Inner,
+    job: Job,
+    /// The span that is next, in `job.spans`.
+    at: usize,
+    /// The span whose bytes were wrong once.
+    retried: Option<usize>,
+}
+
+/// Why an attempt ended.
+enum Stop {
+    /// All spans are there.
+    Complete,
+    /// The next span is not ours any more, or nobody wants it.
+    Unwanted,
+    /// The bytes are wrong, or too few.
+    Corrupt(DecodeError),
+    /// A segment could not be written.
+    Unwritten(u32, FillError),
+    /// The origin failed.
+    Origin(OriginError),
+}
+
+impl Fill<'_> {
+    fn run(&mut self, held: &Held) {
+        self.settle(held);
+        while self.at < self.job.spans.len() {
+            if self.is_whole(held, self.at) {
+                self.land();
+                continue;
+            }
+            if !self.begin() {
+                // Its reader's own job has it; ours goes on behind it later.
+                self.put_back(self.at + 1);
+                return;
+            }
+            match self.attempt(held) {
+                Stop::Complete => {}
+                Stop::Unwanted => {
+                    self.finish(Outcome::Abandoned);
+                    self.put_back(self.at + 1);
+                    return;
+                }
+                Stop::Corrupt(error) if self.retried != Some(self.at) => {
+                    tracing::warn!(layer = %held.open.id(), %error, "wrong bytes from the origin, asking once more");
+                    self.retried = Some(self.at);
+                }
+                Stop::Corrupt(error) => {
+                    let error = self.corrupt(held, error);
+                    self.finish(Outcome::Failed(error));
+                    self.at += 1;
+                }
+                Stop::Unwritten(segment, error) => {
+                    let error = unwritten(held, segment, error);
+                    self.finish_rest(&Outcome::Failed(error));
+                }
+                Stop::Origin(OriginError::Timeout) if Instant::now() >= self.job.deadline => {
+                    self.finish_rest(&Outcome::Abandoned);
+                }
+                Stop::Origin(error) => {
+                    let source = Arc::new(error);
+                    let error =
+                        ReadError::Origin { index: held.open.id(), segment: self.span().start, source };
+                    self.finish_rest(&Outcome::Failed(error));
+                }
+            }
+        }
+    }
+
+    /// Checks what a crash may have harmed; what passes need not be fetched.
+    fn settle(&self, held: &Held) {
+        for segment in self.job.spans.iter().cloned().flatten() {
+            if matches!(held.open.claim(segment), Some(Claim::Suspect | Claim::Busy)) {
+                match held.open.settle(segment) {
+                    Ok(true) => self.announce(segment),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(layer = %held.open.id(), segment, %error, "cannot check a segment")
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the run of missing spans that begins here, as far as it goes.
+    fn attempt(&mut self, held: &Held) -> Stop {
+        let past =
+            (self.at..self.job.spans.len()).find(|n| self.is_whole(held, *n)).unwrap_or(self.job.spans.len());
+        let segments = self.span().start..self.job.spans[past - 1].end;
+        let mut decoder = match SpanDecoder::new(Arc::clone(&held.layer), segments) {
+            Ok(decoder) => decoder,
+            Err(error) => return Stop::Corrupt(error),
+        };
+        let source = held.layer.source();
+        let blob = Blob { digest: source.blob, size: source.size };
+        let (range, priority, deadline) = (decoder.packed(), self.job.priority, self.job.deadline);
+        let mut left = range.end - range.start;
+        let mut stop = None;
+        let read = self.inner.origin.read(&blob, range, priority, deadline, &mut |piece| {
+            // An origin that sends too much is cut off: nothing behind the range was asked for.
+            let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
+            left -= piece.len() as u64;
+            self.inner.observer.received(held.open.id(), piece.len() as u64, priority);
+            match self.take(held, &mut decoder, past, piece) {
+                None if left > 0 => ControlFlow::Continue(()),
+                ended => {
+                    stop = ended;
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        match (stop, read) {
+            (Some(stop), _) => stop,
+            (None, Err(error)) => Stop::Origin(error),
+            (None, Ok(())) => match decoder.finish() {
+                Ok(()) => Stop::Complete,
+                Err(error) => Stop::Corrupt(error),
+            },
+        }
+    }
+
+    /// Takes one piece of compressed bytes.
+    fn take(
+        &mut self,
+        held: &Held,
+        decoder: &mut SpanDecoder,
+        past: usize,
+        mut piece: &[u8],
+    ) -> Option<Stop> {
+        loop {
+            let (segment, verified) = match decoder.push(&mut piece) {
+                Ok(Some(found)) => found,
+                Ok(None) if guard::lock(&self.inner.flights).is_wanted(self.key()) => return None,
+                Ok(None) => return Some(Stop::Unwanted),
+                Err(error) => return Some(Stop::Corrupt(error)),
+            };
+            let bytes = verified.as_slice();
+            let known = held.open.claim(segment) == Some(Claim::Whole);
+            if let Err(error) = held.open.fill(segment, bytes) {
+                return Some(Stop::Unwritten(segment, error));
+            }
+            if !known {
+                self.inner.observer.filled(held.open.id(), segment, bytes.len() as u64, self.job.priority);
+            }
+            decoder.reuse(verified);
+            if segment + 1 < self.span().end {
+                self.announce(segment);
+                continue;
+            }
+            self.land();
+            if self.at == past {
+                return Some(Stop::Complete);
+            }
+            if !self.begin() {
+                // Seen again, and put back, by `run`.
+                return Some(Stop::Complete);
+            }
+        }
+    }
+
+    fn span(&self) -> &Range<u32> {
+        &self.job.spans[self.at]
+    }
+
+    fn key(&self) -> crate::flights::Key {
+        self.job.key(self.span())
+    }
+
+    fn is_whole(&self, held: &Held, span: usize) -> bool {
+        self.job.spans[span].clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole))
+    }
+
+    fn begin(&self) -> bool {
+        guard::lock(&self.inner.flights).begin(self.key(), self.job.ticket)
+    }
+
+    /// Ends the flight of a span that is whole.
+    fn land(&mut self) {
+        self.finish(Outcome::Landed);
+        self.at += 1;
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        guard::lock(&self.inner.flights).finish(self.key(), self.job.ticket, outcome);
+    }
+
+    fn finish_rest(&mut self, outcome: &Outcome) {
+        while self.at < self.job.spans.len() {
+            self.finish(outcome.clone());
+            self.at += 1;
+        }
+    }
+
+    fn put_back(&mut self, from: usize) {
+        guard::lock(&self.inner.flights)
+            .put_back(&self.job, &self.job.spans[from.min(self.job.spans.len())..]);
+        self.at = self.job.spans.len();
+        // Another worker may be idle.
+        self.inner.work.notify_one();
+    }
+
+    fn announce(&self, segment: u32) {
+        if let Some(span) = self.job.spans.iter().find(|span| span.contains(&segment)) {
+            guard::lock(&self.inner.flights).announce(self.job.key(span));
+        }
+    }
+
+    fn corrupt(&self, held: &Held, error: DecodeError) -> ReadError {
+        let segment = match &error {
+            DecodeError::Corrupt(corrupt) => corrupt.segment,
+            DecodeError::Undecodable { segment, .. } | DecodeError::Truncated { segment } => *segment,
+            _ => self.span().start,
+        };
+        self.inner.observer.corrupt(held.open.id(), segment);
+        let blob = held.layer.source().blob;
+        ReadError::Corrupt { index: held.open.id(), segment, blob, source: Arc::new(error) }
+    }
+}
+
+impl Drop for Fill<'_> {
+    /// A decoder that panics must not leave its readers waiting.
+    fn drop(&mut self) {
+        if self.at < self.job.spans.len() {
+            self.finish_rest(&Outcome::Failed(ReadError::Internal));
+        }
+        guard::lock(&self.inner.flights).done(self.job.priority);
+        if self.job.priority != Priority::Demand {
+            self.inner.work.notify_one();
+        }
+    }
+}
+
+fn unwritten(held: &Held, segment: u32, error: FillError) -> ReadError {
+    let index = held.open.id();
+    match error {
+        FillError::Mounted => ReadError::Torn { index, segment },
+        FillError::Refused => ReadError::Refused { index },
+        FillError::Closed => ReadError::Closed,
+        FillError::Io(error) => ReadError::disk(index, segment, error),
+    }
+}

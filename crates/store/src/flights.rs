@@ -1,0 +1,287 @@
+//! Which spans are being fetched, by whom they are wanted, and what is next: plain data, no lock, no clock.
+//!
+//! A *flight* is one span on its way: one fetch, however many want it. A *job* is a run of adjacent spans that
+//! one worker reads in one request; it holds a ticket, and each of its flights names the ticket that may run
+//! it. A reader who wants a span that is only queued takes it out of its job by giving it a ticket of its own,
+//! so nobody waits behind a hint. A job that comes to a span which is no longer its own stops there.
+//!
+//! A flight that nobody wants any more is abandoned: dropped if it is queued, cut short if it runs. One that
+//! has served a reader is finished even if the reader is gone, for the next reader is usually its neighbour.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Condvar, OnceLock};
+use std::time::Instant;
+
+use format::IndexId;
+
+use crate::origin::Priority;
+use crate::read_error::ReadError;
+
+/// Jobs per kind of wish that may wait. A full queue refuses: hints are given again, readers wait anyway.
+const QUEUE: usize = 4096;
+
+/// A span: the layer and the first of its segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) layer: IndexId,
+    pub(crate) span: u32,
+}
+
+/// How a flight ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// Its segments were written.
+    Landed,
+    /// Nobody wanted it, or its own deadline came: whoever still waits asks again.
+    Abandoned,
+    /// It failed; the next reader tries again.
+    Failed(ReadError),
+}
+
+/// How those who wait for a flight hear from it.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    /// Waited on with the lock of the flights.
+    pub(crate) news: Condvar,
+    /// Set once, at the end.
+    pub(crate) outcome: OnceLock<Outcome>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    ticket: u64,
+    running: bool,
+    /// Readers that wait.
+    waiters: usize,
+    /// True if a reader has got a segment, or it was hinted: it goes on without readers.
+    kept: bool,
+    /// The latest deadline of its readers.
+    deadline: Instant,
+    signal: Arc<Signal>,
+}
+
+/// A run of adjacent spans of one layer for one worker.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) ticket: u64,
+    pub(crate) layer: IndexId,
+    /// The spans' segments, ascending and adjacent.
+    pub(crate) spans: Vec<Range<u32>>,
+    pub(crate) priority: Priority,
+    /// The latest deadline of the readers at its start.
+    pub(crate) deadline: Instant,
+}
+
+impl Job {
+    pub(crate) fn key(&self, span: &Range<u32>) -> Key {
+        Key { layer: self.layer, span: span.start }
+    }
+}
+
+/// All flights and queues of one read-through.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    flights: HashMap<Key, Flight>,
+    queues: [VecDeque<Job>; 4],
+    tickets: u64,
+    /// Jobs no reader waits for that are running.
+    unhurried: usize,
+    pub(crate) closed: bool,
+}
+
+impl Flights {
+    /// Joins the flight of a span as a reader, beginning it if there is none.
+    pub(crate) fn join(&mut self, layer: IndexId, span: Range<u32>, deadline: Instant) -> Arc<Signal> {
+        let key = Key { layer, span: span.start };
+        let ticket = self.ticket();
+        let (signal, queue) = match self.flights.entry(key) {
+            Entry::Vacant(entry) => {
+                let signal = Arc::<Signal>::default();
+                let flight = Flight {
+                    ticket,
+                    running: false,
+                    waiters: 1,
+                    kept: false,
+                    deadline,
+                    signal: signal.clone(),
+                };
+                entry.insert(flight);
+                (signal, true)
+            }
+            Entry::Occupied(entry) => {
+                let flight = entry.into_mut();
+                flight.waiters += 1;
+                flight.deadline = flight.deadline.max(deadline);
+                // Only the first reader hurries it.
+                let queue = !flight.running && flight.waiters == 1;
+                if queue {
+                    flight.ticket = ticket;
+                }
+                (Arc::clone(&flight.signal), queue)
+            }
+        };
+        if queue {
+            let job = Job { ticket, layer, spans: vec![span], priority: Priority::Demand, deadline };
+            self.queues[Priority::Demand as usize].push_back(job);
+        }
+        signal
+    }
+
+    /// Ends a reader's wait; `served` if it got what it wanted.
+    pub(crate) fn leave(&mut self, key: Key, signal: &Arc<Signal>, served: bool) {
+        let Entry::Occupied(mut entry) = self.flights.entry(key) else { return };
+        let flight = entry.get_mut();
+        if !Arc::ptr_eq(&flight.signal, signal) {
+            return;
+        }
+        flight.waiters -= 1;
+        flight.kept |= served;
+        if flight.waiters == 0 && !flight.kept && !flight.running {
+            let ticket = entry.remove().ticket;
+            self.queues[Priority::Demand as usize].retain(|job| job.ticket != ticket);
+        }
+    }
+
+    /// Returns how to hear from a span that is on its way.
+    pub(crate) fn signal(&self, key: Key) -> Option<Arc<Signal>> {
+        self.flights.get(&key).map(|flight| Arc::clone(&flight.signal))
+    }
+
+    /// Begins flights for adjacent spans nobody waits for; returns false if there is no room.
+    ///
+    /// Spans that are on their way already are left as they are, and cut the run.
+    pub(crate) fn want(
+        &mut self,
+        layer: IndexId,
+        spans: &[Range<u32>],
+        priority: Priority,
+        deadline: Instant,
+    ) -> bool {
+        let free = |flights: &HashMap<Key, Flight>, span: &Range<u32>| {
+            !flights.contains_key(&Key { layer, span: span.start })
+        };
+        let mut rest = spans;
+        while let Some(first) = rest.iter().position(|span| free(&self.flights, span)) {
+            let run = &rest[first..];
+            let len = run.iter().position(|span| !free(&self.flights, span)).unwrap_or(run.len());
+            if self.queues[priority as usize].len() >= QUEUE {
+                return false;
+            }
+            let ticket = self.ticket();
+            for span in &run[..len] {
+                let flight = Flight {
+                    ticket,
+                    running: false,
+                    waiters: 0,
+                    kept: true,
+                    deadline,
+                    signal: Arc::default(),
+                };
+                self.flights.insert(Key { layer, span: span.start }, flight);
+            }
+            let job = Job { ticket, layer, spans: run[..len].to_vec(), priority, deadline };
+            self.queues[priority as usize].push_back(job);
+            rest = &run[len..];
+        }
+        true
+    }
+
+    /// Returns the most urgent job; of those no reader waits for, only while fewer than `most` run.
+    pub(crate) fn next(&mut self, most: usize) -> Option<Job> {
+        for queue in 0..self.queues.len() {
+            if queue != Priority::Demand as usize && self.unhurried >= most {
+                return None;
+            }
+            while let Some(mut job) = self.queues[queue].pop_front() {
+                let mine = |flights: &Self, span: &Range<u32>| {
+                    flights.flights.get(&job.key(span)).is_some_and(|flight| flight.ticket == job.ticket)
+                };
+                // Readers took some spans, or gave up: the first run of what is left, the rest again later.
+                let Some(first) = job.spans.iter().position(|span| mine(self, span)) else { continue };
+                let run = &job.spans[first..];
+                let len = run.iter().position(|span| !mine(self, span)).unwrap_or(run.len());
+                let (run, rest) = (run[..len].to_vec(), run[len..].to_vec());
+                if !rest.is_empty() {
+                    self.queues[queue].push_front(Job { spans: rest, ..job });
+                }
+                job.spans = run;
+                if let Some(flight) = self.flights.get(&job.key(&job.spans[0])) {
+                    job.deadline = job.deadline.max(flight.deadline);
+                }
+                self.unhurried += usize::from(job.priority != Priority::Demand);
+                return Some(job);
+            }
+        }
+        None
+    }
+
+    /// Takes a span of a job for running; false if it has been taken out of the job.
+    pub(crate) fn begin(&mut self, key: Key, ticket: u64) -> bool {
+        match self.flights.get_mut(&key) {
+            Some(flight) if flight.ticket == ticket => {
+                flight.running = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns whether somebody still wants a running span.
+    pub(crate) fn is_wanted(&self, key: Key) -> bool {
+        !self.closed && self.flights.get(&key).is_some_and(|flight| flight.waiters > 0 || flight.kept)
+    }
+
+    /// Tells the readers of a span that one of its segments is there.
+    pub(crate) fn announce(&self, key: Key) {
+        if let Some(flight) = self.flights.get(&key).filter(|flight| flight.waiters > 0) {
+            flight.signal.news.notify_all();
+        }
+    }
+
+    /// Ends a span's flight, if it is this ticket's.
+    pub(crate) fn finish(&mut self, key: Key, ticket: u64, outcome: Outcome) {
+        if let Entry::Occupied(entry) = self.flights.entry(key)
+            && entry.get().ticket == ticket
+        {
+            let flight = entry.remove();
+            // Set nowhere else, and the flight is gone from the map.
+            let _ = flight.signal.outcome.set(outcome);
+            flight.signal.news.notify_all();
+        }
+    }
+
+    /// Gives a job's spans that were never begun back to the queue.
+    pub(crate) fn put_back(&mut self, job: &Job, spans: &[Range<u32>]) {
+        if !spans.is_empty() {
+            let job = Job { spans: spans.to_vec(), ..*job };
+            self.queues[job.priority as usize].push_front(job);
+        }
+    }
+
+    /// Tells that a worker is done with a job.
+    pub(crate) fn done(&mut self, priority: Priority) {
+        self.unhurried -= usize::from(priority != Priority::Demand);
+    }
+
+    /// Ends everything: nobody is left waiting.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+        self.queues.iter_mut().for_each(VecDeque::clear);
+        for (_, flight) in self.flights.drain() {
+            let _ = flight.signal.outcome.set(Outcome::Failed(ReadError::Closed)); // set nowhere else
+            flight.signal.news.notify_all();
+        }
+    }
+
+    /// Returns how many spans are on their way or waiting to be.
+    pub(crate) fn len(&self) -> usize {
+        self.flights.len()
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+}

@@ -1,0 +1,521 @@
+//! Segments on demand: here already, or fetched, verified, written, and then here.
+//!
+//! Promises: a reader gets a whole verified segment or an error, at its deadline at the latest. However many
+//! want a span, it is fetched once; a reader that gives up takes nothing from the others. No error is
+//! remembered: the next read tries again. What is here needs no network and no lock that is held across I/O.
+//!
+//! Leaves to others: retries and budgets of the network ([`Origin`]), which errno a [`ReadError`] is, and what
+//! to fetch before it is wanted (whoever calls [`ReadThrough::want`]).
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use format::IndexId;
+use format::layer::Layer;
+use format::proof::{Mismatch, Proved};
+
+use crate::error::StoreError;
+use crate::fill;
+use crate::flights::{Flights, Key, Outcome, Signal};
+use crate::guard;
+use crate::origin::{Origin, Priority};
+use crate::read_error::{AddError, CompleteError, ReadError};
+use crate::segments::{Claim, Exposure, OpenLayer, SegmentFile};
+use crate::standing::{Proof, Standing};
+use crate::store::Store;
+
+/// How long a reader waits unless it says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(300);
+
+/// Packed bytes that are asked for at once when no reader waits: large enough for a full-speed stream, small
+/// enough that a reader's own request is never far behind it.
+const COALESCED: u64 = 8 << 20;
+
+/// Requests that `complete` keeps under way: one is decoded while the others travel.
+const AHEAD: usize = 4;
+
+/// Segments as a read path sees them.
+pub trait Segments: Send + Sync {
+    /// Returns the segment if it is whole on this node; never blocks on the network.
+    fn local(&self, index: IndexId, segment: u32) -> Option<Arc<SegmentFile>>;
+
+    /// Returns the segment, fetching and verifying it first; blocks at most until the deadline.
+    fn fetch(&self, index: IndexId, segment: u32, deadline: Instant) -> Result<Arc<SegmentFile>, ReadError>;
+
+    /// Says that a reader wants this soon; never blocks.
+    fn hint(&self, index: IndexId, segments: Range<u32>);
+}
+
+/// Hears what happens, for status and profiles. Called on the reader's or a worker's thread: return quickly.
+pub trait Observer: Send + Sync {
+    /// A reader waited for a segment that was not here.
+    fn waited(&self, _index: IndexId, _segment: u32, _took: Duration, _result: Result<(), &ReadError>) {}
+    /// A segment was written.
+    fn filled(&self, _index: IndexId, _segment: u32, _bytes: u64, _priority: Priority) {}
+    /// Packed bytes came from the origin.
+    fn received(&self, _index: IndexId, _bytes: u64, _priority: Priority) {}
+    /// A blob was wrong at a segment, twice.
+    fn corrupt(&self, _index: IndexId, _segment: u32) {}
+    /// A layer's proof failed.
+    fn refused(&self, _index: IndexId, _mismatch: &Mismatch) {}
+}
+
+impl Observer for () {}
+
+/// How many threads fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workers {
+    /// All of them: the fills under way at once.
+    pub all: usize,
+    /// How many of them may do what no reader waits for; fewer than all, so that readers find one free.
+    pub unhurried: usize,
+}
+
+impl Default for Workers {
+    /// As many as requests may be in flight to one host (16), half of them for readers alone.
+    fn default() -> Self {
+        Self { all: 16, unhurried: 8 }
+    }
+}
+
+/// The read path from segment to origin.
+pub struct ReadThrough {
+    inner: Arc<Inner>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Arc<Store>,
+    pub(crate) origin: Arc<dyn Origin>,
+    pub(crate) observer: Arc<dyn Observer>,
+    /// Layers in use and how often. Not held across I/O.
+    layers: RwLock<HashMap<IndexId, (Arc<Held>, usize)>>,
+    /// Not held across I/O. Nothing else is locked under it.
+    pub(crate) flights: Mutex<Flights>,
+    /// Told, with the lock of the flights, when there is work.
+    pub(crate) work: Condvar,
+}
+
+/// A layer in use.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) open: Arc<OpenLayer>,
+}
+
+/// Keeps a layer in use; dropping it ends that.
+pub struct Hold {
+    inner: Arc<Inner>,
+    held: Arc<Held>,
+}
+
+impl Hold {
+    /// Returns the layer's files.
+    pub fn files(&self) -> &Arc<OpenLayer> {
+        &self.held.open
+    }
+
+    /// Returns the layer.
+    pub fn layer(&self) -> &Arc<Layer> {
+        &self.held.layer
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut layers = guard::write(&self.inner.layers);
+        if let Some((_, count)) = layers.get_mut(&self.held.open.id()) {
+            *count -= 1;
+            if *count == 0 {
+                layers.remove(&self.held.open.id());
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hold").field(&self.held.open).finish()
+    }
+}
+
+impl ReadThrough {
+    /// Starts the workers of a store.
+    pub fn start(
+        store: Arc<Store>,
+        origin: Arc<dyn Origin>,
+        observer: Arc<dyn Observer>,
+        workers: Workers,
+    ) -> Result<Self, StoreError> {
+        let inner = Arc::new(Inner {
+            store,
+            origin,
+            observer,
+            layers: RwLock::default(),
+            flights: Mutex::default(),
+            work: Condvar::new(),
+        });
+        let started = Self { inner, workers: Mutex::default() };
+        for number in 0..workers.all.max(1) {
+            let inner = Arc::clone(&started.inner);
+            let work = move || inner.work(workers.unhurried);
+            let thread = std::thread::Builder::new().name(format!("fill-{number}")).spawn(work);
+            let thread = thread
+                .map_err(|error| StoreError::io("starting threads for", started.inner.store.root(), error))?;
+            guard::lock(&started.workers).push(thread);
+        }
+        Ok(started)
+    }
+
+    /// Takes a layer into use, making its files.
+    ///
+    /// With [`Exposure::Mounted`] all that is there has been checked when this returns, and files are only
+    /// appended to from then on. If the same index is in use already, its decoder table stays the one in use.
+    pub fn add(&self, layer: Arc<Layer>, exposure: Exposure) -> Result<Hold, AddError> {
+        let open = OpenLayer::open(&self.inner.store, Arc::<Layer>::clone(&layer))?;
+        if let Proof::Refused { .. } = open.standing().proof {
+            return Err(AddError::Refused { index: open.id() });
+        }
+        if exposure == Exposure::Mounted {
+            open.expose()?;
+        }
+        let mut layers = guard::write(&self.inner.layers);
+        let (held, count) = layers.entry(open.id()).or_insert_with(|| (Arc::new(Held { layer, open }), 0));
+        *count += 1;
+        Ok(Hold { inner: Arc::clone(&self.inner), held: Arc::clone(held) })
+    }
+
+    /// Begins to wait for a segment. Dropping the waiter ends its wait and nobody else's.
+    pub fn begin(&self, index: IndexId, segment: u32, deadline: Instant) -> Result<Waiter<'_>, ReadError> {
+        let held = self.inner.held(index)?;
+        if held.open.claim(segment).is_none() {
+            return Err(ReadError::Unknown { index, segment });
+        }
+        let mut waiter =
+            Waiter { inner: &self.inner, held, segment, deadline, since: Instant::now(), flight: None };
+        waiter.join()?;
+        Ok(waiter)
+    }
+
+    /// Asks for segments that nobody waits for yet; never blocks. False if the queue is full: ask again later.
+    pub fn want(&self, index: IndexId, segments: Range<u32>, priority: Priority) -> bool {
+        let Ok(held) = self.inner.held(index) else { return true };
+        let mut room = true;
+        for spans in runs(&held, segments) {
+            room &= guard::lock(&self.inner.flights).want(index, &spans, priority, Instant::now() + DEADLINE);
+        }
+        self.inner.work.notify_all();
+        room
+    }
+
+    /// Fetches all of a layer that is missing, and makes it durable.
+    pub fn complete(&self, index: IndexId, deadline: Instant) -> Result<(), CompleteError> {
+        let held = self.inner.held(index)?;
+        while held.open.missing() > 0 {
+            if Instant::now() >= deadline {
+                return Err(ReadError::Timeout { index, segment: 0 }.into());
+            }
+            let mut under_way = VecDeque::new();
+            for spans in runs(&held, 0..held.open.segments()) {
+                let signals = self.inner.watch(index, &spans, deadline);
+                if signals.is_empty() {
+                    // No room in the queue: one at a time, as a reader.
+                    self.begin(index, spans[0].start, deadline)?.wait()?;
+                }
+                under_way.push_back(signals);
+                if under_way.len() > AHEAD {
+                    self.inner.landed(index, under_way.pop_front(), deadline)?;
+                }
+            }
+            while let Some(signals) = under_way.pop_front() {
+                self.inner.landed(index, Some(signals), deadline)?;
+            }
+        }
+        let _one = guard::lock(&held.open.completing);
+        held.open.seal()?;
+        Ok(())
+    }
+
+    /// Proves a complete layer against its diffID, and records the verdict.
+    ///
+    /// Returns nothing if segments are missing.
+    pub fn prove(&self, index: IndexId) -> Result<Option<Proved>, CompleteError> {
+        let held = self.inner.held(index)?;
+        let _one = guard::lock(&held.open.completing);
+        if held.open.missing() > 0 {
+            return Ok(None);
+        }
+        let size = held.layer.layout().segment_size();
+        let verdict = Proved::by_payload(&held.layer, |mut buf, mut at| {
+            while !buf.is_empty() {
+                let segment = size.of(at);
+                let room = usize::try_from(size.start(segment) + size.bytes() - at).unwrap_or(usize::MAX);
+                let (now, later) = buf.split_at_mut(room.min(buf.len()));
+                held.open.read(segment, now, at - size.start(segment))?;
+                at += now.len() as u64;
+                buf = later;
+            }
+            Ok::<(), io::Error>(())
+        });
+        let verdict = verdict.map_err(|error| ReadError::disk(index, 0, error))?;
+        let standing = held.open.standing();
+        match verdict {
+            Ok(proved) => {
+                if standing.proof != Proof::Proved {
+                    held.open.save(Standing { proof: Proof::Proved, ..standing })?;
+                }
+                Ok(Some(proved))
+            }
+            Err(source) => {
+                tracing::error!(layer = %index, %source, "a layer is not what its image says");
+                let found = format::DiffId::new(source.found);
+                let saved = held.open.save(Standing { proof: Proof::Refused { found }, ..standing });
+                self.inner.observer.refused(index, &source);
+                saved?;
+                Err(CompleteError::Refused { index, source })
+            }
+        }
+    }
+
+    /// Re-hashes every whole segment of a layer; returns those that were wrong.
+    ///
+    /// They are fetched again when they are next read, unless the layer is mounted.
+    pub fn scrub(&self, index: IndexId) -> Result<Vec<u32>, CompleteError> {
+        let held = self.inner.held(index)?;
+        let mut wrong = Vec::new();
+        for segment in 0..held.open.segments() {
+            if held.open.scrub(segment)? == Some(false) {
+                wrong.push(segment);
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Returns how many spans are on their way.
+    pub fn under_way(&self) -> usize {
+        guard::lock(&self.inner.flights).len()
+    }
+
+    /// Stops: readers that wait get [`ReadError::Closed`], fills end at their next piece. Waits for the threads.
+    pub fn close(&self) {
+        self.inner.close();
+        for worker in guard::lock(&self.workers).drain(..) {
+            // It catches what it runs: there is no panic to pass on.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Drop for ReadThrough {
+    fn drop(&mut self) {
+        // Not waited for: an origin may take until its deadline to return.
+        self.inner.close();
+    }
+}
+
+impl Segments for ReadThrough {
+    fn local(&self, index: IndexId, segment: u32) -> Option<Arc<SegmentFile>> {
+        let layers = guard::read(&self.inner.layers);
+        let (held, _) = layers.get(&index)?;
+        // A file that cannot be opened is for `fetch` to explain.
+        held.open.file(segment).ok().flatten()
+    }
+
+    fn fetch(&self, index: IndexId, segment: u32, deadline: Instant) -> Result<Arc<SegmentFile>, ReadError> {
+        let held = self.inner.held(index)?;
+        match held.open.file(segment) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => self.begin(index, segment, deadline)?.wait(),
+            Err(error) => Err(ReadError::disk(index, segment, error)),
+        }
+    }
+
+    fn hint(&self, index: IndexId, segments: Range<u32>) {
+        // A hint that finds no room is no loss.
+        let _ = self.want(index, segments, Priority::Hint);
+    }
+}
+
+/// A reader that waits for a segment.
+pub struct Waiter<'a> {
+    inner: &'a Inner,
+    held: Arc<Held>,
+    segment: u32,
+    deadline: Instant,
+    since: Instant,
+    flight: Option<(Key, Arc<Signal>)>,
+}
+
+impl Waiter<'_> {
+    /// Waits, at most until the deadline.
+    pub fn wait(mut self) -> Result<Arc<SegmentFile>, ReadError> {
+        let result = self.wait_for_file();
+        let index = self.held.open.id();
+        self.inner.observer.waited(index, self.segment, self.since.elapsed(), result.as_ref().map(|_| ()));
+        result
+    }
+
+    fn wait_for_file(&mut self) -> Result<Arc<SegmentFile>, ReadError> {
+        let (index, segment) = (self.held.open.id(), self.segment);
+        loop {
+            self.wait_for_news()?;
+            match self.held.open.file(segment) {
+                Ok(Some(file)) => return Ok(file),
+                // Gone again (`scrub`), or its flight was abandoned: ask anew.
+                Ok(None) => self.join()?,
+                Err(error) => return Err(ReadError::disk(index, segment, error)),
+            }
+        }
+    }
+
+    /// Waits until the segment is whole or its flight has ended otherwise than by failing.
+    fn wait_for_news(&mut self) -> Result<(), ReadError> {
+        let Some((key, signal)) = self.flight.take() else { return Ok(()) };
+        let mut flights = guard::lock(&self.inner.flights);
+        loop {
+            if self.held.open.claim(self.segment) == Some(Claim::Whole) {
+                flights.leave(key, &signal, true);
+                return Ok(());
+            }
+            match signal.outcome.get() {
+                Some(Outcome::Failed(error)) => return Err(error.clone()),
+                Some(Outcome::Landed | Outcome::Abandoned) => return Ok(()),
+                None => {}
+            }
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                flights.leave(key, &signal, false);
+                return Err(ReadError::Timeout { index: key.layer, segment: self.segment });
+            }
+            flights = guard::wait_at_most(&signal.news, flights, left);
+        }
+    }
+
+    fn join(&mut self) -> Result<(), ReadError> {
+        let index = self.held.open.id();
+        let Some(span) = self.held.layer.span(self.segment) else {
+            return Err(ReadError::Unknown { index, segment: self.segment });
+        };
+        let key = Key { layer: index, span: span.segments.start };
+        let mut flights = guard::lock(&self.inner.flights);
+        if flights.closed {
+            return Err(ReadError::Closed);
+        }
+        self.flight = Some((key, flights.join(index, span.segments, self.deadline)));
+        drop(flights);
+        self.inner.work.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some((key, signal)) = self.flight.take() {
+            guard::lock(&self.inner.flights).leave(key, &signal, false);
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn held(&self, index: IndexId) -> Result<Arc<Held>, ReadError> {
+        let layers = guard::read(&self.layers);
+        let held = layers.get(&index).map(|(held, _)| Arc::clone(held));
+        held.ok_or(ReadError::Unknown { index, segment: 0 })
+    }
+
+    /// What a worker thread does.
+    fn work(&self, unhurried: usize) {
+        loop {
+            let job = {
+                let mut flights = guard::lock(&self.flights);
+                loop {
+                    if flights.closed {
+                        return;
+                    }
+                    if let Some(job) = flights.next(unhurried) {
+                        break job;
+                    }
+                    flights = guard::wait(&self.work, flights);
+                }
+            };
+            // A panic has failed its flights on the way (`fill::Fill::drop`); the thread goes on.
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fill::run(self, job)));
+            if ran.is_err() {
+                tracing::error!("a fill panicked");
+            }
+        }
+    }
+
+    /// Makes sure that spans are on their way; returns their signals.
+    fn watch(&self, index: IndexId, spans: &[Range<u32>], deadline: Instant) -> Vec<Arc<Signal>> {
+        let mut flights = guard::lock(&self.flights);
+        // Without room some are not on their way: `complete` looks again.
+        let _ = flights.want(index, spans, Priority::Background, deadline);
+        let signals =
+            spans.iter().filter_map(|span| flights.signal(Key { layer: index, span: span.start })).collect();
+        drop(flights);
+        self.work.notify_all();
+        signals
+    }
+
+    /// Waits for flights to end well.
+    fn landed(
+        &self,
+        index: IndexId,
+        signals: Option<Vec<Arc<Signal>>>,
+        deadline: Instant,
+    ) -> Result<(), ReadError> {
+        for signal in signals.into_iter().flatten() {
+            let mut flights = guard::lock(&self.flights);
+            loop {
+                match signal.outcome.get() {
+                    Some(Outcome::Failed(error)) => return Err(error.clone()),
+                    Some(Outcome::Landed | Outcome::Abandoned) => break,
+                    None => {}
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(ReadError::Timeout { index, segment: 0 });
+                }
+                flights = guard::wait_at_most(&signal.news, flights, left);
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        guard::lock(&self.flights).close();
+        self.work.notify_all();
+    }
+}
+
+/// Returns the missing spans of some segments, in runs of adjacent ones that are worth one request.
+fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
+    let mut runs: Vec<Vec<Range<u32>>> = Vec::new();
+    let mut begin = 0;
+    let mut next = segments.start;
+    while next < segments.end {
+        let Some(span) = held.layer.span(next) else { break };
+        next = span.segments.end;
+        if span.segments.clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole)) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run)
+                if run.last().is_some_and(|last| last.end == span.segments.start)
+                    && span.packed.end - begin <= COALESCED =>
+            {
+                run.push(span.segments);
+            }
+            _ => {
+                begin = span.packed.start;
+                runs.push(vec![span.segments]);
+            }
+        }
+    }
+    runs
+}

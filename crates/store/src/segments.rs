@@ -1,0 +1,601 @@
+//! The segments of one layer: a file each, of size 0 until it is whole. Its size is the claim.
+//!
+//! Promises: a file is only ever appended to, with verified bytes, so even a torn one holds right bytes up to
+//! its size; past the size the kernel returns an error, never zeros. A file that somebody may have mounted is
+//! never cut, rewritten or replaced. A file found bad while nobody can have it mounted is replaced by an empty
+//! one in a single rename.
+//!
+//! Leaves to others: what is known of the layer as a whole (`standing.rs`), where bytes come from (`read_through.rs`) and when a layer may go (`gc.rs`).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
+
+use format::IndexId;
+use format::layer::Layer;
+
+use crate::error::StoreError;
+use crate::fs::Entry;
+use crate::guard;
+use crate::record::{self, Kind};
+use crate::standing::{self, Proof, STATE, Stage, Standing, directory};
+use crate::store::{Pin, Store};
+
+/// Bytes of a torn segment that are compared at once.
+const COMPARE: usize = 256 << 10;
+
+/// A whole segment, open for reading.
+#[derive(Debug)]
+pub struct SegmentFile {
+    /// The file; reading is all that may be done with it.
+    pub file: File,
+    /// Its length in bytes, which is the segment's.
+    pub len: u64,
+}
+
+impl SegmentFile {
+    /// Reads up to a buffer's length at an offset; 0 at the end.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+}
+
+/// What the segments of a layer must be.
+pub(crate) trait Content: Send + Sync {
+    /// Returns the layer's identity.
+    fn id(&self) -> IndexId;
+    /// Returns how many segments there are.
+    fn segments(&self) -> u32;
+    /// Returns the length of a whole segment.
+    fn len(&self, segment: u32) -> u64;
+    /// Returns whether these are the bytes of a whole segment, padding included.
+    fn is(&self, segment: u32, bytes: &[u8]) -> bool;
+}
+
+impl Content for Layer {
+    fn id(&self) -> IndexId {
+        self.id()
+    }
+
+    fn segments(&self) -> u32 {
+        self.segments()
+    }
+
+    fn len(&self, segment: u32) -> u64 {
+        self.segment_len(segment)
+    }
+
+    fn is(&self, segment: u32, bytes: &[u8]) -> bool {
+        self.verify_segment(segment, bytes).is_ok()
+    }
+}
+
+/// Who may read the segments of an open layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposure {
+    /// Readers come through this process.
+    Served,
+    /// The kernel has the files mounted and reads whatever is below their size.
+    Mounted,
+}
+
+/// What is known of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Claim {
+    /// Not whole: empty or torn.
+    Missing = 0,
+    /// Of full size, but not to be trusted before it has been hashed.
+    Suspect = 1,
+    /// Somebody writes or checks it.
+    Busy = 2,
+    /// Whole and right.
+    Whole = 3,
+}
+
+impl Claim {
+    const ALL: [Self; 4] = [Self::Missing, Self::Suspect, Self::Busy, Self::Whole];
+}
+
+/// Why a segment could not be written.
+#[derive(Debug)]
+pub(crate) enum FillError {
+    /// The file on disk differs from the right bytes and cannot be replaced while it is mounted.
+    Mounted,
+    /// The layer's proof has failed.
+    Refused,
+    /// The store is closed.
+    Closed,
+    /// The disk.
+    Io(io::Error),
+}
+
+impl From<io::Error> for FillError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    claim: AtomicU8,
+    used: AtomicBool,
+    file: RwLock<Option<Arc<SegmentFile>>>,
+}
+
+/// A layer whose segments are in use.
+pub struct OpenLayer {
+    store: Arc<Store>,
+    content: Arc<dyn Content>,
+    id: IndexId,
+    dir: PathBuf,
+    slots: Box<[Slot]>,
+    /// Segments that are not known to be whole.
+    missing: AtomicUsize,
+    /// Segments still suspect. When the last one is settled, the layer joins the present era.
+    suspects: AtomicUsize,
+    mounted: AtomicBool,
+    standing: Mutex<Standing>,
+    /// One thread proves or seals at a time; held across I/O for that.
+    pub(crate) completing: Mutex<()>,
+    /// Told when a segment is no longer busy; the lock guards nothing else and is taken last.
+    idle: (Mutex<()>, Condvar),
+    _pin: Pin,
+}
+
+impl fmt::Debug for OpenLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenLayer")
+            .field("id", &self.id)
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OpenLayer {
+    /// Opens a layer, making its files if they are not there; each layer is open once.
+    pub(crate) fn open(store: &Arc<Store>, content: Arc<dyn Content>) -> Result<Arc<Self>, StoreError> {
+        let id = content.id();
+        let pin = Pin::new(store, id);
+        // Held across I/O: two openers of one layer must not both look at its files. No reader waits here.
+        let mut open = guard::lock(&store.open);
+        if let Some(layer) = open.get(&id).and_then(Weak::upgrade) {
+            return Ok(layer);
+        }
+        open.retain(|_, layer| layer.strong_count() > 0);
+        let layer = Arc::new(Self::look(store, content, pin)?);
+        open.insert(id, Arc::downgrade(&layer));
+        Ok(layer)
+    }
+
+    /// Looks at a layer's files and makes those that are missing.
+    fn look(store: &Arc<Store>, content: Arc<dyn Content>, pin: Pin) -> Result<Self, StoreError> {
+        let id = content.id();
+        let dir = directory(id);
+        let failed = |error| StoreError::io("opening", &store.path(&dir), error);
+        let state = standing::load(store, &dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is known of a layer is lost: its segments will be checked");
+            None
+        });
+        let trusted =
+            state.as_ref().is_some_and(|s| s.era == store.era() || s.standing.stage == Stage::Sealed);
+        let standing = state.map_or(Standing::NEW, |state| state.standing);
+        let sizes = sizes(store, &dir).map_err(failed)?;
+        let layer = Self {
+            store: Arc::clone(store),
+            id,
+            dir: dir.clone(),
+            slots: (0..content.segments()).map(|_| Slot::default()).collect(),
+            content,
+            missing: AtomicUsize::new(0),
+            suspects: AtomicUsize::new(0),
+            mounted: AtomicBool::new(false),
+            standing: Mutex::new(standing),
+            completing: Mutex::default(),
+            idle: Default::default(),
+            _pin: pin,
+        };
+        for (segment, slot) in (0..).zip(&layer.slots) {
+            let claim = layer.first_claim(segment, sizes.get(&segment).copied(), trusted).map_err(failed)?;
+            slot.claim.store(claim as u8, Ordering::Relaxed);
+            layer.missing.fetch_add(usize::from(claim != Claim::Whole), Ordering::Relaxed);
+            layer.suspects.fetch_add(usize::from(claim == Claim::Suspect), Ordering::Relaxed);
+        }
+        if layer.missing() > 0 && standing.stage == Stage::Sealed {
+            // Somebody has cut files by hand. What is left was synced, what is gone can be fetched.
+            tracing::warn!(layer = %id, missing = layer.missing(), "segments of a complete layer are gone");
+            layer.save(Standing { stage: Stage::Filling, ..standing })?;
+        } else if !trusted && layer.suspects.load(Ordering::Relaxed) == 0 {
+            layer.save(standing)?;
+        }
+        Ok(layer)
+    }
+
+    /// Returns what a segment's size claims; a torn one that cannot be trusted begins anew.
+    fn first_claim(&self, segment: u32, size: Option<u64>, trusted: bool) -> io::Result<Claim> {
+        Ok(match size {
+            None => {
+                self.store.disk().create(&self.file_of(segment))?;
+                Claim::Missing
+            }
+            Some(0) => Claim::Missing,
+            Some(size) if size == self.content.len(segment) => {
+                if trusted {
+                    Claim::Whole
+                } else {
+                    Claim::Suspect
+                }
+            }
+            Some(_) => {
+                if !trusted {
+                    self.empty(segment)?;
+                }
+                Claim::Missing
+            }
+        })
+    }
+
+    /// Returns the layer's identity.
+    pub fn id(&self) -> IndexId {
+        self.id
+    }
+
+    /// Returns what is known of the layer.
+    pub fn standing(&self) -> Standing {
+        *guard::lock(&self.standing)
+    }
+
+    fn refused(&self) -> bool {
+        matches!(self.standing().proof, Proof::Refused { .. })
+    }
+
+    /// Returns how many segments the layer has.
+    pub fn segments(&self) -> u32 {
+        self.content.segments()
+    }
+
+    /// Returns how many segments are not known to be whole.
+    pub fn missing(&self) -> usize {
+        self.missing.load(Ordering::Acquire)
+    }
+
+    /// Returns the path of a segment's file, for mounting.
+    pub fn path(&self, segment: u32) -> PathBuf {
+        self.store.path(&self.file_of(segment))
+    }
+
+    /// Returns what is known of a segment, nothing if there is no such segment.
+    pub(crate) fn claim(&self, segment: u32) -> Option<Claim> {
+        let slot = self.slots.get(segment as usize)?;
+        Some(Claim::ALL[usize::from(slot.claim.load(Ordering::Acquire) & 3)])
+    }
+
+    /// Returns a whole segment; no system call if its file is open.
+    pub(crate) fn file(self: &Arc<Self>, segment: u32) -> io::Result<Option<Arc<SegmentFile>>> {
+        if self.claim(segment) != Some(Claim::Whole) {
+            return Ok(None);
+        }
+        let slot = &self.slots[segment as usize];
+        if let Some(file) = guard::read(&slot.file).as_ref() {
+            // Stored only when it changes, so that readers on many cores share the line.
+            if !slot.used.load(Ordering::Relaxed) {
+                slot.used.store(true, Ordering::Relaxed);
+            }
+            return Ok(Some(Arc::clone(file)));
+        }
+        let file = self.store.disk().open(&self.file_of(segment))?;
+        let file = Arc::new(SegmentFile { file, len: self.content.len(segment) });
+        {
+            let mut cached = guard::write(&slot.file);
+            // `scrub` changes the claim before it clears the slot: what it threw out must not come back.
+            if self.claim(segment) != Some(Claim::Whole) {
+                return Ok(None);
+            }
+            *cached = Some(Arc::clone(&file));
+        }
+        self.store.files.opened(self, segment);
+        Ok(Some(file))
+    }
+
+    /// Closes a segment's cached file unless it was used since the last call; returns whether it was closed.
+    pub(crate) fn let_go(&self, segment: u32) -> bool {
+        let slot = &self.slots[segment as usize];
+        let idle = !slot.used.swap(false, Ordering::Relaxed);
+        if idle {
+            *guard::write(&slot.file) = None;
+        }
+        idle
+    }
+
+    /// Returns whether a segment's file is kept open.
+    #[cfg(test)]
+    pub(crate) fn is_open(&self, segment: u32) -> bool {
+        guard::read(&self.slots[segment as usize].file).is_some()
+    }
+
+    /// Tells that the kernel is about to mount the files: first, nothing wrong may be below any size.
+    pub(crate) fn expose(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.settle_all().map_err(|error| StoreError::io("checking", &self.store.path(&self.dir), error))?;
+        self.mounted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes a whole segment of verified bytes. What is there of it already is compared, not written again.
+    pub(crate) fn fill(&self, segment: u32, bytes: &[u8]) -> Result<(), FillError> {
+        let closed = guard::read(&self.store.closed);
+        if *closed {
+            return Err(FillError::Closed);
+        }
+        if self.refused() {
+            return Err(FillError::Refused);
+        }
+        let Some(owned) = self.own(segment) else { return Ok(()) };
+        self.append_rest(segment, bytes)?;
+        owned.becomes(Claim::Whole);
+        Ok(())
+    }
+
+    /// Checks a segment if it is suspect; one that is wrong is emptied. Returns whether it is whole.
+    pub(crate) fn settle(&self, segment: u32) -> io::Result<bool> {
+        let Some(owned) = self.own(segment) else { return Ok(self.claim(segment) == Some(Claim::Whole)) };
+        if owned.was != Claim::Suspect {
+            return Ok(false);
+        }
+        // What cannot be read is as good as wrong: it can be fetched.
+        let right = self.right(segment).unwrap_or_else(|error| {
+            tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
+            false
+        });
+        if !right {
+            tracing::warn!(layer = %self.id, segment, "a segment was lost in a crash and will be fetched again");
+            self.empty(segment)?;
+        }
+        owned.becomes(if right { Claim::Whole } else { Claim::Missing });
+        Ok(right)
+    }
+
+    /// Checks every suspect segment.
+    pub(crate) fn settle_all(&self) -> io::Result<()> {
+        if self.suspects.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        // Two threads: hashing is faster than most disks, and a mount waits for this.
+        let next = AtomicU32::new(0);
+        let work = || {
+            loop {
+                let segment = next.fetch_add(1, Ordering::Relaxed);
+                match self.claim(segment) {
+                    None => return Ok(()),
+                    Some(Claim::Suspect | Claim::Busy) => self.settle(segment).map(|_| ())?,
+                    Some(Claim::Missing | Claim::Whole) => {}
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(work);
+            let mine = work();
+            let theirs = other.join().unwrap_or_else(|_| Err(io::Error::other("a check panicked")));
+            mine.and(theirs)
+        })
+    }
+
+    /// Hashes a segment that is whole. One that is wrong and not mounted is emptied, to be fetched again.
+    ///
+    /// Returns whether it was right, nothing if it was not whole to begin with.
+    pub(crate) fn scrub(&self, segment: u32) -> Result<Option<bool>, StoreError> {
+        if self.claim(segment) != Some(Claim::Whole) {
+            return Ok(None);
+        }
+        let failed = |error| StoreError::io("checking", &self.store.path(&self.file_of(segment)), error);
+        let right = self.right(segment).map_err(failed)?;
+        if !right {
+            self.unclaim(segment)?;
+        }
+        Ok(Some(right))
+    }
+
+    /// Makes all segments durable, if all are whole; then nothing but a bad disk can harm them.
+    pub(crate) fn seal(&self) -> Result<bool, StoreError> {
+        if self.missing() > 0 {
+            return Ok(false);
+        }
+        let standing = self.standing();
+        if standing.stage == Stage::Sealed {
+            return Ok(true);
+        }
+        let disk = self.store.disk();
+        for segment in 0..self.segments() {
+            let path = self.file_of(segment);
+            if let Err(error) = disk.open(&path).and_then(|file| disk.sync(&file)) {
+                // What was accepted may be lost although it can still be read: fetch it again.
+                self.unclaim(segment)?;
+                return Err(StoreError::io("syncing", &self.store.path(&path), error));
+            }
+        }
+        disk.sync_dir(&self.dir)
+            .and_then(|()| self.store.sync_parent(&self.dir))
+            .map_err(|error| StoreError::io("syncing", &self.store.path(&self.dir), error))?;
+        self.save(Standing { stage: Stage::Sealed, ..standing })?;
+        Ok(true)
+    }
+
+    /// Records what is known of the layer, and that its segments are good in this era.
+    pub(crate) fn save(&self, standing: Standing) -> Result<(), StoreError> {
+        record::write(
+            &self.store,
+            Kind::Layer,
+            &self.dir.join(STATE),
+            &standing::state(&self.store, standing),
+        )?;
+        *guard::lock(&self.standing) = standing;
+        Ok(())
+    }
+
+    /// Fills a buffer with bytes of a whole segment.
+    pub(crate) fn read(self: &Arc<Self>, segment: u32, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let file = self.file(segment)?.ok_or(io::ErrorKind::NotFound)?;
+        crate::fs::read_exact(self.store.disk(), &file.file, buf, offset)
+    }
+
+    fn file_of(&self, segment: u32) -> PathBuf {
+        self.dir.join(segment.to_string())
+    }
+
+    /// Takes a segment that is not whole for writing or checking; waits while somebody else has it.
+    fn own(&self, segment: u32) -> Option<Owned<'_>> {
+        let slot = self.slots.get(segment as usize)?;
+        loop {
+            let was = self.claim(segment)?;
+            if was == Claim::Whole {
+                return None;
+            }
+            if was == Claim::Busy {
+                let idle = guard::lock(&self.idle.0);
+                if self.claim(segment)? == Claim::Busy {
+                    drop(guard::wait(&self.idle.1, idle));
+                }
+                continue;
+            }
+            let busy = Claim::Busy as u8;
+            if slot.claim.compare_exchange(was as u8, busy, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return Some(Owned { layer: self, segment, was, then: was });
+            }
+        }
+    }
+
+    fn append_rest(&self, segment: u32, bytes: &[u8]) -> Result<(), FillError> {
+        let path = self.file_of(segment);
+        let disk = self.store.disk();
+        let mut file = disk.open_append(&path)?;
+        let mut there = file.metadata()?.len();
+        let mounted = self.mounted.load(Ordering::Acquire);
+        if there > 0 && !self.is_prefix(&file, there, bytes).unwrap_or(false) {
+            if mounted {
+                return Err(FillError::Mounted);
+            }
+            self.empty(segment)?;
+            file = disk.open_append(&path)?;
+            there = 0;
+        }
+        let rest = usize::try_from(there).ok().and_then(|there| bytes.get(there..)).unwrap_or_default();
+        let appended = disk.append(&file, there, rest);
+        if appended.is_err() && !mounted {
+            // Gives the room back. If it fails as well, the next fill compares what is there.
+            let _ = self.empty(segment);
+        }
+        Ok(appended?)
+    }
+
+    /// Returns whether the `there` bytes of a torn file are the first of these.
+    fn is_prefix(&self, file: &File, there: u64, bytes: &[u8]) -> io::Result<bool> {
+        let Some(bytes) = usize::try_from(there).ok().and_then(|there| bytes.get(..there)) else {
+            return Ok(false);
+        };
+        let mut buf = vec![0; COMPARE.min(bytes.len())];
+        let mut offset = 0;
+        for piece in bytes.chunks(COMPARE) {
+            let buf = &mut buf[..piece.len()];
+            crate::fs::read_exact(self.store.disk(), file, buf, offset)?;
+            if buf != piece {
+                return Ok(false);
+            }
+            offset += piece.len() as u64;
+        }
+        Ok(true)
+    }
+
+    fn right(&self, segment: u32) -> io::Result<bool> {
+        let disk = self.store.disk();
+        let file = disk.open(&self.file_of(segment))?;
+        let len = self.content.len(segment);
+        if file.metadata()?.len() != len {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        crate::fs::read_exact(disk, &file, &mut bytes, 0)?;
+        Ok(self.content.is(segment, &bytes))
+    }
+
+    /// Withdraws the claim of a whole segment that turned out bad; evidence and mounted files are left alone.
+    fn unclaim(&self, segment: u32) -> Result<(), StoreError> {
+        let slot = &self.slots[segment as usize];
+        let kept = self.mounted.load(Ordering::Acquire) || self.refused();
+        let (whole, busy) = (Claim::Whole as u8, Claim::Busy as u8);
+        if kept || slot.claim.compare_exchange(whole, busy, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return Ok(());
+        }
+        // Whatever fails below, nobody is served these bytes again.
+        let _owned = Owned { layer: self, segment, was: Claim::Whole, then: Claim::Missing };
+        self.missing.fetch_add(1, Ordering::AcqRel);
+        *guard::write(&slot.file) = None;
+        // The stage first: a complete layer is not looked at again, one that is filling is.
+        let standing = self.standing();
+        if standing.stage != Stage::Filling {
+            self.save(Standing { stage: Stage::Filling, ..standing })?;
+        }
+        self.empty(segment)
+            .and_then(|()| self.store.disk().sync_dir(&self.dir))
+            .map_err(|error| StoreError::io("emptying", &self.store.path(&self.file_of(segment)), error))
+    }
+
+    /// Puts an empty file in the place of a segment that nobody has mounted.
+    fn empty(&self, segment: u32) -> io::Result<()> {
+        let temporary = self.store.temporary();
+        self.store.disk().create(&temporary)?;
+        self.store.disk().rename(&temporary, &self.file_of(segment))
+    }
+
+    /// After the last suspect the layer is good again; until then every start would check it.
+    fn suspect_gone(&self) {
+        if self.suspects.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        if let Err(error) = self.save(self.standing()) {
+            tracing::warn!(layer = %self.id, %error, "cannot record that a layer was checked");
+        }
+    }
+}
+
+/// A segment in somebody's hands; what it becomes is told when they let go.
+struct Owned<'a> {
+    layer: &'a OpenLayer,
+    segment: u32,
+    was: Claim,
+    then: Claim,
+}
+
+impl Owned<'_> {
+    fn becomes(mut self, claim: Claim) {
+        self.then = claim;
+    }
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        let layer = self.layer;
+        layer.slots[self.segment as usize].claim.store(self.then as u8, Ordering::Release);
+        if self.then == Claim::Whole {
+            layer.missing.fetch_sub(1, Ordering::AcqRel);
+        }
+        if self.was == Claim::Suspect && self.then != Claim::Suspect {
+            layer.suspect_gone();
+        }
+        let _idle = guard::lock(&layer.idle.0);
+        layer.idle.1.notify_all();
+    }
+}
+
+/// Returns the sizes of the segment files of a layer; makes its directory if there is none.
+fn sizes(store: &Store, dir: &Path) -> io::Result<HashMap<u32, u64>> {
+    match store.disk().create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let number = |entry: &Entry| entry.name.to_str()?.parse().ok();
+    Ok(store.disk().list(dir)?.iter().filter_map(|entry| Some((number(entry)?, entry.len))).collect())
+}

@@ -1,0 +1,8 @@
+//! Tests of the store as a whole.
+
+mod crash;
+mod faults;
+mod files;
+mod fixture;
+mod flight;
+mod locking;
