@@ -1,1 +1,52 @@
 //! OCI distribution client and the embedded registry.
+//!
+//! [`Client::source`] turns a [`Reference`] into a [`Source`]: an image in a registry, an OCI layout or an OCI
+//! archive, with its manifest and config checked, its blobs readable by range, and the index artifacts beside it.
+//! This crate knows protocols and budgets. It keeps nothing on disk for itself, and bytes of blobs leave it
+//! unchecked: whoever reads a range must verify what it got.
+
+mod archive;
+mod artifact;
+mod auth;
+mod blob;
+mod budget;
+mod challenge;
+mod client;
+mod config;
+mod credentials;
+mod error;
+#[doc(hidden)]
+pub mod fuzz;
+mod hosts;
+mod layout;
+pub mod limits;
+mod manifest;
+mod names;
+mod push;
+mod reference;
+mod referrers;
+mod reply;
+mod retry;
+mod secret;
+mod server;
+mod source;
+mod tls;
+mod transport;
+
+pub use artifact::{IndexArtifact, LayerIndexBlob, NewArtifact, NewLayerIndex};
+pub use blob::RangeReader;
+pub use budget::{HostStats, Priority};
+pub use client::{Client, Pick, Repository};
+pub use config::{Budgets, Config, HostConfig};
+pub use error::{Cause, Error};
+pub use layout::Layout;
+pub use manifest::{
+    Descriptor, DescriptorPlatform, Image, ImageIndex, ImageManifest, LayerBlob, Manifest, Platform,
+    media_type,
+};
+pub use names::{Host, LayoutName, NameError, RepositoryName, Tag};
+pub use push::{Content, Pushed};
+pub use reference::{ImageName, LayoutPath, Reference, ReferenceError};
+pub use secret::Secret;
+pub use server::{Server, ServerConfig, ServerStats};
+pub use source::Source;

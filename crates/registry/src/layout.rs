@@ -1,0 +1,405 @@
+//! OCI layouts (image spec 1.1, image-layout.md): a directory, or the same in a plain tar file.
+//!
+//! Gives what the client gives: manifests and configs checked, ranges of blobs unchecked, and the artifacts that
+//! refer to an image, which are the entries of `index.json` whose manifest has that subject. A directory can also
+//! be written to: content first, made durable, then the `index.json` that names it.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::{Digest, limits as sizes};
+
+use crate::archive::{self, Member};
+use crate::blob::RangeReader;
+use crate::error::Error;
+use crate::limits;
+use crate::manifest::{Descriptor, ImageIndex, Manifest, is_manifest};
+use crate::names::LayoutName;
+use crate::push::Content;
+
+const NAME: &str = "org.opencontainers.image.ref.name";
+
+/// An OCI layout that was opened. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Layout(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Dir,
+    Archive { file: Arc<File>, members: std::collections::HashMap<String, Member> },
+}
+
+impl Layout {
+    /// Opens a directory.
+    pub async fn open_dir(path: &Path) -> Result<Self, Error> {
+        let layout = Self(Arc::new(Inner { path: path.into(), kind: Kind::Dir }));
+        layout.check_version().await?;
+        Ok(layout)
+    }
+
+    /// Opens a directory; makes it a layout if it is missing or empty.
+    pub async fn create_dir(path: &Path) -> Result<Self, Error> {
+        let target = path.to_owned();
+        blocking("creating an OCI layout", move || {
+            let doing = |error| Error::io(format!("creating {}", target.display()), error);
+            std::fs::create_dir_all(target.join("blobs/sha256")).map_err(doing)?;
+            if !target.join("oci-layout").exists() {
+                let empty = serde_json::to_vec(&ImageIndex::empty()).map_err(|error| doing(error.into()))?;
+                if !target.join("index.json").exists() {
+                    replace(&target, "index.json", &empty)?;
+                }
+                replace(&target, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+            }
+            Ok(())
+        })
+        .await?;
+        Self::open_dir(path).await
+    }
+
+    /// Opens a tar file; its members are located once.
+    pub async fn open_archive(path: &Path) -> Result<Self, Error> {
+        let target = path.to_owned();
+        let (file, members) = blocking("opening an OCI archive", move || {
+            let doing = |error| Error::io(format!("opening {}", target.display()), error);
+            let mut file = File::open(&target).map_err(doing)?;
+            let members = archive::members(&mut file).map_err(doing)?;
+            Ok((file, members))
+        })
+        .await?;
+        let kind = Kind::Archive { file: Arc::new(file), members };
+        let layout = Self(Arc::new(Inner { path: path.into(), kind }));
+        layout.check_version().await?;
+        Ok(layout)
+    }
+
+    async fn check_version(&self) -> Result<(), Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Marker {
+            image_layout_version: String,
+        }
+        let what = self.to_string();
+        let text = self.small("oci-layout").await.map_err(|error| match error {
+            Error::NotFound { .. } => Error::invalid(&what, "no OCI layout: it has no file oci-layout"),
+            other => other,
+        })?;
+        let marker: Marker = serde_json::from_slice(&text)
+            .map_err(|error| Error::invalid(&what, format!("oci-layout: {error}")))?;
+        match marker.image_layout_version.split('.').next() {
+            Some("1") => Ok(()),
+            _ => Err(Error::Unsupported {
+                what,
+                why: format!("OCI layout version {:.20}", marker.image_layout_version),
+            }),
+        }
+    }
+
+    /// Returns the list of what is in the layout.
+    pub async fn index(&self) -> Result<ImageIndex, Error> {
+        let text = self.small("index.json").await?;
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::invalid(self.to_string(), format!("index.json: {error}")))
+    }
+
+    /// Returns the image with this name, or the only one.
+    pub async fn find(&self, name: Option<&LayoutName>) -> Result<Descriptor, Error> {
+        let index = self.index().await?;
+        let images = index
+            .descriptors()
+            .filter(|entry| is_manifest(&entry.media_type) && entry.artifact_type.is_none());
+        let mut images: Vec<Descriptor> = images.collect();
+        let names: Vec<String> =
+            images.iter().filter_map(|image| image.annotations.get(NAME).cloned()).collect();
+        if let Some(name) = name {
+            images.retain(|image| image.annotations.get(NAME).is_some_and(|own| own == name.as_str()));
+        }
+        match (images.len(), name) {
+            (1, _) => Ok(images.remove(0)),
+            // Two entries of one name: the last written, as when a tag is moved by appending.
+            (2.., Some(_)) => Ok(images.remove(images.len() - 1)),
+            (0, Some(name)) => {
+                Err(Error::not_found(format!("image {name} in {self} (there is: {})", names.join(", "))))
+            }
+            (0, None) => Err(Error::not_found(format!("any image in {self}"))),
+            (count, None) => Err(Error::invalid(
+                self.to_string(),
+                format!("{count} images; append :NAME to choose one of: {}", names.join(", ")),
+            )),
+        }
+    }
+
+    /// Returns a manifest, checked.
+    pub async fn manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Manifest, Error> {
+        let bytes = self.small(&blob_name(digest)).await?;
+        Manifest::verify(bytes, Some(digest), media_type, &format!("manifest {digest} in {self}"))
+    }
+
+    /// Reads a range of a blob of known size.
+    pub fn read_range(&self, blob: &Digest, size: u64, range: Range<u64>) -> RangeReader {
+        let what = format!("bytes {}..{} of blob {blob} in {self}", range.start, range.end);
+        RangeReader::local(LocalRange {
+            what,
+            layout: self.clone(),
+            blob: *blob,
+            size,
+            next: range.start,
+            end: range.end,
+            file: None,
+        })
+    }
+
+    /// Returns the manifests that refer to this one, and their descriptors.
+    pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<(Descriptor, Manifest)>, Error> {
+        let index = self.index().await?;
+        let mut found = Vec::new();
+        for entry in
+            index.descriptors().filter(|entry| is_manifest(&entry.media_type)).take(limits::REFERRERS)
+        {
+            let manifest = match self.manifest(&entry.digest, Some(&entry.media_type)).await {
+                Ok(manifest) if !manifest.is_index() => manifest,
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::warn!(layout = %self, manifest = %entry.digest, %error, "skipped");
+                    continue;
+                }
+            };
+            let parsed = manifest.image("").ok();
+            if parsed.and_then(|parsed| parsed.subject).is_some_and(|of| of.digest == *subject) {
+                found.push((entry, manifest));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a blob is there.
+    pub async fn blob_exists(&self, blob: &Digest) -> Result<bool, Error> {
+        match self.place(blob).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds a blob. The content is checked against its digest on the way.
+    pub async fn put_blob(&self, content: &Content) -> Result<(), Error> {
+        self.writable()?;
+        let (dir, content) = (self.0.path.join("blobs/sha256"), content.clone());
+        if self.blob_exists(content.digest()).await? {
+            return Ok(());
+        }
+        blocking("writing a blob", move || {
+            std::fs::create_dir_all(&dir)
+                .map_err(|error| Error::io(format!("creating {}", dir.display()), error))?;
+            write_durably(&dir, &content.digest().hex(), |file| content.copy_to(file))
+        })
+        .await
+    }
+
+    /// Adds a manifest and its entry, under a name if it is an image. An entry of that name is replaced.
+    pub async fn put_manifest(
+        &self,
+        manifest: &Manifest,
+        entry: Descriptor,
+        name: Option<&LayoutName>,
+    ) -> Result<(), Error> {
+        self.put_blob(&Content::bytes(manifest.bytes.clone())).await?;
+        let (dir, mut entry) = (self.0.path.clone(), entry);
+        if let Some(name) = name {
+            entry.annotations.insert(NAME.into(), name.to_string());
+        }
+        blocking("writing index.json", move || {
+            let doing = |error| Error::io(format!("updating {}", dir.join("index.json").display()), error);
+            // Two writers at once: the second reads what the first has written.
+            let lock = File::open(&dir).map_err(doing)?;
+            lock.lock().map_err(doing)?;
+            let text = std::fs::read(dir.join("index.json")).map_err(doing)?;
+            let mut index: ImageIndex = serde_json::from_slice(&text).map_err(|error| doing(error.into()))?;
+            let name = entry.annotations.get(NAME).cloned();
+            let same = |old: &Descriptor| match &name {
+                Some(name) => old.annotations.get(NAME) == Some(name),
+                None => old.digest == entry.digest && !old.annotations.contains_key(NAME),
+            };
+            if index.put(&entry, same) {
+                let text = serde_json::to_vec(&index).map_err(|error| doing(error.into()))?;
+                replace(&dir, "index.json", &text)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn writable(&self) -> Result<(), Error> {
+        match self.0.kind {
+            Kind::Dir => Ok(()),
+            Kind::Archive { .. } => Err(Error::Unsupported {
+                what: self.to_string(),
+                why: "archives are not written to; use oci:DIR".into(),
+            }),
+        }
+    }
+
+    /// Reads a small file: a manifest or a list.
+    async fn small(&self, name: &str) -> Result<Bytes, Error> {
+        let (layout, name) = (self.clone(), name.to_owned());
+        blocking("reading an OCI layout", move || {
+            let (file, Member { offset, len }) = layout.locate(&name)?;
+            let what = format!("{name} in {layout}");
+            if len > sizes::MANIFEST {
+                return Err(Error::TooLarge { what, size: len, limit: sizes::MANIFEST });
+            }
+            let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut bytes, offset)
+                .map_err(|error| Error::io(format!("reading {what}"), error))?;
+            Ok(bytes.into())
+        })
+        .await
+    }
+
+    async fn place(&self, blob: &Digest) -> Result<(Arc<File>, Member), Error> {
+        let (layout, name) = (self.clone(), blob_name(blob));
+        blocking("opening a blob", move || layout.locate(&name)).await
+    }
+
+    fn locate(&self, name: &str) -> Result<(Arc<File>, Member), Error> {
+        let missing = || Error::not_found(format!("{name} in {self}"));
+        match &self.0.kind {
+            Kind::Archive { file, members } => {
+                Ok((Arc::clone(file), *members.get(name).ok_or_else(missing)?))
+            }
+            Kind::Dir => {
+                let doing = |error: std::io::Error| match error.kind() {
+                    std::io::ErrorKind::NotFound => missing(),
+                    _ => Error::io(format!("opening {name} in {self}"), error),
+                };
+                let file = File::open(self.0.path.join(name)).map_err(doing)?;
+                let meta = file.metadata().map_err(doing)?;
+                // A pipe here would block for ever.
+                let len = if meta.is_file() {
+                    Ok(meta.len())
+                } else {
+                    Err(Error::invalid(format!("{name} in {self}"), "no file"))
+                };
+                Ok((Arc::new(file), Member { offset: 0, len: len? }))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let transport = match self.0.kind {
+            Kind::Dir => "oci",
+            Kind::Archive { .. } => "oci-archive",
+        };
+        write!(f, "{transport}:{}", self.0.path.display())
+    }
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// A range of a local blob.
+#[derive(Debug)]
+pub(crate) struct LocalRange {
+    what: String,
+    layout: Layout,
+    blob: Digest,
+    size: u64,
+    next: u64,
+    end: u64,
+    file: Option<(Arc<File>, u64)>,
+}
+
+impl LocalRange {
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
+    pub(crate) fn left(&self) -> u64 {
+        self.end.saturating_sub(self.next)
+    }
+
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        if self.next > self.end || self.end > self.size {
+            return Err(Error::invalid(
+                &self.what,
+                format!("no such range: the blob has {} bytes", self.size),
+            ));
+        }
+        if self.next == self.end {
+            return Ok(None);
+        }
+        let (file, offset) = match &self.file {
+            Some((file, offset)) => (Arc::clone(file), *offset),
+            None => {
+                let (file, Member { offset, len }) = self.layout.place(&self.blob).await?;
+                if len != self.size {
+                    let why = format!("the blob has {len} bytes, the manifest says {}", self.size);
+                    return Err(Error::invalid(&self.what, why));
+                }
+                self.file = Some((Arc::clone(&file), offset));
+                (file, offset)
+            }
+        };
+        let len = (self.end - self.next).min(limits::PIECE);
+        let (at, what) = (offset + self.next, self.what.clone());
+        let piece = blocking("reading a blob", move || {
+            let mut piece = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut piece, at)
+                .map_err(|error| Error::io(format!("reading {what}"), error))?;
+            Ok(Bytes::from(piece))
+        })
+        .await?;
+        self.next += len;
+        Ok(Some(piece))
+    }
+}
+
+/// Runs file operations where they block nobody.
+pub(crate) async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::io(doing, std::io::Error::other(error)))?
+}
+
+/// Gives a small file new content, all or nothing.
+pub(crate) fn replace(dir: &Path, name: &str, content: &[u8]) -> Result<(), Error> {
+    write_durably(dir, name, |file| {
+        file.write_all(content).map_err(|error| Error::io(format!("writing {name}"), error))
+    })
+}
+
+/// Writes a file under another name, makes it durable, then gives it its name.
+pub(crate) fn write_durably(
+    dir: &Path,
+    name: &str,
+    write: impl FnOnce(&mut File) -> Result<(), Error>,
+) -> Result<(), Error> {
+    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let draft = dir.join(format!(".tmp-{}-{count}-{}", std::process::id(), &name[..name.len().min(16)]));
+    let doing = |error| Error::io(format!("writing {}", dir.join(name).display()), error);
+    let written = File::create_new(&draft).map_err(doing).and_then(|mut file| {
+        write(&mut file)?;
+        file.sync_all().map_err(doing)?;
+        std::fs::rename(&draft, dir.join(name)).map_err(doing)?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(doing)
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&draft); // what remains is only untidy
+    }
+    written
+}

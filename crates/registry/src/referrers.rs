@@ -1,0 +1,127 @@
+//! Which manifests say something about another one (distribution spec 1.1, "Listing Referrers").
+//!
+//! A registry that has no such list answers 404; then it is an image index under the tag `sha256-<hex>`, which
+//! whoever pushes a referrer reads, extends and writes back.
+
+use format::{Digest, limits as sizes};
+use http::{HeaderValue, Method, StatusCode, header};
+
+use crate::client::{Pick, Repository, next_page};
+use crate::error::Error;
+use crate::hosts::Capability;
+use crate::limits;
+use crate::manifest::{Descriptor, ImageIndex, ImageManifest, Manifest, media_type};
+use crate::names::Tag;
+
+/// How often a list is written again because somebody else wrote it in between.
+const ROUNDS: u32 = 4;
+
+impl Repository {
+    /// Returns the manifests that refer to a manifest, all or those of one type.
+    pub async fn referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let found = match self.listed(subject, artifact_type).await? {
+            Some(found) => found,
+            None => self.fallback(subject).await?.map_or(Vec::new(), |list| list.descriptors().collect()),
+        };
+        // A registry may ignore the filter. One that names no type at all may still mean ours.
+        let fits = |entry: &Descriptor| match (&entry.artifact_type, artifact_type) {
+            (Some(own), Some(wanted)) => own == wanted,
+            _ => true,
+        };
+        Ok(found.into_iter().filter(fits).take(limits::REFERRERS).collect())
+    }
+
+    /// Asks the API; `None` if the registry has none.
+    async fn listed(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<Descriptor>>, Error> {
+        // Nothing in our types needs escaping except the plus sign.
+        let query =
+            artifact_type.map_or(String::new(), |kind| format!("?artifactType={}", kind.replace('+', "%2B")));
+        let what = format!("referrers of {self}@{subject}");
+        let mut call = self.call(Method::GET, format!("referrers/{subject}{query}"), what);
+        call.headers.insert(header::ACCEPT, HeaderValue::from_static(media_type::INDEX));
+        let mut found = Vec::new();
+        for page in 0..limits::PAGES {
+            let (endpoint, answer) = self.ask(Capability::Resolve, &call, sizes::MANIFEST).await?;
+            let list = serde_json::from_slice::<ImageIndex>(&answer.body);
+            match (answer.status, list) {
+                (StatusCode::OK, Ok(list)) => found.extend(list.descriptors()),
+                // Not only 404: registries that do not know the path answer as they like.
+                (status, _) if page == 0 && (status.is_success() || is_unknown_path(status)) => {
+                    return Ok(None);
+                }
+                (StatusCode::OK, Err(error)) => {
+                    return Err(Error::invalid(call.what, format!("not a list: {error}")));
+                }
+                _ => return Err(answer.refusal(&endpoint, &call.what)),
+            }
+            match next_page(&answer) {
+                Some(target) if found.len() < limits::REFERRERS => call.target = target,
+                _ => break,
+            }
+        }
+        Ok(Some(found))
+    }
+
+    async fn fallback(&self, subject: &Digest) -> Result<Option<ImageIndex>, Error> {
+        let pick = Pick::Tag(Tag::referrers(subject));
+        match self.manifest(&pick).await {
+            Ok(list) => Ok(Some(list.index(&format!("referrers of {self}@{subject}"))?)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Enters a manifest into the fallback list. The specification has no lock; so the list is read again
+    /// afterwards, and written again if another writer's version lacks the entry. A writer on another machine can
+    /// still overtake us after that; pushing the same again enters it again.
+    pub(crate) async fn add_fallback_referrer(
+        &self,
+        subject: &Digest,
+        manifest: &Manifest,
+        parsed: &ImageManifest,
+    ) -> Result<(), Error> {
+        let what = format!("list of referrers of {self}@{subject}");
+        let entry = referrer_entry(manifest, parsed);
+        let _alone = self.client.0.fallback_lists.lock().await;
+        for _ in 0..ROUNDS {
+            let mut list = self.fallback(subject).await?.unwrap_or_else(ImageIndex::empty);
+            if !list.put(&entry, |old| old.digest == entry.digest) {
+                return Ok(());
+            }
+            let bytes =
+                serde_json::to_vec(&list).map_err(|error| Error::invalid(&what, error.to_string()))?;
+            let list = Manifest::verify(bytes.into(), None, Some(media_type::INDEX), &what)?;
+            self.put_manifest(&list, &Pick::Tag(Tag::referrers(subject)), &what).await?;
+        }
+        // Seen after the last write as well?
+        match self
+            .fallback(subject)
+            .await?
+            .is_some_and(|list| list.descriptors().any(|old| old.digest == entry.digest))
+        {
+            true => Ok(()),
+            false => Err(Error::invalid(what, "others keep overwriting it")),
+        }
+    }
+}
+
+/// How a referrer is listed: with its type and annotations, so that a reader need not fetch it to choose.
+pub(crate) fn referrer_entry(manifest: &Manifest, parsed: &ImageManifest) -> Descriptor {
+    let kind = parsed.artifact_type.clone().unwrap_or_else(|| parsed.config.media_type.clone());
+    let mut entry = manifest.descriptor();
+    entry.artifact_type = Some(kind);
+    entry.annotations = parsed.annotations.clone();
+    entry
+}
+
+fn is_unknown_path(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 404 | 405 | 406 | 410 | 501)
+}

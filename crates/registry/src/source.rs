@@ -1,0 +1,214 @@
+//! One interface to where images are: a registry, an OCI layout, an OCI archive.
+//!
+//! What it returns as manifest or config has its digest. What it returns as ranges of blobs has not been
+//! checked, and what it returns as index artifacts are claims.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use format::{Digest, limits as sizes};
+
+use crate::artifact::{self, IndexArtifact, NewArtifact};
+use crate::blob::RangeReader;
+use crate::budget::Priority;
+use crate::client::{Client, Pick, Repository};
+use crate::error::Error;
+use crate::layout::Layout;
+use crate::limits;
+use crate::manifest::{self, Descriptor, Image, Manifest, Platform, media_type};
+use crate::names::LayoutName;
+use crate::reference::Reference;
+use crate::referrers::referrer_entry;
+
+/// Where one image is. Clones are cheap.
+#[derive(Debug, Clone)]
+pub struct Source(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    Registry(Repository, Pick),
+    Layout(Layout, Option<LayoutName>),
+}
+
+impl Client {
+    /// Returns where a reference leads. For a registry nothing is sent; a layout is opened.
+    pub async fn source(&self, reference: &Reference) -> Result<Source, Error> {
+        Ok(Source(match reference {
+            Reference::Registry(image) => {
+                Place::Registry(self.repository(image.host(), image.repository()), Pick::of(image))
+            }
+            Reference::Layout(place) => {
+                Place::Layout(Layout::open_dir(place.path()).await?, place.name().cloned())
+            }
+            Reference::Archive(place) => {
+                Place::Layout(Layout::open_archive(place.path()).await?, place.name().cloned())
+            }
+        }))
+    }
+}
+
+impl Source {
+    /// Returns the digest that the reference leads to now: of an image index or an image manifest.
+    pub async fn resolve(&self) -> Result<Digest, Error> {
+        match &self.0 {
+            Place::Registry(_, Pick::Digest(digest)) => Ok(*digest),
+            Place::Registry(repository, pick) => Ok(repository.resolve(pick).await?.digest),
+            Place::Layout(layout, name) => Ok(layout.find(name.as_ref()).await?.digest),
+        }
+    }
+
+    /// Returns the image for a platform: manifest, config and layers.
+    pub async fn image(&self, platform: &Platform) -> Result<Image, Error> {
+        let what = self.to_string();
+        let mut manifest = self.root().await?;
+        let resolved = manifest.digest;
+        for _ in 0..limits::INDEX_DEPTH {
+            if !manifest.is_index() {
+                let parsed = manifest.image(&what)?;
+                manifest::check_image(&parsed, &what)?;
+                let config = self.read_blob(&parsed.config, sizes::CONFIG, Priority::Demand).await?;
+                return Image::new(resolved, manifest, parsed, config, &what);
+            }
+            let index = manifest.index(&what)?;
+            let chosen = match index.choose(platform) {
+                Some(chosen) => chosen,
+                // A list of one without a platform, as buildah writes: its config will tell.
+                None => match &index.descriptors().collect::<Vec<_>>()[..] {
+                    [only] if only.platform.is_none() && manifest::is_manifest(&only.media_type) => {
+                        only.clone()
+                    }
+                    _ => {
+                        return Err(Error::not_found(format!(
+                            "{what} for {platform} (there is: {})",
+                            index.platforms()
+                        )));
+                    }
+                },
+            };
+            manifest = self.manifest(&chosen).await?;
+        }
+        Err(Error::invalid(what, "image indexes are nested too deep"))
+    }
+
+    async fn root(&self) -> Result<Manifest, Error> {
+        match &self.0 {
+            Place::Registry(repository, pick) => repository.manifest(pick).await,
+            Place::Layout(layout, name) => {
+                let entry = layout.find(name.as_ref()).await?;
+                layout.manifest(&entry.digest, Some(&entry.media_type)).await
+            }
+        }
+    }
+
+    /// Returns a manifest by descriptor, checked.
+    pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest, Error> {
+        let manifest = match &self.0 {
+            Place::Registry(repository, _) => repository.manifest(&Pick::Digest(descriptor.digest)).await?,
+            Place::Layout(layout, _) => {
+                layout.manifest(&descriptor.digest, Some(&descriptor.media_type)).await?
+            }
+        };
+        match manifest.bytes.len() as u64 {
+            size if size == descriptor.size => Ok(manifest),
+            size => Err(Error::invalid(
+                format!("manifest {}", descriptor.digest),
+                format!("{size} bytes, not {}", descriptor.size),
+            )),
+        }
+    }
+
+    /// Reads a range of a blob, unchecked. Nothing is sent before the first piece is asked for.
+    pub fn read_range(&self, blob: &Digest, size: u64, range: Range<u64>, priority: Priority) -> RangeReader {
+        match &self.0 {
+            Place::Registry(repository, _) => repository.read_range(blob, size, range, priority),
+            Place::Layout(layout, _) => layout.read_range(blob, size, range),
+        }
+    }
+
+    /// Returns a small blob whole, checked.
+    pub async fn read_blob(
+        &self,
+        descriptor: &Descriptor,
+        limit: u64,
+        priority: Priority,
+    ) -> Result<Bytes, Error> {
+        if descriptor.size > limit {
+            let what = format!("blob {} of {self}", descriptor.digest);
+            return Err(Error::TooLarge { what, size: descriptor.size, limit });
+        }
+        let range = self.read_range(&descriptor.digest, descriptor.size, 0..descriptor.size, priority);
+        range.verified(&descriptor.digest, limit).await
+    }
+
+    /// Returns the index artifacts of an image manifest, best first. Those that cannot be read are left out.
+    pub async fn index_artifacts(&self, manifest: &Digest) -> Result<Vec<IndexArtifact>, Error> {
+        let manifests: Vec<Manifest> = match &self.0 {
+            Place::Registry(repository, _) => {
+                let listed = repository.referrers(manifest, Some(media_type::FLOE_INDEX)).await?;
+                let mut found = Vec::new();
+                for entry in artifact::shortlist(listed) {
+                    match self.manifest(&entry).await {
+                        Ok(artifact) => found.push(artifact),
+                        Err(error) if error.is_temporary() => return Err(error),
+                        Err(error) => {
+                            tracing::warn!(artifact = %entry.digest, %error, "index artifact skipped")
+                        }
+                    }
+                }
+                found
+            }
+            Place::Layout(layout, _) => {
+                let listed = layout.referrers(manifest).await?;
+                let ours = |entry: &Descriptor| {
+                    entry.artifact_type.as_deref().is_none_or(|kind| kind == media_type::FLOE_INDEX)
+                };
+                listed.into_iter().filter(|(entry, _)| ours(entry)).map(|(_, manifest)| manifest).collect()
+            }
+        };
+        let mut candidates = Vec::new();
+        for found in &manifests {
+            match IndexArtifact::parse(found, manifest) {
+                Ok(artifact) => candidates.push(artifact),
+                Err(error) => tracing::warn!(%error, "index artifact skipped"),
+            }
+        }
+        artifact::sort(&mut candidates);
+        Ok(candidates)
+    }
+
+    /// Stores an index artifact beside its image; returns its digest. If the same is there already, under
+    /// whatever date, nothing is written.
+    pub async fn push_index_artifact(&self, new: &NewArtifact) -> Result<Digest, Error> {
+        let there = self.index_artifacts(&new.subject.digest).await?;
+        if let Some(same) = there.iter().find(|there| new.is(there)) {
+            return Ok(same.digest);
+        }
+        let (manifest, parsed, blobs) = new.build()?;
+        match &self.0 {
+            Place::Registry(repository, _) => {
+                for blob in &blobs {
+                    repository.push_blob(blob, None).await?;
+                }
+                repository.push_manifest(&manifest, &Pick::Digest(manifest.digest)).await?;
+            }
+            Place::Layout(layout, _) => {
+                for blob in &blobs {
+                    layout.put_blob(blob).await?;
+                }
+                layout.put_manifest(&manifest, referrer_entry(&manifest, &parsed), None).await?;
+            }
+        }
+        Ok(manifest.digest)
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Place::Registry(repository, pick @ Pick::Tag(_)) => write!(f, "{repository}:{pick}"),
+            Place::Registry(repository, pick @ Pick::Digest(_)) => write!(f, "{repository}@{pick}"),
+            Place::Layout(layout, None) => layout.fmt(f),
+            Place::Layout(layout, Some(name)) => write!(f, "{layout}:{name}"),
+        }
+    }
+}
