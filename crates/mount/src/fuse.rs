@@ -1,0 +1,120 @@
+//! The FUSE read path: a thin adapter over a metadata image and the segments of its layers.
+//!
+//! Promises: what a reader gets is the file's bytes or an errno, never zeros or other bytes in their place,
+//! whatever happens to this process. A read whose segments are here is answered by the thread that received
+//! it and never queues behind one that waits. Inodes never change, so there is no state per inode and the
+//! kernel may keep names, attributes and pages for as long as it likes; an error is kept nowhere.
+//!
+//! Leaves to others: where segments come from (`store`), what the numbers mean ([`crate::observe`]).
+//!
+//! | file | what |
+//! |---|---|
+//! | `device.rs` | `/dev/fuse`, mount and unmount, with and without root |
+//! | `mounted.rs` | the life of a mount |
+//! | `filesystem.rs` | the kernel's requests |
+//! | `reads.rs` | from a range of a file to bytes |
+//! | `files.rs` | segments kept open |
+//! | `waiters.rs` | reads that wait for a segment |
+//! | `ahead.rs` | who reads in sequence, and what to hint |
+
+mod ahead;
+mod device;
+mod files;
+mod filesystem;
+mod mounted;
+mod reads;
+mod waiters;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use format::erofs::read::Image;
+use store::Segments;
+
+use crate::observe::{Observer, Silent};
+
+pub use device::{DeviceError, Unavailable, available};
+pub use mounted::{MountError, Mounted, UnmountError, User};
+
+/// Who may look into the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody, as the files' modes allow. Others than root need `user_allow_other` in `/etc/fuse.conf`.
+    Everybody,
+    /// Only the user who mounts; not even root.
+    Owner,
+}
+
+/// Whether device nodes and setuid programs work as such. Without root they never do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privileges {
+    /// As the image says: what a container's root file system needs.
+    Kept,
+    /// Mounted `nodev,nosuid`.
+    Dropped,
+}
+
+/// How to mount and serve.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Who may look into the mount.
+    pub access: Access,
+    /// Whether device nodes and setuid programs work.
+    pub privileges: Privileges,
+    /// How long a read waits before it fails.
+    pub deadline: Duration,
+    /// Threads that receive requests and answer what is here.
+    pub threads: usize,
+    /// How many kilobytes the kernel reads ahead; its default if not given. Only root can set it.
+    pub read_ahead_kib: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let root = rustix::process::geteuid().is_root();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            access: if root { Access::Everybody } else { Access::Owner },
+            privileges: if root { Privileges::Kept } else { Privileges::Dropped },
+            deadline: Duration::from_secs(300),
+            // A thread that answers a hit may have to wait for the disk, so more than one per core.
+            threads: (2 * cores).clamp(4, 16),
+            read_ahead_kib: None,
+        }
+    }
+}
+
+/// A metadata image and its segments, ready to be mounted.
+pub struct Server<B> {
+    image: Arc<Image<B>>,
+    segments: Arc<dyn Segments>,
+    observer: Arc<dyn Observer>,
+    options: Options,
+}
+
+impl<B: AsRef<[u8]> + Send + Sync + 'static> Server<B> {
+    /// Returns a server with default options that nobody observes.
+    pub fn new(image: Arc<Image<B>>, segments: Arc<dyn Segments>) -> Self {
+        Self { image, segments, observer: Arc::new(Silent), options: Options::default() }
+    }
+
+    /// Says who hears of reads.
+    #[must_use]
+    pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Sets the options.
+    #[must_use]
+    pub fn with(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Mounts on a directory and serves until unmounted or dropped.
+    pub fn mount(self, at: &Path) -> Result<Mounted, MountError> {
+        mounted::mount(self, at)
+    }
+}
