@@ -1,0 +1,285 @@
+//! The command line: names and flags that users type, and nothing of what they do.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Starts a container before its image has arrived.
+#[derive(Debug, Parser)]
+#[command(name = "floe", version, max_term_width = 100)]
+pub struct Cli {
+    /// Directory of the store
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/floe", env = "FLOE_ROOT")]
+    pub root: PathBuf,
+    /// Configuration file [default: /etc/floe/config.toml, which may be absent]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How results are printed
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
+    pub output: Output,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Human,
+    /// One JSON document
+    Json,
+}
+
+/// One command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a container whose image is fetched as it is read
+    #[command(after_help = "Example: floe run --ready line:READY docker://registry.example/app:v1")]
+    Run(Run),
+    /// Mounts an image read-only; files are fetched as they are read
+    #[command(after_help = "Example: floe mount docker://registry.example/app:v1 /mnt")]
+    Mount(Mount),
+    /// Unmounts what `floe mount` mounted
+    #[command(after_help = "Example: floe umount /mnt")]
+    Umount {
+        /// Where the image is mounted
+        dir: PathBuf,
+    },
+    /// Fetches a whole image into the store and proves it against its config
+    #[command(after_help = "Example: floe pull docker://registry.example/app:v1")]
+    Pull {
+        /// The image
+        image: String,
+    },
+    /// Builds the index of an image, so that others start it lazily
+    #[command(after_help = "Example: floe index docker://registry.example/app:v1 --push --sign key.pem")]
+    Index(Index),
+    /// Shows an image: layers, where its indexes come from, what is local
+    #[command(after_help = "Example: floe inspect docker://registry.example/app:v1")]
+    Inspect {
+        /// The image
+        image: String,
+    },
+    /// Lists a directory of an image without mounting it
+    #[command(after_help = "Example: floe ls docker://registry.example/app:v1 /etc")]
+    Ls {
+        /// The image
+        image: String,
+        /// Path in the image
+        #[arg(default_value = "/")]
+        path: PathBuf,
+    },
+    /// Prints a file of an image, fetching only what it needs
+    #[command(after_help = "Example: floe cat docker://registry.example/app:v1 /etc/os-release")]
+    Cat {
+        /// The image
+        image: String,
+        /// Path in the image
+        path: PathBuf,
+    },
+    /// Reads every byte of an image again and compares it with the digests
+    #[command(after_help = "Example: floe verify --rebuild docker://registry.example/app:v1")]
+    Verify {
+        /// The image
+        image: String,
+        /// Fetch the layers and build their indexes again instead of believing those at hand
+        #[arg(long)]
+        rebuild: bool,
+    },
+    /// Shows every image and mount: lazy or full and why, what was fetched, who waited
+    Status,
+    /// Removes an image's reference from the store; `gc` frees its room
+    #[command(after_help = "Example: floe rm docker://registry.example/app:v1")]
+    Rm {
+        /// The image
+        image: String,
+    },
+    /// Frees what no image in the store refers to
+    Gc {
+        /// Only say what would be freed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Serves a directory as an OCI registry
+    #[command(after_help = "Example: floe registry /srv/images --listen 127.0.0.1:5000")]
+    Registry {
+        /// Directory of the images; made if absent
+        dir: PathBuf,
+        /// Address to listen on
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
+        listen: std::net::SocketAddr,
+        /// Bytes per second for all connections together: a number and kbit, mbit or gbit
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        rate: Option<u64>,
+    },
+    /// Runs the daemon in the foreground; commands start one on demand
+    Daemon(Daemon),
+    /// Compares ways to start one image over a slow link, on this machine
+    Demo(Demo),
+    /// Prints a completion script for a shell
+    #[command(after_help = "Example: floe completion bash >/etc/bash_completion.d/floe")]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `floe run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The image
+    pub image: String,
+    /// Command instead of the image's
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<String>,
+    /// Variable for the container, NAME=VALUE or NAME to pass on
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Directory of this machine to show in the container
+    #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]")]
+    pub volumes: Vec<String>,
+    /// Network of the container
+    #[arg(long, value_name = "NET", default_value = "host")]
+    pub net: Net,
+    /// What counts as ready: line:TEXT on stdout, port:N on loopback, or exit
+    #[arg(long, value_name = "WHEN", default_value = "exit")]
+    pub ready: String,
+    /// Stop the container once it is ready
+    #[arg(long)]
+    pub exit_when_ready: bool,
+    /// End with a table of where the time went
+    #[arg(long)]
+    pub timings: bool,
+    /// Do not fetch the rest of the image in the background
+    #[arg(long)]
+    pub no_background: bool,
+    /// OCI runtime to use [default: runc, else crun]
+    #[arg(long, value_name = "PATH")]
+    pub runtime: Option<PathBuf>,
+}
+
+/// Network of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// The machine's own
+    Host,
+    /// Loopback only
+    None,
+}
+
+/// `floe mount`.
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// The image
+    pub image: String,
+    /// An existing directory
+    pub dir: PathBuf,
+    /// Do not fetch the rest of the image in the background
+    #[arg(long)]
+    pub no_background: bool,
+}
+
+/// `floe index`.
+#[derive(Debug, Args)]
+pub struct Index {
+    /// The image
+    pub image: String,
+    /// Store the index beside the image, as an artifact that refers to it
+    #[arg(long)]
+    pub push: bool,
+    /// Write the index artifact as an OCI layout directory
+    #[arg(short = 'o', value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Sign with this ed25519 private key (PKCS#8 PEM)
+    #[arg(long, value_name = "KEY")]
+    pub sign: Option<PathBuf>,
+    /// Ship what a start of the image reads: a profile file, or what the last run here recorded
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "recorded")]
+    pub profile: Option<PathBuf>,
+}
+
+/// `floe daemon`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Daemon {
+    /// Socket to listen on [default: below /run/floe, one per store]
+    #[arg(long, value_name = "unix:PATH")]
+    pub listen: Option<String>,
+    /// Write one byte to stdout once the socket answers, then let stdout go
+    #[arg(long, hide = true)]
+    pub notify: bool,
+    /// Act on the running daemon
+    #[command(subcommand)]
+    pub action: Option<DaemonAction>,
+}
+
+/// What can be asked of the running daemon.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum DaemonAction {
+    /// Unmounts everything and ends the daemon
+    Stop,
+}
+
+/// `floe demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Image to use instead of the one made from Debian packages
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// What counts as ready for `--image`
+    #[arg(long, value_name = "WHEN", default_value = "line:READY")]
+    pub ready: String,
+    /// Speed of the link to the registry
+    #[arg(long, value_name = "RATE", default_value = "100mbit", value_parser = rate)]
+    pub rate: u64,
+    /// Where the chart goes
+    #[arg(long, value_name = "FILE", default_value = "floe-demo.svg")]
+    pub svg: PathBuf,
+}
+
+/// Parses `100mbit` to bytes per second.
+fn rate(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "kbit" => 1000,
+        "mbit" => 1_000_000,
+        "gbit" => 1_000_000_000,
+        _ => return Err("a rate is a number and kbit, mbit or gbit, as 100mbit".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{digits:?} is not a whole number"))?;
+    match number.checked_mul(unit).map(|bits| bits / 8) {
+        Some(bytes) if bytes >= 1000 => Ok(bytes),
+        _ => Err("a rate is at least 8kbit".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(rate("100mbit"), Ok(12_500_000));
+        assert_eq!(rate("8kbit"), Ok(1000));
+        for bad in ["7kbit", "100", "mbit", "1e3mbit", "99999999999999999999gbit", "-1mbit"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn commands_of_the_container_follow_two_dashes() {
+        let cli = Cli::try_parse_from(["floe", "run", "-e", "A=b", "img", "--", "sh", "-c", "id"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("run") };
+        assert_eq!(run.command, ["sh", "-c", "id"]);
+        let cli = Cli::try_parse_from(["floe", "index", "img", "--profile", "--push"]).unwrap();
+        let Command::Index(index) = cli.command else { panic!("index") };
+        assert_eq!(index.profile, Some("recorded".into()));
+    }
+}

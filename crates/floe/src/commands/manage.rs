@@ -1,0 +1,101 @@
+//! Commands about images and mounts whose work the daemon does.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::{Session, out, show, user_image, user_path};
+use crate::cli;
+use crate::daemon::client::Client;
+use crate::daemon::protocol::{Call, Freed, Indexed, Mounted};
+use crate::engine::report::{ImageReport, Status};
+use crate::exit::{Code, Hint};
+
+pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code> {
+    let dir = args.dir.canonicalize().with_context(|| format!("looking at {}", args.dir.display()))?;
+    let background = !args.no_background && session.config.fetch.background;
+    let mounted: Mounted = session.ask(Call::Mount { image: user_image(args.image), dir, background })?;
+    session.print(&mounted, |m| format!("{}\n", m.dir.display()))?;
+    Ok(Code::Done)
+}
+
+pub(super) fn umount(session: &Session, dir: &Path) -> anyhow::Result<Code> {
+    let dir = user_path(dir)?;
+    if let Some(mut client) = Client::connect_running(&session.address)? {
+        let talk = crate::talk::Talk::stderr();
+        let () = client.call(Call::Umount { dir }, &mut |event| talk.hear(event))?;
+    } else {
+        // No daemon: what is left of its mounts fails every access and only has to be taken away.
+        crate::engine::mounts::detach_leftover(&dir)?;
+    }
+    Ok(Code::Done)
+}
+
+pub(super) fn pull(session: &Session, image: String) -> anyhow::Result<Code> {
+    let report: ImageReport = session.ask(Call::Pull { image: user_image(image) })?;
+    session.print(&report, show::image)?;
+    Ok(Code::Done)
+}
+
+pub(super) fn index(session: &Session, args: cli::Index) -> anyhow::Result<Code> {
+    let paths = [args.out, args.sign].map(|path| path.as_deref().map(user_path).transpose());
+    let [out, sign] = paths;
+    let profile = match args.profile {
+        Some(path) if path != Path::new("recorded") => Some(user_path(&path)?),
+        recorded => recorded,
+    };
+    let call =
+        Call::Index { image: user_image(args.image), push: args.push, out: out?, sign: sign?, profile };
+    let indexed: Indexed = session.ask(call)?;
+    session.print(&indexed, |indexed| {
+        let mut text = show::image(&indexed.report);
+        let all = indexed.report.compressed().max(1);
+        #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+        let share = indexed.bytes as f64 * 100.0 / all as f64;
+        let _ = writeln!(text, "  index    {} ({share:.2} % of the layers)", show::bytes(indexed.bytes)); // to a String
+        if let Some(artifact) = &indexed.artifact {
+            let _ = writeln!(text, "  artifact {artifact}");
+        }
+        text
+    })?;
+    Ok(Code::Done)
+}
+
+pub(super) fn verify(session: &Session, image: String, rebuild: bool) -> anyhow::Result<Code> {
+    let report: ImageReport = session.ask(Call::Verify { image: user_image(image), rebuild })?;
+    session.print(&report, show::image)?;
+    Ok(Code::Done)
+}
+
+pub(super) fn rm(session: &Session, image: String) -> anyhow::Result<Code> {
+    let () = session.ask(Call::Rm { image: user_image(image) })?;
+    Ok(Code::Done)
+}
+
+pub(super) fn gc(session: &Session, dry_run: bool) -> anyhow::Result<Code> {
+    let freed: Freed = session.ask(Call::Gc { dry_run })?;
+    session.print(&freed, |freed| {
+        let mut text = String::new();
+        for (what, size) in &freed.items {
+            let _ = writeln!(text, "{:>10}  {what}", show::bytes(*size)); // to a String: cannot fail
+        }
+        let verb = if dry_run { "would free" } else { "freed" };
+        let _ = writeln!(text, "{verb} {}", show::bytes(freed.items.iter().map(|item| item.1).sum()));
+        text
+    })?;
+    Ok(Code::Done)
+}
+
+pub(super) fn status(session: &Session) -> anyhow::Result<Code> {
+    let Some(mut client) = Client::connect_running(&session.address)? else {
+        let hint = Hint::new("no daemon runs for this store", "any command that needs one starts it");
+        return match session.output {
+            cli::Output::Json => session.print(&Status::default(), show::status).map(|()| Code::Done),
+            cli::Output::Human => out(format!("{hint}\n").as_bytes()).map(|()| Code::Done),
+        };
+    };
+    let status: Status = client.call(Call::Status, &mut |_| ())?;
+    session.print(&status, show::status)?;
+    Ok(Code::Done)
+}

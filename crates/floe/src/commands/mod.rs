@@ -1,0 +1,114 @@
+//! What each command does on the side of the user: asks the daemon, shows the answer.
+
+mod browse;
+mod manage;
+pub(crate) mod run;
+mod serve;
+mod show;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::de::DeserializeOwned;
+
+use crate::cli::{Cli, Command, Output};
+use crate::config::Config;
+use crate::daemon::client::{Address, Client};
+use crate::daemon::protocol::Call;
+use crate::exit::Code;
+use crate::talk::Talk;
+
+/// What every command knows.
+pub(crate) struct Session {
+    pub(crate) address: Address,
+    pub(crate) output: Output,
+    pub(crate) config: Config,
+}
+
+impl Session {
+    /// Asks the daemon of the store, starting it if need be; shows progress.
+    pub(crate) fn ask<R: DeserializeOwned>(&self, call: Call) -> anyhow::Result<R> {
+        let talk = Talk::stderr();
+        Client::connect(&self.address)?.call(call, &mut |event| talk.hear(event))
+    }
+
+    /// Prints a result: JSON as it is, or what `human` makes of it.
+    pub(crate) fn print<T: serde::Serialize>(
+        &self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        let text = match self.output {
+            Output::Json => serde_json::to_string_pretty(value).context("writing JSON")? + "\n",
+            Output::Human => human(value),
+        };
+        out(text.as_bytes())
+    }
+}
+
+/// Writes to stdout; a reader that has had enough (`floe ls | head`) is no failure.
+pub(crate) fn out(bytes: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.context("writing to stdout"),
+    }
+}
+
+/// Runs the command that was typed.
+pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("resolving {}", path.display()));
+    let root = absolute(&cli.root)?;
+    let config = Config::load(cli.config.as_deref())
+        .context(crate::exit::Coded::new(Code::Misused, "reading the configuration"))?;
+    let file = cli.config.as_deref().map(absolute).transpose()?;
+    let session = Session { address: Address { root, config: file }, output: cli.output, config };
+
+    match cli.command {
+        Command::Run(args) => run::run(&session, args),
+        Command::Mount(args) => manage::mount(&session, args),
+        Command::Umount { dir } => manage::umount(&session, &dir),
+        Command::Pull { image } => manage::pull(&session, image),
+        Command::Index(args) => manage::index(&session, args),
+        Command::Verify { image, rebuild } => manage::verify(&session, image, rebuild),
+        Command::Rm { image } => manage::rm(&session, image),
+        Command::Gc { dry_run } => manage::gc(&session, dry_run),
+        Command::Status => manage::status(&session),
+        Command::Inspect { image } => browse::inspect(&session, image),
+        Command::Ls { image, path } => browse::ls(&session, image, &path),
+        Command::Cat { image, path } => browse::cat(&session, image, &path),
+        Command::Registry { dir, listen, rate } => serve::registry(&dir, listen, rate),
+        Command::Daemon(args) => serve::daemon(&session, args),
+        Command::Demo(args) => serve::demo(&session, &args),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(
+                shell,
+                &mut <Cli as clap::CommandFactory>::command(),
+                "floe",
+                &mut script,
+            );
+            out(&script)?;
+            Ok(Code::Done)
+        }
+    }
+}
+
+/// Names a file of the user's in full: the daemon works in another directory.
+pub(crate) fn user_path(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("resolving {}", path.display()))
+}
+
+/// Completes references to local files (`oci:dir`), for the same reason.
+pub(crate) fn user_image(image: String) -> String {
+    for scheme in ["oci:", "oci-archive:"] {
+        if let Some(rest) = image.strip_prefix(scheme)
+            && let (false, Ok(here)) = (rest.starts_with('/'), std::env::current_dir())
+        {
+            return format!("{scheme}{}/{rest}", here.display());
+        }
+    }
+    image
+}

@@ -1,0 +1,98 @@
+//! `floe run`: the daemon mounts the image, this process puts a container on it.
+
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::{Session, show, user_image};
+use crate::cli::{self, Output};
+use crate::daemon::client::Client;
+use crate::daemon::protocol::{self, Call, Mounted, Ready, Request};
+use crate::engine::report::Timings;
+use crate::exit::{Code, Coded, misused};
+use crate::run::{self, Net, Options, ReadyWhen, Volume};
+use crate::talk::Talk;
+
+pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
+    let options = options(session, &args)?;
+    let background = !args.no_background && session.config.fetch.background;
+    let started = start(session, user_image(args.image), background, options)?;
+    if args.timings {
+        match session.output {
+            Output::Json => session.print(&started.timings, show::timings)?,
+            Output::Human => eprint(&show::timings(&started.timings)),
+        }
+    }
+    Ok(started.code)
+}
+
+/// How a run went.
+pub(crate) struct Started {
+    pub(crate) code: Code,
+    pub(crate) timings: Timings,
+    /// When the container became ready, if it did.
+    pub(crate) ready: Option<Instant>,
+}
+
+/// Runs a container and tells where the time until it was ready went.
+pub(crate) fn start(
+    session: &Session,
+    image: String,
+    background: bool,
+    options: Options,
+) -> anyhow::Result<Started> {
+    let not_started = || Coded::new(Code::NotStarted, format!("running {image}"));
+    let mut client = Client::connect(&session.address).with_context(not_started)?;
+    let mounted: Mounted = {
+        let talk = Talk::stderr();
+        client.send(&Request {
+            version: protocol::VERSION,
+            call: Call::Hold { image: image.clone(), background },
+        })?;
+        client.reply(&mut |event| talk.hear(event)).with_context(not_started)?
+    };
+    let config = serde_json::from_str(&mounted.config)
+        .context("parsing the image's config")
+        .with_context(not_started)?;
+
+    let from = Instant::now();
+    let (mut timings, mut moment) = (None, None);
+    let outcome = run::run(&mounted.dir, &config, options, |ready| {
+        moment = Some(ready.at);
+        let running = ready.at.saturating_duration_since(from);
+        timings = Some(tell(&mut client, Ready { running, record: true }));
+    })?;
+    // A container that ended before it was ready is told as well, but it is no example for the next start.
+    let timings =
+        timings.unwrap_or_else(|| tell(&mut client, Ready { running: from.elapsed(), record: false }))?;
+    // The connection is the hold on the mount: it lives until the container has ended.
+    drop(client);
+    Ok(Started { code: Code::Container(outcome.code()), timings, ready: moment })
+}
+
+fn tell(client: &mut Client, ready: Ready) -> anyhow::Result<Timings> {
+    client.send(&ready)?;
+    client.reply(&mut |_| ())
+}
+
+fn options(session: &Session, args: &cli::Run) -> anyhow::Result<Options> {
+    let mut options = Options::new(&session.address.root);
+    options.runtime.clone_from(&args.runtime);
+    options.args.clone_from(&args.command);
+    options.env.clone_from(&args.env);
+    options.net = match args.net {
+        cli::Net::Host => Net::Host,
+        cli::Net::None => Net::None,
+    };
+    options.volumes =
+        args.volumes.iter().map(|text| text.parse::<Volume>()).collect::<Result<_, _>>().map_err(misused)?;
+    options.ready =
+        Some(args.ready.parse::<ReadyWhen>().map_err(|error| misused(format!("--ready: {error}")))?);
+    options.exit_when_ready = args.exit_when_ready;
+    Ok(options)
+}
+
+fn eprint(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(text.as_bytes()); // talk: a closed stderr is not our failure
+}

@@ -1,0 +1,102 @@
+//! Commands that stay: the daemon, the registry, the demo.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Session, out};
+use crate::cli;
+use crate::daemon::client::Client;
+use crate::daemon::{server, socket_path};
+use crate::engine::Engine;
+use crate::exit::Code;
+
+/// How long a daemon waits for one before it that no longer answers: it may have an image's worth to sync.
+const PREDECESSOR: Duration = Duration::from_secs(30);
+
+/// How often it looks whether that has ended.
+const AGAIN: Duration = Duration::from_millis(20);
+
+pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Code> {
+    if let Some(cli::DaemonAction::Stop) = args.action {
+        if let Some(client) = Client::connect_running(&session.address)? {
+            client.stop()?;
+        }
+        return Ok(Code::Done);
+    }
+    let socket = match args.listen.as_deref() {
+        None => socket_path(&session.address.root)?,
+        Some(listen) => match listen.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => path.into(),
+            _ => bail!(crate::exit::misused(format!(
+                "--listen {listen}: only unix:/absolute/path is understood"
+            ))),
+        },
+    };
+    log();
+    let engine = start(session)?;
+    server::serve(&engine, &socket, || {
+        if args.notify {
+            notify()
+        }
+    })?;
+    Ok(Code::Done)
+}
+
+/// Starts the engine; a daemon that is just ending, or was killed and is being taken apart, is waited for.
+fn start(session: &Session) -> anyhow::Result<std::sync::Arc<Engine>> {
+    let until = Instant::now() + PREDECESSOR;
+    loop {
+        let error = match Engine::start(&session.address.root, &session.config) {
+            Err(error) if is_busy(&error) && Instant::now() < until => error,
+            result => return result,
+        };
+        // One that answers will stay.
+        if Client::connect_running(&session.address)?.is_some() {
+            return Err(error);
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(store::StoreError::Busy { .. }))
+}
+
+/// Tells whoever started us, then lets go of its pipe so that it sees the end.
+fn notify() {
+    let _ = rustix::io::write(rustix::stdio::stdout(), b"+"); // it may be gone; we serve the next client
+    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null); // at worst the pipe stays open
+    }
+}
+
+/// Log lines go to stderr; `FLOE_LOG` chooses which (`info` unless set).
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FLOE_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+pub(super) fn registry(dir: &Path, listen: std::net::SocketAddr, rate: Option<u64>) -> anyhow::Result<Code> {
+    log();
+    let runtime = tokio::runtime::Runtime::new().context("starting the network threads")?;
+    runtime.block_on(async {
+        let config = registry::ServerConfig { dir: dir.to_owned(), listen, rate };
+        let server =
+            registry::Server::start(config).await.with_context(|| format!("serving {}", dir.display()))?;
+        out(format!("serving {} at http://{}\n", dir.display(), server.address()).as_bytes())?;
+        let mut end = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+        tokio::select! {
+            ended = tokio::signal::ctrl_c() => ended.context("watching for Ctrl-C")?,
+            _ = end.recv() => {}
+        }
+        Ok(Code::Done)
+    })
+}
+
+pub(super) fn demo(session: &Session, args: &cli::Demo) -> anyhow::Result<Code> {
+    crate::demo::show::run(session, args)?;
+    Ok(Code::Done)
+}

@@ -1,0 +1,124 @@
+//! Results as people read them.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::engine::report::{ImageReport, IndexOrigin, LayerReport, Status, Timings};
+
+/// Files listed under "waits"; the rest is summed up.
+const WAITS: usize = 8;
+
+pub(super) fn image(report: &ImageReport) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}\n  manifest {}\n  {}", report.reference, report.manifest, report.why); // to a String: cannot fail
+    let _ = writeln!(
+        text,
+        "  {:<21} {:>10} {:>8} {:>9} {:>12}  proved",
+        "layer", "size", "index", "from", "segments"
+    );
+    for layer in &report.layers {
+        let _ = writeln!(text, "  {}", line(layer));
+    }
+    text
+}
+
+fn line(layer: &LayerReport) -> String {
+    let from = match layer.origin {
+        IndexOrigin::Local => "store",
+        IndexOrigin::Registry => "registry",
+        IndexOrigin::Streamed => "streamed",
+    };
+    let here = format!("{}/{}", layer.local, layer.segments);
+    let proved = if layer.proved { "yes" } else { "no" };
+    let (size, index) = (bytes(layer.size), bytes(layer.index_size));
+    format!("{:<21} {size:>10} {index:>8} {from:>9} {here:>12}  {proved}", &layer.blob.to_string()[..19])
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    for alert in &status.alerts {
+        let _ = writeln!(text, "ALERT {alert}");
+    }
+    for (reference, report) in &status.images {
+        let local: u64 = report.layers.iter().map(|l| u64::from(l.local)).sum();
+        let all: u64 = report.layers.iter().map(|l| u64::from(l.segments)).sum();
+        let percent = (local * 100).checked_div(all).unwrap_or(100);
+        let _ =
+            writeln!(text, "{reference}\n  {percent} % here, {}; {}", bytes(report.compressed()), report.why);
+    }
+    for mount in &status.mounts {
+        let waited = seconds(mount.waited);
+        let _ = writeln!(
+            text,
+            "{}\n  {} of {}; {} reads, {} waited {waited}",
+            mount.dir, mount.path, mount.reference, mount.reads, mount.misses
+        );
+    }
+    let _ =
+        writeln!(text, "received {} in {} requests", bytes(status.traffic.bytes), status.traffic.requests);
+    text
+}
+
+/// The one table `--timings` ends with.
+pub(super) fn timings(timings: &Timings) -> String {
+    let mut text = String::new();
+    let opening = &timings.report.opening;
+    let application = timings.running.saturating_sub(timings.waiting);
+    let waited = format!("{} files", timings.waits.len());
+    let rows = [
+        ("resolve", opening.resolve, "reference to manifest and config".to_owned()),
+        ("index", opening.index, timings.report.why.clone()),
+        ("mount", opening.mount, "indexes to a mounted tree".to_owned()),
+        ("waits", timings.waiting, waited),
+        ("application", application, "everything else until ready".to_owned()),
+        ("ready", timings.total(), String::new()),
+    ];
+    for (what, time, note) in rows {
+        let _ = writeln!(text, "{what:<12} {:>9}  {note}", seconds(time));
+    }
+    for wait in timings.waits.iter().take(WAITS) {
+        let _ = writeln!(text, "  waited {:>9}  {}", seconds(wait.waited), wait.path);
+    }
+    if let Some(rest) = timings.waits.len().checked_sub(WAITS).filter(|rest| *rest > 0) {
+        let _ = writeln!(text, "  and {rest} more");
+    }
+    let (traffic, all) = (timings.traffic, timings.report.compressed());
+    let _ = writeln!(
+        text,
+        "received     {:>9}  of {} in {} requests, {} repeated",
+        bytes(traffic.bytes),
+        bytes(all),
+        traffic.requests,
+        traffic.retries
+    );
+    text
+}
+
+pub(super) fn bytes(n: u64) -> String {
+    let mut value = (n, 0);
+    let mut rest = 0;
+    while value.0 >= 1000 {
+        rest = value.0 % 1000;
+        value = (value.0 / 1000, value.1 + 1);
+    }
+    let unit = ["B", "kB", "MB", "GB", "TB", "PB", "EB"][value.1];
+    if value.1 == 0 { format!("{n} B") } else { format!("{}.{} {unit}", value.0, rest / 100) }
+}
+
+pub(super) fn seconds(time: Duration) -> String {
+    format!("{:.3} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_decimal_and_short() {
+        let table =
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_999_999, "1.9 MB"), (u64::MAX, "18.4 EB")];
+        for (n, text) in table {
+            assert_eq!(bytes(n), text);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The command side of the socket: finds the daemon of a store, or starts it.
+
+use std::io::{BufReader, Read};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+
+use super::protocol::{self, Call, Event, Failure, Hello, Request};
+use super::socket_path;
+use crate::exit::Hint;
+
+/// Where the store and its configuration are; enough to find or start the daemon.
+#[derive(Debug, Clone)]
+pub struct Address {
+    /// Directory of the store.
+    pub root: PathBuf,
+    /// Configuration file, where one was named.
+    pub config: Option<PathBuf>,
+}
+
+/// One connection.
+pub struct Client {
+    writer: UnixStream,
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon of a store, starting one if there is none.
+    pub fn connect(address: &Address) -> anyhow::Result<Self> {
+        if let Some(client) = Self::connect_running(address)? {
+            return Ok(client);
+        }
+        // Of several commands at once one starts it; the others wait and then find it.
+        let _one = starting(&address.root)?;
+        if let Some(client) = Self::connect_running(address)? {
+            return Ok(client);
+        }
+        start(address)?;
+        match Self::connect_running(address)? {
+            Some(client) => Ok(client),
+            None => bail!("the daemon of {} ended as soon as it had started", address.root.display()),
+        }
+    }
+
+    /// Connects to the daemon of a store if it runs.
+    pub fn connect_running(address: &Address) -> anyhow::Result<Option<Self>> {
+        let socket = socket_path(&address.root)?;
+        let writer = match UnixStream::connect(&socket) {
+            Ok(stream) => stream,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(e) => return Err(doing(format!("connecting to the daemon at {}", socket.display()), e)),
+        };
+        let reader = BufReader::new(writer.try_clone().context("sharing the daemon's socket")?);
+        Ok(Some(Self { writer, reader }))
+    }
+
+    /// Asks and waits for the reply; progress and notices go to `talk`.
+    pub fn call<R: DeserializeOwned>(
+        &mut self,
+        call: Call,
+        talk: &mut dyn FnMut(Event),
+    ) -> anyhow::Result<R> {
+        self.send(&Request { version: protocol::VERSION, call })?;
+        self.reply(talk)
+    }
+
+    /// Sends one line.
+    pub fn send(&mut self, message: &impl serde::Serialize) -> anyhow::Result<()> {
+        protocol::send(&mut self.writer, message).context("asking the daemon")
+    }
+
+    /// Waits for the reply to what was sent.
+    pub fn reply<R: DeserializeOwned>(&mut self, talk: &mut dyn FnMut(Event)) -> anyhow::Result<R> {
+        loop {
+            match protocol::receive(&mut self.reader).context("reading the daemon's answer")? {
+                None => bail!("the daemon ended before it answered; `floe status` starts it again"),
+                Some(Event::Done { reply }) => {
+                    return serde_json::from_value(reply).context("reading the daemon's reply");
+                }
+                Some(Event::Failed(failure)) => return Err(failure.into_error()),
+                Some(event) => talk(event),
+            }
+        }
+    }
+
+    /// Ends the daemon and waits until it has ended.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let pid = self.hello()?.pid;
+        let () = self.call(Call::Stop, &mut |_| ())?;
+        drop(self);
+        wait_gone(pid)
+    }
+
+    /// Asks the daemon who it is.
+    pub fn hello(&mut self) -> anyhow::Result<Hello> {
+        self.call(Call::Ping, &mut |_| ())
+    }
+}
+
+/// Returns the lock under which a daemon is started; let go when dropped.
+fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
+    let dir = super::run_dir(root)?;
+    let path = dir.join("start.lock");
+    let taken = std::fs::create_dir_all(&dir).and_then(|()| {
+        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
+        file.lock()?;
+        Ok(file)
+    });
+    taken.map_err(|error| doing(format!("locking {}", path.display()), error))
+}
+
+/// Starts a daemon that outlives this process, and waits until it answers.
+fn start(address: &Address) -> anyhow::Result<()> {
+    let binary = std::env::current_exe().context("finding this program's own file")?;
+    let (mut ready, notify) = std::io::pipe().context("making a pipe")?;
+    let mut command = Command::new(binary);
+    command.arg("--root").arg(&address.root);
+    if let Some(config) = &address.config {
+        command.arg("--config").arg(config);
+    }
+    command.args(["daemon", "--notify"]).current_dir("/").process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log(&address.root)?);
+    let mut child = command.spawn().context("starting the daemon")?;
+    drop(command); // and with it our end of the pipe
+
+    // One byte: it answers. End of file: it has ended, and its log says why.
+    if ready.read(&mut [0]).context("waiting for the daemon")? == 1 {
+        return Ok(());
+    }
+    let status = child.wait().context("waiting for the daemon")?;
+    // Somebody else's daemon may have taken the lock a moment before ours: then theirs answers.
+    if Client::connect_running(address)?.is_some() {
+        return Ok(());
+    }
+    let log = std::fs::read_to_string(log_path(&address.root)?).unwrap_or_default();
+    Err(complaint(&log).into_error().context(format!("the daemon did not start ({status})")))
+}
+
+/// Returns the last error in a log, as [`crate::exit::write_error`] wrote it there.
+fn complaint(log: &str) -> Failure {
+    let lines: Vec<&str> = log.lines().collect();
+    let begin = lines.iter().rposition(|line| line.starts_with("floe: ")).unwrap_or(lines.len());
+    let mut failure = Failure { chain: Vec::new(), hint: None };
+    for line in &lines[begin..] {
+        match line.split_once(": ") {
+            Some(("floe" | "  because", cause)) => failure.chain.push(cause.to_owned()),
+            Some(("  hint", hint)) => failure.hint = Some(hint.to_owned()),
+            _ => {}
+        }
+    }
+    if failure.chain.is_empty() {
+        failure.chain.push("it left no message".into());
+    }
+    failure
+}
+
+/// Returns what we were doing, with advice where only root may.
+fn doing(what: String, error: std::io::Error) -> anyhow::Error {
+    let root = rustix::process::geteuid().is_root();
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied if !root => anyhow::Error::new(error)
+            .context(Hint::new(what, "floe mounts file systems, which needs root: sudo floe …")),
+        _ => anyhow::Error::new(error).context(what),
+    }
+}
+
+/// Waits until a daemon that was told to stop has ended.
+fn wait_gone(pid: u32) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .context("the daemon's process number")?;
+    let fd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        fd => fd.context("watching the daemon")?,
+    };
+    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
+    match rustix::event::poll(&mut fds, Some(&limit)).context("waiting for the daemon to end")? {
+        0 => bail!("the daemon was told to stop and has not ended in 30 s"),
+        _ => Ok(()),
+    }
+}
+
+/// The daemon's own words go to a file beside its socket.
+fn log(root: &Path) -> anyhow::Result<Stdio> {
+    let path = log_path(root)?;
+    let dir = super::run_dir(root)?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let file = std::fs::File::options().create(true).append(true).open(&path);
+    Ok(file.with_context(|| format!("opening {}", path.display()))?.into())
+}
+
+fn log_path(root: &Path) -> anyhow::Result<PathBuf> {
+    Ok(super::run_dir(root)?.join("daemon.log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_complaint_of_a_log_is_told() {
+        let log = "2026 INFO serving\nfloe: old\n2026 INFO serving\nfloe: opening: the store\n  because: no\n  hint: do: it\n";
+        let told = complaint(log);
+        assert_eq!(
+            (told.chain, told.hint),
+            (vec!["opening: the store".into(), "no".into()], Some("do: it".into()))
+        );
+        assert_eq!(complaint("").chain, ["it left no message"]);
+    }
+}

@@ -1,0 +1,205 @@
+//! The daemon side of the socket: accepts clients, a thread each, and lets the engine answer.
+
+use std::io::BufReader;
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::protocol::{self, Call, Event, Failure, Hello, Ready, Request};
+use crate::engine::Engine;
+use crate::engine::publish::Wanted;
+
+/// Clients served at once. A client that waits for a pull costs one thread.
+const CLIENTS: usize = 512;
+
+/// How often the daemon looks whether it is idle or asked to stop.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Serves until stopped or idle; calls `ready` once the socket answers.
+pub fn serve(engine: &Arc<Engine>, socket: &Path, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let listener = listen(socket)?;
+    let server = Arc::new(Server {
+        engine: engine.clone(),
+        clients: AtomicUsize::new(0),
+        last: Mutex::new(Instant::now()),
+    });
+    ready();
+    tracing::info!(socket = %socket.display(), "serving");
+    let outcome = server.accept(&listener);
+    let _ = std::fs::remove_file(socket); // a leftover socket only refuses connections
+    engine.shutdown();
+    outcome
+}
+
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    let dir = socket.parent().context("a socket has a directory")?;
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
+        .with_context(|| format!("opening {}", dir.display()))?;
+    // We hold the store's lock, so a socket found here belongs to a daemon that is gone.
+    let _ = std::fs::remove_file(socket);
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("closing {} to other users", socket.display()))?;
+    listener.set_nonblocking(true).context("preparing the socket")?;
+    Ok(listener)
+}
+
+struct Server {
+    engine: Arc<Engine>,
+    clients: AtomicUsize,
+    /// When the last client left.
+    last: Mutex<Instant>,
+}
+
+impl Server {
+    fn accept(self: &Arc<Self>, listener: &UnixListener) -> anyhow::Result<()> {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => self.admit(stream),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    let mut fds = [rustix::event::PollFd::new(listener, rustix::event::PollFlags::IN)];
+                    let tick = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
+                    let _ = rustix::event::poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).context("accepting a client"),
+            }
+            if self.engine.stopping() || self.idle() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn idle(&self) -> bool {
+        if self.clients.load(Ordering::Relaxed) > 0 || self.engine.busy() {
+            self.touch();
+        }
+        self.last.lock().map_or(true, |last| last.elapsed() > super::IDLE)
+    }
+
+    fn touch(&self) {
+        if let Ok(mut last) = self.last.lock() {
+            *last = Instant::now();
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: UnixStream) {
+        if self.clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
+            self.clients.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(limit = CLIENTS, "too many clients at once; one was refused");
+            return;
+        }
+        let server = self.clone();
+        let spawned = std::thread::Builder::new().name("client".into()).spawn(move || {
+            if let Err(error) = server.client(&stream) {
+                tracing::debug!("client: {error:#}");
+            }
+            let _ = stream.shutdown(Shutdown::Both); // it may have closed first
+            server.clients.fetch_sub(1, Ordering::Relaxed);
+            server.touch();
+        });
+        if let Err(error) = spawned {
+            self.clients.fetch_sub(1, Ordering::Relaxed);
+            tracing::error!("starting a thread for a client: {error}");
+        }
+    }
+
+    fn client(&self, stream: &UnixStream) -> anyhow::Result<()> {
+        stream.set_nonblocking(false)?;
+        let peer = rustix::net::sockopt::socket_peercred(stream).context("asking who the client is")?;
+        let us = rustix::process::geteuid();
+        if !peer.uid.is_root() && peer.uid != us {
+            bail!("uid {} is not allowed to use this daemon", peer.uid.as_raw());
+        }
+        let mut reader = BufReader::new(stream.try_clone()?);
+        while let Some(request) = protocol::receive::<Request>(&mut reader)? {
+            if request.version != protocol::VERSION {
+                let failure = Failure {
+                    chain: vec![format!(
+                        "the running daemon speaks protocol {} and this command {}",
+                        protocol::VERSION,
+                        request.version
+                    )],
+                    hint: Some("end that daemon; the next command starts a new one".into()),
+                };
+                return Ok(protocol::send(&mut &*stream, &Event::Failed(failure))?);
+            }
+            let talk = Talk { stream };
+            match self.answer(request.call, &talk, &mut reader) {
+                Ok(reply) => protocol::send(&mut &*stream, &Event::Done { reply })?,
+                Err(error) => {
+                    tracing::warn!("{error:#}");
+                    protocol::send(&mut &*stream, &Event::Failed(Failure::of(&error)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &self,
+        call: Call,
+        talk: &Talk<'_>,
+        reader: &mut BufReader<UnixStream>,
+    ) -> anyhow::Result<serde_json::Value> {
+        let engine = &self.engine;
+        let talk = &|event| talk.say(event);
+        match call {
+            Call::Ping => reply(&Hello { version: protocol::VERSION, pid: std::process::id() }),
+            Call::Stop => {
+                engine.stop();
+                reply(&())
+            }
+            Call::Status => reply(&engine.status()),
+            Call::Open { image } => reply(&engine.opened(&image, talk)?),
+            Call::Mount { image, dir, background } => {
+                reply(&engine.mount_at(&image, &dir, background, talk)?)
+            }
+            Call::Umount { dir } => reply(&engine.umount(&dir)?),
+            Call::Pull { image } => reply(&engine.pull(&image, talk)?),
+            Call::Index { image, push, out, sign, profile } => {
+                let wanted =
+                    Wanted { push, out: out.as_deref(), sign: sign.as_deref(), profile: profile.as_deref() };
+                reply(&engine.index(&image, &wanted, talk)?)
+            }
+            Call::Verify { image, rebuild } => reply(&engine.verify(&image, rebuild, talk)?),
+            Call::Segment { index, number } => reply(&engine.segment(index, number)?),
+            Call::Rm { image } => reply(&engine.rm(&image)?),
+            Call::Gc { dry_run } => reply(&engine.gc(dry_run)?),
+            Call::Hold { image, background } => {
+                let hold = engine.hold(&image, background, talk)?;
+                talk(Event::Done { reply: reply(&hold.mounted()?)? })?;
+                // Until the client says ready or goes away; either way the mount is let go when it goes.
+                let Some(ready) = protocol::receive::<Ready>(reader)? else { return reply(&()) };
+                talk(Event::Done { reply: reply(&hold.ready(&ready)?)? })?;
+                let _gone = protocol::receive::<Ready>(reader)?;
+                drop(hold);
+                reply(&())
+            }
+        }
+    }
+}
+
+fn reply(value: &impl Serialize) -> anyhow::Result<serde_json::Value> {
+    serde_json::to_value(value).context("writing the reply")
+}
+
+/// Where progress goes. A client that has closed makes the call it waits for stop.
+struct Talk<'a> {
+    stream: &'a UnixStream,
+}
+
+impl Talk<'_> {
+    fn say(&self, event: Event) -> anyhow::Result<()> {
+        protocol::send(&mut &*self.stream, &event).context("the client has gone")
+    }
+}

@@ -1,0 +1,138 @@
+//! What is fetched when nobody waits: the profile in its order, then the rest, then the proof.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use store::{CompleteError, Priority};
+
+use super::layers::FoundLayer;
+use super::open::OpenImage;
+use super::{Engine, Talk, say};
+
+/// How long a whole image may take in the background; then the rest stays lazy.
+const COMPLETE_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+
+/// How often a full queue is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// How long the link is left to readers before the rest is fetched.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Begins to fetch what a start reads, in its order. What is here already costs nothing.
+    pub(super) fn fetch_profile(self: &Arc<Self>, profile: Arc<super::Profile>) {
+        let engine = self.clone();
+        self.in_background("profile", move || {
+            for (index, segment) in profile.reads() {
+                while !engine.through.want(index, segment..segment + 1, Priority::Profile) {
+                    if engine.stopping() {
+                        return;
+                    }
+                    std::thread::sleep(AGAIN);
+                }
+            }
+        });
+    }
+
+    /// Begins to fetch all that is missing, and proves it when it is here.
+    pub(super) fn fetch_rest(self: &Arc<Self>, image: &Arc<OpenImage>) {
+        let report = self.report(image);
+        if report.complete() && report.layers.iter().all(|layer| layer.proved) {
+            return;
+        }
+        let (engine, image) = (self.clone(), image.clone());
+        self.in_background("rest", move || {
+            // Ready is seldom the last moment that somebody waits: the first request reads something more.
+            std::thread::sleep(PAUSE);
+            if engine.stopping() {
+                return;
+            }
+            if let Err(error) = engine.complete(&image, &|_| Ok(())) {
+                tracing::warn!(image = image.reference(), "fetching the rest: {error:#}");
+            }
+        });
+    }
+
+    /// Fetches all that is missing and proves every layer against the config.
+    pub(super) fn complete(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
+        let deadline = Instant::now() + COMPLETE_DEADLINE;
+        for found in image.layers() {
+            let blob = found.place.blob;
+            say(talk, "fetching", &blob, 0, found.place.size)?;
+            self.through
+                .complete(found.id(), deadline)
+                .with_context(|| format!("completing layer {blob}"))?;
+            if !found.proved() {
+                say(talk, "proving", &blob, found.place.size, found.place.size)?;
+                self.prove(image, found)?;
+            }
+            say(talk, "complete", &blob, found.place.size, found.place.size)?;
+        }
+        Ok(())
+    }
+
+    fn prove(&self, image: &OpenImage, found: &FoundLayer) -> anyhow::Result<()> {
+        match self.through.prove(found.id()) {
+            Ok(_) => Ok(()),
+            Err(CompleteError::Refused { index, source }) => {
+                let refused = format!(
+                    "layer {} is not what its image says ({source}): the index {index} lied. Affected: {}. \
+                     Its bytes are kept as evidence; nothing more of it is mounted or fetched",
+                    found.place.blob,
+                    self.affected(index).join(", ")
+                );
+                self.alert(refused.clone());
+                self.images().remove(image.reference());
+                bail!(refused)
+            }
+            Err(error) => Err(error).with_context(|| format!("proving layer {}", found.place.blob)),
+        }
+    }
+
+    /// Returns the images that read a layer through this index.
+    fn affected(&self, index: format::IndexId) -> Vec<String> {
+        let uses = |image: &&Arc<OpenImage>| image.layer_ids().contains(&index);
+        self.images().values().filter(uses).map(|image| image.reference().to_owned()).collect()
+    }
+
+    /// Re-hashes what is here; what is wrong is fetched again with the next read.
+    pub(super) fn scrub(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
+        for found in image.layers() {
+            let blob = found.place.blob;
+            say(talk, "reading", &blob, 0, found.place.size)?;
+            let wrong = self.through.scrub(found.id()).with_context(|| format!("reading layer {blob}"))?;
+            if !wrong.is_empty() {
+                self.alert(format!(
+                    "layer {blob}: {} segments on disk were damaged and are fetched again",
+                    wrong.len()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds every index anew from the layer itself and compares: equal identity is equal bytes.
+    pub(super) fn rebuild(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
+        for found in image.layers() {
+            let (_, layer) = self.build_layer(&found.place, talk)?;
+            if layer.id() != found.id() {
+                let text = format!(
+                    "layer {}: the index in use is {}, the layer itself gives {}",
+                    found.place.blob,
+                    found.id(),
+                    layer.id()
+                );
+                self.alert(text.clone());
+                bail!(text);
+            }
+        }
+        Ok(())
+    }
+
+    fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce() + Send + 'static) {
+        if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(work) {
+            tracing::warn!("starting a background thread: {error}; the image stays lazy");
+        }
+    }
+}

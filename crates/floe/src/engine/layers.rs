@@ -1,0 +1,444 @@
+//! Where a layer's index comes from: the store, the registry, or the layer itself.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use format::index::Index;
+use format::layer::Layer;
+use format::payload::SegmentSize;
+use format::{DiffId, Digest, IndexId, limits};
+use registry::{IndexArtifact, Reference, Source};
+use store::{Blob, Exposure, Hold, Origin, Priority, Proof, RefName};
+
+use super::open::Resolved;
+use super::pipe::{Pipe, PipeEnd};
+use super::profile::Profile;
+use super::report::IndexOrigin;
+use super::{Engine, Talk, say};
+use crate::trust::{Asked, Claim, Signature, Verdict};
+
+/// Layers streamed at once: what containerd fetches at once, and enough to keep two cores and a link busy.
+const STREAMS: usize = 3;
+
+/// Index blobs fetched at once: they are small, so round trips are what is saved.
+const INDEXES: usize = 8;
+
+/// Signature blobs looked at for one image: many signers of several artifacts, each a request.
+const SIGNATURES: usize = 64;
+
+/// A layer that has not been streamed by then never will be. Stalls are noticed long before, by the client.
+const STREAM_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+
+/// Bytes between two words about the progress of a layer.
+const SAY: u64 = 1 << 20;
+
+/// Blobs longer than this, 1 GiB, get larger segments.
+const HUGE: u64 = 1 << 30;
+
+/// A layer as manifest and config name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) blob: Digest,
+    pub(super) size: u64,
+    pub(super) media_type: String,
+    pub(super) diff_id: DiffId,
+}
+
+/// A layer that can be read.
+pub(super) struct FoundLayer {
+    pub(super) place: Place,
+    pub(super) hold: Hold,
+    pub(super) origin: IndexOrigin,
+    pub(super) index_size: u64,
+}
+
+impl FoundLayer {
+    pub(super) fn id(&self) -> IndexId {
+        self.hold.files().id()
+    }
+
+    pub(super) fn layer(&self) -> &Arc<Layer> {
+        self.hold.layer()
+    }
+
+    pub(super) fn proved(&self) -> bool {
+        self.hold.files().standing().proof == Proof::Proved
+    }
+}
+
+/// All layers of an image.
+pub(super) struct Found {
+    pub(super) layers: Vec<FoundLayer>,
+    /// One line: lazy or full, and why.
+    pub(super) why: String,
+    /// What the artifact says a start reads.
+    pub(super) profile: Option<Profile>,
+}
+
+/// What the registry has beside the image.
+struct Shipped {
+    /// Best first. Anybody who may write there can add one, so the first is not the last word.
+    artifacts: Vec<IndexArtifact>,
+    /// Of all of them: a signature names what it covers, wherever it lies.
+    signatures: Vec<Signature>,
+}
+
+/// For which reference a layer is wanted.
+struct Question<'a> {
+    asked: Asked<'a>,
+    /// The canonical reference.
+    name: &'a str,
+}
+
+impl Engine {
+    /// Finds an index for every layer; where there is none, streams the layer.
+    pub(super) fn find_layers(
+        &self,
+        reference: &Reference,
+        resolved: &Resolved,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<Found> {
+        if resolved.layers.len() > limits::LAYERS {
+            bail!("{} layers; at most {} are supported", resolved.layers.len(), limits::LAYERS);
+        }
+        if let Some(source) = &resolved.source {
+            resolved.layers.iter().for_each(|place| self.net.know(place.blob, source));
+        }
+        let (host, repository) = whose(reference);
+        let name = reference.to_string();
+        let asked = Asked { host: &host, repository: &repository, by_digest: reference.digest().is_some() };
+        let asked = Question { asked, name: &name };
+        let mut layers: Vec<Option<FoundLayer>> = Vec::new();
+        for place in &resolved.layers {
+            layers.push(self.local_layer(place, &asked)?);
+        }
+        let mut profile = None;
+        let mut why_not = None;
+        if layers.iter().any(Option::is_none)
+            && let Some(source) = &resolved.source
+        {
+            match self.shipped(source, &resolved.manifest) {
+                Ok(shipped) => {
+                    why_not = self.fetch_layers(source, &shipped, &asked, resolved, &mut layers)?;
+                    profile = self.shipped_profile(source, &shipped);
+                }
+                Err(error) => {
+                    why_not = Some(format!("the registry did not say whether it has an index: {error}"))
+                }
+            }
+        }
+        let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
+        let streamed =
+            parallel(&missing, STREAMS, |n| self.stream_layer(&resolved.layers[*n], &asked, talk))?;
+        for (n, layer) in missing.iter().zip(streamed) {
+            layers[*n] = Some(layer);
+        }
+        let layers: Vec<_> = layers.into_iter().flatten().collect();
+        Ok(Found { why: why(&layers, why_not), layers, profile })
+    }
+
+    /// Returns a layer whose index is in the store and believed for this reference.
+    fn local_layer(&self, place: &Place, asked: &Question<'_>) -> anyhow::Result<Option<FoundLayer>> {
+        for (id, accepted_by) in self.known_indexes(place) {
+            let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: id };
+            let index = match self.store.index(id) {
+                Ok(Some(index)) => index,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(index = %id, "an index in the store is left aside: {error}");
+                    continue;
+                }
+            };
+            let size = index.encode().len() as u64;
+            let hold = match self.open_layer(place, index) {
+                Ok(hold) => hold,
+                Err(error) => {
+                    tracing::warn!(index = %id, "an index in the store is left aside: {error:#}");
+                    continue;
+                }
+            };
+            let proved = hold.files().standing().proof == Proof::Proved;
+            let verdict = self.rule.judge(asked.asked, &claim, &[]);
+            // Believed once for this very reference, with evidence that need not be at hand today. What was
+            // good enough for a tag of the same manifest is not good enough for its digest.
+            let believed = accepted_by.iter().any(|name| name.as_str() == asked.name)
+                && verdict == Verdict::UnsignedForDigest;
+            if proved || believed || verdict.accepted() {
+                let place = place.clone();
+                return Ok(Some(FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: size }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the indexes that references name for a layer, with the references that do.
+    fn known_indexes(&self, place: &Place) -> HashMap<IndexId, Vec<RefName>> {
+        let mut known: HashMap<IndexId, Vec<RefName>> = HashMap::new();
+        let (images, damaged) = self.store.refs().list().unwrap_or_else(|error| {
+            tracing::warn!("listing the references: {error}");
+            Default::default()
+        });
+        for damaged in damaged {
+            self.alert(format!("reference file {} is damaged: {}", damaged.file, damaged.error));
+        }
+        for image in images {
+            let same = |layer: &&store::RefLayer| layer.blob == place.blob && layer.diff_id == place.diff_id;
+            for layer in image.layers.iter().filter(same) {
+                known.entry(layer.index).or_default().push(image.name.clone());
+            }
+        }
+        // Of an image that is being opened by somebody else no reference speaks yet.
+        let built = self
+            .built
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(place.blob, place.diff_id))
+            .copied();
+        if let Some(index) = built {
+            known.entry(index).or_default();
+        }
+        known
+    }
+
+    /// Checks that an index is of this layer, and takes it into use.
+    fn open_layer(&self, place: &Place, index: Index) -> anyhow::Result<Hold> {
+        let (facts, source) = (index.facts(), index.source());
+        if source.blob != place.blob || source.size != place.size || facts.diff_id != place.diff_id {
+            bail!("the index is of layer {} ({}), not of {}", source.blob, facts.diff_id, place.blob);
+        }
+        let layer =
+            Layer::open(index).with_context(|| format!("checking the index of layer {}", place.blob))?;
+        Ok(self.through.add(Arc::new(layer), Exposure::Served)?)
+    }
+
+    fn shipped(&self, source: &Source, manifest: &Digest) -> Result<Shipped, registry::Error> {
+        let artifacts = self.net.artifacts(source, manifest)?;
+        let mut signatures = Vec::new();
+        for descriptor in artifacts.iter().flat_map(|artifact| &artifact.signatures).take(SIGNATURES) {
+            let bytes = self.net.blob(source, descriptor, limits::MANIFEST)?;
+            match serde_json::from_slice::<Vec<Signature>>(&bytes) {
+                Ok(found) => signatures.extend(found),
+                Err(error) => {
+                    tracing::warn!(blob = %descriptor.digest, "signatures that cannot be read: {error}")
+                }
+            }
+        }
+        Ok(Shipped { artifacts, signatures })
+    }
+
+    /// Fetches the indexes of the layers that lack one; returns why some are not used, if so.
+    fn fetch_layers(
+        &self,
+        source: &Source,
+        shipped: &Shipped,
+        asked: &Question<'_>,
+        resolved: &Resolved,
+        layers: &mut [Option<FoundLayer>],
+    ) -> anyhow::Result<Option<String>> {
+        if shipped.artifacts.is_empty() {
+            return Ok(Some("no index anywhere".into()));
+        }
+        let why_not = Mutex::new(None);
+        for artifact in &shipped.artifacts {
+            let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
+            let fetched = parallel(&missing, INDEXES, |n| {
+                let place = &resolved.layers[*n];
+                let found = self.fetch_layer(source, artifact, &shipped.signatures, asked, place);
+                Ok(found.unwrap_or_else(|error| {
+                    tracing::warn!(layer = %place.blob, "the fetched index is not used: {error:#}");
+                    why_not
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .get_or_insert(format!("{error:#}"));
+                    None
+                }))
+            })?;
+            for (n, layer) in missing.iter().zip(fetched) {
+                layers[*n] = layer;
+            }
+        }
+        Ok(why_not.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn fetch_layer(
+        &self,
+        source: &Source,
+        artifact: &IndexArtifact,
+        signatures: &[Signature],
+        asked: &Question<'_>,
+        place: &Place,
+    ) -> anyhow::Result<Option<FoundLayer>> {
+        let Some(entry) = artifact.layers.iter().find(|entry| entry.layer == place.blob) else {
+            return Ok(None);
+        };
+        // The descriptor's annotations only save a fetch; what counts is the identity of what is fetched.
+        let bytes = self.net.blob(source, &entry.blob, limits::INDEX).context("fetching the index")?;
+        let index = Index::decode(&bytes).context("reading the index")?;
+        let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: index.id() };
+        let verdict = self.rule.judge(asked.asked, &claim, signatures);
+        if !verdict.accepted() {
+            bail!(match verdict {
+                Verdict::UnsignedForDigest =>
+                    anyhow!("the image is named by digest and no trusted key signed the index"),
+                _ => anyhow!("a policy asks for a signed index and no trusted key signed this one"),
+            });
+        }
+        tracing::info!(layer = %place.blob, index = %claim.index, ?verdict, "index from the registry");
+        let _pin = self.store.put_index(&index).context("keeping the index")?;
+        let hold = self.open_layer(place, index)?;
+        let index_size = bytes.len() as u64;
+        Ok(Some(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Registry, index_size }))
+    }
+
+    fn shipped_profile(&self, source: &Source, shipped: &Shipped) -> Option<Profile> {
+        let descriptor = shipped.artifacts.iter().find_map(|artifact| artifact.profile.as_ref())?;
+        let read = || anyhow::Ok(Profile::parse(&self.net.blob(source, descriptor, limits::MANIFEST)?)?);
+        read().inspect_err(|error| tracing::warn!("the shipped profile is not used: {error:#}")).ok()
+    }
+
+    /// Fetches a layer whole and builds its index on the way. Nothing of it is seen before its digests passed.
+    fn stream_layer(
+        &self,
+        place: &Place,
+        asked: &Question<'_>,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<FoundLayer> {
+        let _one = self.building.hold(place.blob);
+        // Somebody else may have streamed it while we waited; then it is proved, whoever asks.
+        if let Some(found) = self.local_layer(place, asked)? {
+            return Ok(found);
+        }
+        let (index_size, layer) =
+            self.build_layer(place, talk).with_context(|| format!("streaming layer {}", place.blob))?;
+        let built = ((place.blob, place.diff_id), layer.id());
+        let hold = self.through.add(layer, Exposure::Served)?;
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).extend([built]);
+        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Streamed, index_size })
+    }
+
+    pub(super) fn build_layer(&self, place: &Place, talk: &Talk<'_>) -> anyhow::Result<(u64, Arc<Layer>)> {
+        let mut staging = self.store.stage()?;
+        let options = convert::Options { segment: segment_size(place.size), blob_size: place.size };
+        let expected = convert::Expected { blob: place.blob, diff_id: place.diff_id };
+        let (index, proved) = std::thread::scope(|scope| {
+            let (pieces, blob) = Pipe::new();
+            // The network writes into the pipe, this thread reads from it.
+            let streaming = scope.spawn(move || self.stream(place, pieces, talk));
+            let write =
+                |segment: u32, bytes: &[u8]| staging.write(segment, bytes).map_err(std::io::Error::other);
+            let built = convert::build(blob, options, &expected, convert::Threads::Two, write);
+            let streamed = streaming.join().map_err(|_| anyhow!("a thread ended unexpectedly"))?;
+            // The network's error explains the builder's, which only saw the bytes end.
+            streamed.and(built.map_err(anyhow::Error::from))
+        })?;
+        let _pin = self.store.put_index(&index)?;
+        let index_size = index.encode().len() as u64;
+        let layer = Arc::new(Layer::open(index)?);
+        let _pin = staging.commit(&layer, proved)?;
+        Ok((index_size, layer))
+    }
+
+    /// Streams a blob into a pipe; ends early without error when nobody reads it any more.
+    fn stream(&self, place: &Place, pieces: PipeEnd, talk: &Talk<'_>) -> anyhow::Result<()> {
+        let blob = Blob { digest: place.blob, size: place.size };
+        let deadline = Instant::now() + STREAM_DEADLINE;
+        let (mut received, mut said, mut gone) = (0, 0, Ok(()));
+        self.net.read(&blob, 0..place.size, Priority::Demand, deadline, &mut |piece| {
+            received += piece.len() as u64;
+            if received - said >= SAY || received == place.size {
+                said = received;
+                gone = say(talk, "streaming", &place.blob, received, place.size);
+            }
+            if gone.is_ok() && pieces.send(piece) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        gone
+    }
+}
+
+/// Returns registry host and full repository name; a local layout is its own host.
+fn whose(reference: &Reference) -> (String, String) {
+    match reference {
+        Reference::Registry(image) => {
+            let host = image.host().to_string();
+            let repository = format!("{host}/{}", image.repository());
+            (host, repository)
+        }
+        Reference::Layout(place) | Reference::Archive(place) => {
+            let path = place.path().display().to_string();
+            (path.clone(), path)
+        }
+    }
+}
+
+/// Returns the segment size for a layer whose blob has this length: a mount can have
+/// [`limits::SEGMENTS`] of them, and one layer should leave room for others. Why 1 MiB: decision 5.
+fn segment_size(blob: u64) -> SegmentSize {
+    let bits = match blob {
+        0..=HUGE => 20,
+        _ => 22,
+    };
+    SegmentSize::from_bits(bits).unwrap_or(SegmentSize::DEFAULT)
+}
+
+/// One line for people: lazy or full, and why.
+fn why(layers: &[FoundLayer], why_not: Option<String>) -> String {
+    let count = |origin| layers.iter().filter(|layer| layer.origin == origin).count();
+    let (streamed, fetched) = (count(IndexOrigin::Streamed), count(IndexOrigin::Registry));
+    match (streamed, fetched) {
+        (0, 0) => "lazy: the indexes are in the store".into(),
+        (0, _) => "lazy: the registry has the index".into(),
+        (n, _) => {
+            let reason = why_not.unwrap_or_else(|| "no index anywhere".into());
+            format!(
+                "full for {n} of {} layers: {reason}; the index is kept, the next start is lazy",
+                layers.len()
+            )
+        }
+    }
+}
+
+/// Does the same to many things on a few threads; the first error ends it.
+pub(super) fn parallel<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    work: impl Fn(&T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<anyhow::Result<R>>>> = Mutex::new(items.iter().map(|_| None).collect());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(items.len()) {
+            scope.spawn(|| {
+                while let Some(n) =
+                    Some(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).filter(|n| *n < items.len())
+                {
+                    let result = work(&items[n]);
+                    if result.is_err() {
+                        next.store(items.len(), std::sync::atomic::Ordering::Relaxed);
+                    }
+                    results.lock().unwrap_or_else(PoisonError::into_inner)[n] = Some(result);
+                }
+            });
+        }
+    });
+    // What was not begun has no result, and then some other has an error.
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut done = Vec::with_capacity(items.len());
+    let mut skipped = false;
+    for result in results {
+        match result {
+            Some(result) => done.push(result?),
+            None => skipped = true,
+        }
+    }
+    if skipped {
+        bail!("given up because another part failed")
+    }
+    Ok(done)
+}

@@ -1,0 +1,336 @@
+//! The daemon's heart: from a reference to a mounted, growing, in the end proved image.
+//!
+//! | file | what |
+//! |---|---|
+//! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
+//! | `layers.rs` | where a layer's index comes from: store, registry, or the layer itself |
+//! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
+//! | `publish.rs` | the index artifact: sign, push, write |
+//! | `mounts.rs`, `waits.rs`, `profile.rs` | mounts, who waited, what a start reads |
+//! | `report.rs` | what is told |
+//!
+//! Everything here is synchronous; the network is behind [`crate::origin::Net`].
+
+mod fetch;
+mod keyed_lock;
+mod layers;
+pub mod mounts;
+mod open;
+mod pipe;
+pub mod profile;
+pub mod publish;
+pub mod report;
+mod waits;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use format::IndexId;
+use store::{GarbageKind, GcMode, ReadThrough, RefName, Segments, Store, Workers};
+
+use self::mounts::{LiveMount, Mounts};
+use self::open::{OpenImage, Purpose};
+use self::profile::Profile;
+use self::report::{ImageReport, Status, Timings, Traffic};
+use crate::config::Config;
+use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Progress, Ready, Segment};
+use crate::exit::Hint;
+use crate::origin::Net;
+use crate::trust::Rule;
+
+/// Where progress goes; an error says that nobody listens any more and the work can stop.
+pub type Talk<'a> = dyn Fn(Event) -> anyhow::Result<()> + Sync + 'a;
+
+/// Alerts kept: what comes after the first hundred is more of the same.
+const ALERTS: usize = 100;
+
+/// Everything one daemon has.
+pub struct Engine {
+    config: Config,
+    rule: Rule,
+    store: Arc<Store>,
+    net: Arc<Net>,
+    through: Arc<ReadThrough>,
+    mounts: Mounts,
+    /// Images that were opened, by canonical reference.
+    images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
+    /// One builder per layer, so that two runs of one image stream it once.
+    building: keyed_lock::KeyedLock<format::Digest>,
+    /// The indexes of the layers streamed by this daemon: some hundred bytes for each. Held for a look only.
+    built: Mutex<HashMap<(format::Digest, format::DiffId), IndexId>>,
+    alerts: Arc<Alerts>,
+    stopping: AtomicBool,
+}
+
+impl Engine {
+    /// Opens the store and gets ready to serve.
+    pub fn start(root: &Path, config: &Config) -> anyhow::Result<Arc<Self>> {
+        let rule = Rule::new(config)?;
+        let store = Store::open(root).with_context(|| format!("opening the store {}", root.display()))?;
+        let net = Arc::new(Net::new(config)?);
+        let alerts = Arc::new(Alerts::default());
+        let through = ReadThrough::start(store.clone(), net.clone(), alerts.clone(), Workers::default())?;
+        let mounts = Mounts::new(&crate::daemon::run_dir(root)?)?;
+        for run in crate::run::sweep(root) {
+            tracing::info!(run, "removed what a killed run left");
+        }
+        Ok(Arc::new(Self {
+            config: config.clone(),
+            rule,
+            store,
+            net,
+            through: Arc::new(through),
+            mounts,
+            images: Mutex::default(),
+            building: keyed_lock::KeyedLock::default(),
+            built: Mutex::default(),
+            alerts,
+            stopping: AtomicBool::new(false),
+        }))
+    }
+
+    /// Makes an image readable and tells where its metadata image is.
+    pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<Opened> {
+        let image = self.open(image, Purpose::Look, talk)?;
+        Ok(Opened { report: self.report(&image), meta: image.meta_path().to_owned() })
+    }
+
+    /// Mounts an image at a directory of the user's.
+    pub fn mount_at(
+        self: &Arc<Self>,
+        image: &str,
+        dir: &Path,
+        background: bool,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<Mounted> {
+        let image = self.open(image, Purpose::Look, talk)?;
+        let live = self.live(&image)?;
+        self.mounts.bind(live, dir, image.reference())?;
+        if background {
+            self.fetch_rest(&image);
+        }
+        Ok(Mounted { dir: dir.to_owned(), config: image.config_text()?, report: self.report(&image) })
+    }
+
+    /// Undoes [`Engine::mount_at`].
+    pub fn umount(&self, dir: &Path) -> anyhow::Result<()> {
+        self.mounts.unbind(dir)
+    }
+
+    /// Mounts an image for as long as the answer lives.
+    pub fn hold(self: &Arc<Self>, image: &str, background: bool, talk: &Talk<'_>) -> anyhow::Result<Hold> {
+        let before = self.net.traffic();
+        let image = self.open(image, Purpose::Start, talk)?;
+        let mounting = Instant::now();
+        let live = self.live(&image)?;
+        image.mounted_in(mounting.elapsed());
+        Ok(Hold { engine: self.clone(), image, live, background, before })
+    }
+
+    /// Fetches everything and proves it.
+    pub fn pull(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<ImageReport> {
+        let image = self.open(image, Purpose::Look, talk)?;
+        self.complete(&image, talk)?;
+        Ok(self.report(&image))
+    }
+
+    /// Makes the index artifact of an image.
+    pub fn index(
+        self: &Arc<Self>,
+        image: &str,
+        wanted: &publish::Wanted<'_>,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<Indexed> {
+        let image = self.open(image, Purpose::Look, talk)?;
+        publish::publish(self, &image, wanted)
+    }
+
+    /// Reads everything again; with `rebuild`, fetches the layers and builds their indexes anew as well.
+    pub fn verify(
+        self: &Arc<Self>,
+        image: &str,
+        rebuild: bool,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<ImageReport> {
+        let image = self.open(image, Purpose::Look, talk)?;
+        if rebuild {
+            self.rebuild(&image, talk)?;
+        }
+        self.scrub(&image, talk)?;
+        self.complete(&image, talk)?;
+        Ok(self.report(&image))
+    }
+
+    /// Makes a segment whole and tells its file.
+    pub fn segment(&self, index: IndexId, number: u32) -> anyhow::Result<Segment> {
+        let deadline = Instant::now() + self.config.fetch.deadline();
+        self.through
+            .fetch(index, number, deadline)
+            .with_context(|| format!("fetching segment {number} of {index}"))?;
+        let images = self.images();
+        let found = images.values().flat_map(|image| image.layers()).find(|found| found.id() == index);
+        let found = found.context("the layer has been closed meanwhile")?;
+        Ok(Segment { file: found.hold.files().path(number) })
+    }
+
+    /// Forgets a reference.
+    pub fn rm(&self, image: &str) -> anyhow::Result<()> {
+        let name = ref_name(&open::canonical(image)?)?;
+        if !self.store.refs().remove(&name).with_context(|| format!("forgetting {image}"))? {
+            bail!(
+                anyhow::anyhow!("{image} is not in the store")
+                    .context(Hint::new("forgetting an image", "`floe status` lists what is"))
+            );
+        }
+        self.images().remove(name.as_str());
+        Ok(())
+    }
+
+    /// Frees what nothing refers to.
+    pub fn gc(&self, dry_run: bool) -> anyhow::Result<Freed> {
+        let mode = if dry_run { GcMode::DryRun } else { GcMode::Remove };
+        if !dry_run {
+            // What is open only because it was once asked for does not count as in use.
+            self.images().retain(|_, image| Arc::strong_count(image) > 1 || self.mounts.uses(image.key()));
+        }
+        let garbage = self.store.gc(mode).context("collecting garbage")?;
+        Ok(Freed { items: garbage.into_iter().map(|item| (named(&item.kind), item.bytes)).collect() })
+    }
+
+    /// Returns everything there is to know.
+    pub fn status(&self) -> Status {
+        let images = self.images().iter().map(|(name, image)| (name.clone(), self.report(image))).collect();
+        Status {
+            pid: std::process::id(),
+            images,
+            mounts: self.mounts.report(),
+            traffic: self.net.traffic(),
+            alerts: self.alerts.list(),
+        }
+    }
+
+    /// Says whether somebody uses a mount or a fetch runs.
+    pub fn busy(&self) -> bool {
+        self.mounts.any() || self.through.under_way() > 0
+    }
+
+    /// Asks the daemon to end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Says whether the daemon was asked to end.
+    pub fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Lets everything go.
+    pub fn shutdown(&self) {
+        self.stop();
+        self.mounts.detach_all();
+        self.images().clear();
+        self.through.close();
+        if let Err(error) = self.store.close() {
+            tracing::error!("closing the store: {error}; the next start checks it");
+        }
+    }
+
+    fn live(&self, image: &Arc<OpenImage>) -> anyhow::Result<Arc<LiveMount>> {
+        let options = mount::fuse::Options { deadline: self.config.fetch.deadline(), ..Default::default() };
+        let segments: Arc<dyn Segments> = self.through.clone();
+        self.mounts.live(image.key(), || image.tree(), segments, image.clone(), options)
+    }
+
+    fn images(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<OpenImage>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alert(&self, text: String) {
+        self.alerts.raise(text);
+    }
+}
+
+/// What an administrator has to look at, each thing once.
+#[derive(Default)]
+struct Alerts(Mutex<Vec<String>>);
+
+impl Alerts {
+    fn raise(&self, text: String) {
+        tracing::error!("{text}");
+        let mut alerts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !alerts.contains(&text) && alerts.len() < ALERTS {
+            alerts.push(text);
+        }
+    }
+
+    fn list(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl store::Observer for Alerts {
+    fn corrupt(&self, index: IndexId, segment: u32) {
+        self.raise(format!(
+            "the registry sent wrong bytes twice for segment {segment} of layer index {index}"
+        ));
+    }
+}
+
+/// A mount that is let go when this is dropped.
+pub struct Hold {
+    engine: Arc<Engine>,
+    image: Arc<OpenImage>,
+    live: Arc<LiveMount>,
+    background: bool,
+    before: Traffic,
+}
+
+impl Hold {
+    /// Returns what the client needs to start a container.
+    pub fn mounted(&self) -> anyhow::Result<Mounted> {
+        let report = self.engine.report(&self.image);
+        Ok(Mounted { dir: self.live.dir().to_owned(), config: self.image.config_text()?, report })
+    }
+
+    /// Hears that the container is ready: keeps the profile, lets the background begin.
+    pub fn ready(&self, ready: &Ready) -> anyhow::Result<Timings> {
+        let timings = Timings {
+            report: self.engine.report(&self.image),
+            running: ready.running,
+            waiting: self.live.waits().waited(),
+            waits: self.live.waits().by_file(self.live.image()),
+            traffic: self.engine.net.traffic() - self.before,
+        };
+        if ready.record {
+            let profile = Profile::new(self.image.layer_ids(), &self.live.recorder().reads());
+            let kept = self.engine.store.put_profile(self.image.manifest(), &profile.to_json()?);
+            kept.context("keeping the profile of the start")?;
+        }
+        if self.background {
+            self.engine.fetch_rest(&self.image);
+        }
+        Ok(timings)
+    }
+}
+
+fn named(garbage: &GarbageKind) -> String {
+    match garbage {
+        GarbageKind::Layer(index) => format!("layer {index}"),
+        GarbageKind::Index(index) => format!("index {index}"),
+        GarbageKind::Meta(name) => format!("tree {name}"),
+    }
+}
+
+fn ref_name(canonical: &str) -> anyhow::Result<RefName> {
+    RefName::parse(canonical).with_context(|| format!("naming {canonical:?}"))
+}
+
+/// Says how far a step is; stops it where nobody listens any more.
+fn say(talk: &Talk<'_>, step: &str, what: &format::Digest, done: u64, total: u64) -> anyhow::Result<()> {
+    let what = what.hex()[..12].to_owned();
+    talk(Event::Progress(Progress { step: step.to_owned(), what, done, total }))
+}

@@ -1,0 +1,342 @@
+//! From a reference to an image whose every name can be read.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use format::erofs::read::Image as Meta;
+use format::erofs::write::{self, LayerDevices};
+use format::tree::Builder;
+use format::{Digest, IndexId};
+use registry::{Descriptor, Image, Reference, Source};
+use store::{ImageRef, MetaKey, RefLayer};
+use sys::map::Map;
+
+use super::layers::{FoundLayer, Place};
+use super::report::{ImageReport, LayerReport, Opening};
+use super::{Engine, Talk, ref_name};
+use crate::daemon::protocol::Event;
+use crate::exit::Hint;
+
+/// An image that can be mounted.
+pub(super) struct OpenImage {
+    reference: String,
+    manifest: Digest,
+    descriptor: Descriptor,
+    config: Vec<u8>,
+    layers: Vec<FoundLayer>,
+    key: MetaKey,
+    meta: PathBuf,
+    why: String,
+    /// Held for a look only.
+    opening: Mutex<Opening>,
+    /// Where it came from; nothing where it was opened without network.
+    pub(super) source: Option<Arc<Source>>,
+    /// What a start of it reads, as far as anybody has told.
+    pub(super) profile: Option<Arc<super::Profile>>,
+}
+
+impl OpenImage {
+    pub(super) fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    pub(super) fn manifest(&self) -> Digest {
+        self.manifest
+    }
+
+    /// Returns the manifest as an artifact refers to it.
+    pub(super) fn manifest_descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    pub(super) fn layers(&self) -> &[FoundLayer] {
+        &self.layers
+    }
+
+    pub(super) fn layer_ids(&self) -> Vec<IndexId> {
+        self.layers.iter().map(|layer| layer.id()).collect()
+    }
+
+    pub(super) fn key(&self) -> MetaKey {
+        self.key
+    }
+
+    pub(super) fn meta_path(&self) -> &Path {
+        &self.meta
+    }
+
+    /// Returns the config as text: it is JSON, which was parsed when the image was resolved.
+    pub(super) fn config_text(&self) -> anyhow::Result<String> {
+        String::from_utf8(self.config.clone()).context("the image's config is not UTF-8")
+    }
+
+    /// Maps the metadata image.
+    pub(super) fn tree(&self) -> anyhow::Result<Meta<Map>> {
+        let file =
+            std::fs::File::open(&self.meta).with_context(|| format!("opening {}", self.meta.display()))?;
+        let map = Map::of(&file).with_context(|| format!("mapping {}", self.meta.display()))?;
+        Meta::open(map).with_context(|| format!("reading the metadata image {}", self.meta.display()))
+    }
+
+    /// Begins to fetch what a start reads, if one is about to happen.
+    fn hurry(&self, engine: &Arc<Engine>, purpose: Purpose) {
+        if let (Purpose::Start, Some(profile)) = (purpose, &self.profile) {
+            engine.fetch_profile(profile.clone());
+        }
+    }
+
+    pub(super) fn mounted_in(&self, time: Duration) {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner).mount += time;
+    }
+}
+
+/// What an image is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A container is about to start: what a start reads is fetched at once.
+    Start,
+    /// Anything else.
+    Look,
+}
+
+/// Returns a reference as everything else names it.
+pub(super) fn canonical(image: &str) -> anyhow::Result<String> {
+    Ok(parse(image)?.to_string())
+}
+
+fn parse(image: &str) -> anyhow::Result<Reference> {
+    image.parse().with_context(|| {
+        Hint::new(
+            format!("understanding the image name {image:?}"),
+            "names look like docker://host/name:tag or oci:DIR:TAG",
+        )
+    })
+}
+
+/// What is known of an image before its layers are looked at.
+pub(super) struct Resolved {
+    pub(super) manifest: Digest,
+    manifest_bytes: Vec<u8>,
+    config: Vec<u8>,
+    config_digest: Digest,
+    pub(super) layers: Vec<Place>,
+    pub(super) source: Option<Arc<Source>>,
+}
+
+impl Engine {
+    /// Makes an image readable: every layer has an index and the tree is written.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        image: &str,
+        purpose: Purpose,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<Arc<OpenImage>> {
+        let reference = parse(image)?;
+        let name = reference.to_string();
+        let begun = Instant::now();
+        let resolved = self.resolve(&reference, talk).with_context(|| format!("opening {name}"))?;
+        let resolve = begun.elapsed();
+
+        if let Some(known) =
+            self.images().get(&name).filter(|known| known.manifest == resolved.manifest).cloned()
+        {
+            *known.opening.lock().unwrap_or_else(PoisonError::into_inner) =
+                Opening { resolve, ..Opening::default() };
+            known.hurry(self, purpose);
+            return Ok(known);
+        }
+
+        let begun = Instant::now();
+        let found =
+            self.find_layers(&reference, &resolved, talk).with_context(|| format!("opening {name}"))?;
+        let index = begun.elapsed();
+
+        let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
+        if let (Purpose::Start, Some(profile)) = (purpose, &profile) {
+            self.fetch_profile(profile.clone()); // the link is idle while the tree is written
+        }
+
+        let begun = Instant::now();
+        let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();
+        let key = MetaKey::of(&ids);
+        let meta =
+            self.metadata_image(key, &found.layers).with_context(|| format!("writing the tree of {name}"))?;
+        self.remember(&name, &resolved, &found.layers)?;
+        let descriptor = resolved.descriptor()?;
+        let image = Arc::new(OpenImage {
+            reference: name.clone(),
+            manifest: resolved.manifest,
+            descriptor,
+            config: resolved.config,
+            layers: found.layers,
+            key,
+            meta,
+            why: found.why,
+            opening: Mutex::new(Opening { resolve, index, mount: begun.elapsed() }),
+            source: resolved.source,
+            profile,
+        });
+        self.images().insert(name, image.clone());
+        Ok(image)
+    }
+
+    /// Asks the registry what the reference means today; without network, what it meant the last time.
+    fn resolve(&self, reference: &Reference, talk: &Talk<'_>) -> anyhow::Result<Resolved> {
+        let local =
+            self.store.refs().get(&ref_name(&reference.to_string())?).context("looking into the store")?;
+        // A digest means the same for ever: with everything at hand nobody needs to be asked.
+        if let (Some(local), Some(digest)) = (&local, reference.digest())
+            && local.manifest_digest == *digest
+        {
+            let source = self.net.source(reference).ok();
+            return Ok(Resolved::local(local, source));
+        }
+        let source = self.net.source(reference)?;
+        match self.net.image(&source) {
+            Ok(image) => Ok(Resolved::remote(image, source)),
+            Err(error) if error.is_temporary() => match local {
+                Some(local) => {
+                    let text = format!(
+                        "{reference}: the registry cannot be reached; what is here is used ({error})"
+                    );
+                    talk(Event::Notice { text })?;
+                    Ok(Resolved::local(&local, Some(source)))
+                }
+                None => Err(anyhow::Error::new(error).context(Hint::new(
+                    "asking the registry",
+                    "nothing of this image is in the store, so the network is needed",
+                ))),
+            },
+            Err(error) => Err(error).context("asking the registry"),
+        }
+    }
+
+    /// Returns the path of the metadata image of these layers, writing it if there is none.
+    fn metadata_image(&self, key: MetaKey, layers: &[FoundLayer]) -> anyhow::Result<PathBuf> {
+        if let Some(meta) = self.store.meta(key)? {
+            return Ok(meta.path);
+        }
+        let mut builder = Builder::new();
+        let mut devices = Vec::with_capacity(layers.len());
+        for layer in layers {
+            builder.layer()?;
+            let read = layer
+                .layer()
+                .members(|member, runs| builder.member(&member, runs).map_err(anyhow::Error::from));
+            read.with_context(|| format!("reading the names of layer {}", layer.place.blob))?;
+            let segment = layer.layer().facts().segment;
+            devices.push(LayerDevices { index: layer.id(), segment, lens: layer.layer().segment_blocks() });
+        }
+        let image = write::image(&builder.finish(), &devices)?;
+        self.store.put_meta(key, &image)?;
+        match self.store.meta(key)? {
+            Some(meta) => Ok(meta.path),
+            None => bail!("the metadata image that was just written is gone"),
+        }
+    }
+
+    /// Keeps what the reference means, so that the image starts without network.
+    fn remember(&self, name: &str, resolved: &Resolved, layers: &[FoundLayer]) -> anyhow::Result<()> {
+        let layer = |found: &FoundLayer| RefLayer {
+            blob: found.place.blob,
+            size: found.place.size,
+            media_type: found.place.media_type.clone(),
+            diff_id: found.place.diff_id,
+            index: found.id(),
+            proved: found.proved(),
+        };
+        let image = ImageRef {
+            name: ref_name(name)?,
+            manifest_digest: resolved.manifest,
+            manifest: resolved.manifest_bytes.clone(),
+            config_digest: resolved.config_digest,
+            config: resolved.config.clone(),
+            layers: layers.iter().map(layer).collect(),
+        };
+        self.store.refs().put(&image).with_context(|| format!("remembering {name}"))
+    }
+
+    /// What was recorded here is nearer the truth than what somebody else recorded.
+    fn profile_of(&self, resolved: &Resolved, shipped: Option<super::Profile>) -> Option<super::Profile> {
+        let recorded = self.store.profile(resolved.manifest).unwrap_or_else(|error| {
+            tracing::warn!("a recorded profile is left aside: {error}");
+            None
+        });
+        recorded.and_then(|bytes| super::Profile::parse(&bytes).ok()).or(shipped)
+    }
+
+    pub(super) fn report(&self, image: &OpenImage) -> ImageReport {
+        let layer = |found: &FoundLayer| {
+            let segments = found.hold.files().segments();
+            let missing = u32::try_from(found.hold.files().missing()).unwrap_or(segments);
+            LayerReport {
+                blob: found.place.blob,
+                size: found.place.size,
+                diff_id: found.place.diff_id,
+                index: found.id(),
+                origin: found.origin,
+                index_size: found.index_size,
+                segments,
+                local: segments - missing.min(segments),
+                proved: found.proved(),
+            }
+        };
+        ImageReport {
+            reference: image.reference.clone(),
+            manifest: image.manifest,
+            why: image.why.clone(),
+            layers: image.layers.iter().map(layer).collect(),
+            opening: *image.opening.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+impl Resolved {
+    /// The media type is what the manifest itself says; OCI manifests may leave it out.
+    fn descriptor(&self) -> anyhow::Result<Descriptor> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Head {
+            media_type: Option<String>,
+        }
+        let head: Head = serde_json::from_slice(&self.manifest_bytes).context("reading the manifest")?;
+        let media_type = head.media_type.as_deref().unwrap_or(registry::media_type::MANIFEST);
+        Ok(Descriptor::new(media_type, self.manifest, self.manifest_bytes.len() as u64))
+    }
+
+    fn remote(image: Image, source: Arc<Source>) -> Self {
+        let layers = image.layers.iter().map(|layer| Place {
+            blob: layer.digest,
+            size: layer.size,
+            media_type: layer.media_type.clone(),
+            diff_id: layer.diff_id,
+        });
+        Self {
+            layers: layers.collect(),
+            manifest: image.manifest.digest,
+            manifest_bytes: image.manifest.bytes.to_vec(),
+            config: image.config.to_vec(),
+            config_digest: image.config_digest,
+            source: Some(source),
+        }
+    }
+
+    fn local(image: &ImageRef, source: Option<Arc<Source>>) -> Self {
+        let layers = image.layers.iter().map(|layer| Place {
+            blob: layer.blob,
+            size: layer.size,
+            media_type: layer.media_type.clone(),
+            diff_id: layer.diff_id,
+        });
+        Self {
+            layers: layers.collect(),
+            manifest: image.manifest_digest,
+            manifest_bytes: image.manifest.clone(),
+            config: image.config.clone(),
+            config_digest: image.config_digest,
+            source,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What the engine tells: about images, mounts and where the time of a start went.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use format::{DiffId, Digest, IndexId};
+use serde::{Deserialize, Serialize};
+
+/// How an image was opened and what of it is here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// The reference, canonical.
+    pub reference: String,
+    /// Digest of the manifest of our platform.
+    pub manifest: Digest,
+    /// One line: lazy or full and why.
+    pub why: String,
+    /// The layers, bottom first.
+    pub layers: Vec<LayerReport>,
+    /// Where the time of opening went.
+    pub opening: Opening,
+}
+
+impl ImageReport {
+    /// Returns the bytes of all compressed layers.
+    pub fn compressed(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.size).sum()
+    }
+
+    /// Says whether every segment of every layer is on this node.
+    pub fn complete(&self) -> bool {
+        self.layers.iter().all(|layer| layer.local == layer.segments)
+    }
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Digest of the blob.
+    pub blob: Digest,
+    /// Length of the blob, in bytes.
+    pub size: u64,
+    /// Digest of the plain tar.
+    pub diff_id: DiffId,
+    /// Identity of the index.
+    pub index: IndexId,
+    /// Where the index came from.
+    pub origin: IndexOrigin,
+    /// Length of the encoded index, in bytes.
+    pub index_size: u64,
+    /// Segments in all.
+    pub segments: u32,
+    /// Segments on this node.
+    pub local: u32,
+    /// Whether the layer's plain tar was hashed here and matched its diffID.
+    pub proved: bool,
+}
+
+/// Where a layer's index came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexOrigin {
+    /// It was in the store.
+    Local,
+    /// An artifact beside the image had it.
+    Registry,
+    /// The layer was streamed and the index built on the way.
+    Streamed,
+}
+
+/// Where the time of opening an image went.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Opening {
+    /// From reference to manifest and config.
+    pub resolve: Duration,
+    /// Until every layer had an index: looked up, fetched or built.
+    pub index: Duration,
+    /// From indexes to a mounted tree.
+    pub mount: Duration,
+}
+
+/// Where the time of a start went.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Timings {
+    /// How the image was opened.
+    pub report: ImageReport,
+    /// From the mount to ready.
+    pub running: Duration,
+    /// Of `running`, how long at least one reader waited.
+    pub waiting: Duration,
+    /// The files that were waited for, longest first.
+    pub waits: Vec<Wait>,
+    /// What went over the network until ready.
+    pub traffic: Traffic,
+}
+
+impl Timings {
+    /// Returns the time from the start to ready.
+    pub fn total(&self) -> Duration {
+        let Opening { resolve, index, mount } = self.report.opening;
+        resolve + index + mount + self.running
+    }
+}
+
+/// A file that somebody waited for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Wait {
+    /// Path in the image, printable.
+    pub path: String,
+    /// How often.
+    pub times: u64,
+    /// How long in all.
+    pub waited: Duration,
+}
+
+/// What went over the network.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes received in response bodies.
+    pub bytes: u64,
+    /// Requests sent.
+    pub requests: u64,
+    /// Requests repeated after a fault.
+    pub retries: u64,
+}
+
+impl std::ops::Sub for Traffic {
+    type Output = Self;
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes - earlier.bytes,
+            requests: self.requests - earlier.requests,
+            retries: self.retries - earlier.retries,
+        }
+    }
+}
+
+/// Reply to `floe status`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Process of the daemon.
+    pub pid: u32,
+    /// Images that are open, by reference.
+    pub images: BTreeMap<String, ImageReport>,
+    /// Mounts: where, and of which reference.
+    pub mounts: Vec<MountReport>,
+    /// Traffic since the daemon started.
+    pub traffic: Traffic,
+    /// What an administrator has to look at: layers that did not prove, damaged files.
+    pub alerts: Vec<String>,
+}
+
+/// One mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountReport {
+    /// Where.
+    pub dir: String,
+    /// The reference it was mounted by.
+    pub reference: String,
+    /// Read path: `fuse`.
+    pub path: String,
+    /// Read requests from the kernel.
+    pub reads: u64,
+    /// Of those, how many had to wait for a segment.
+    pub misses: u64,
+    /// How long readers waited in all.
+    pub waited: Duration,
+}

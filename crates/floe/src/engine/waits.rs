@@ -1,0 +1,97 @@
+//! Who waited for which file: what `--timings` and `status` tell.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use format::IndexId;
+use format::erofs::read::{Image, Nid};
+use mount::observe::{Counters, Failure, Observer, Wait as ReadWait};
+
+use super::report::Wait;
+
+/// Counts reads, and measures for how long at least one of them waited.
+#[derive(Default)]
+pub struct Waits {
+    counters: Counters,
+    clock: Mutex<Clock>,
+}
+
+#[derive(Default)]
+struct Clock {
+    waiting: u64,
+    since: Option<Instant>,
+    sum: Duration,
+}
+
+impl Waits {
+    /// Returns for how long at least one reader has waited.
+    pub fn waited(&self) -> Duration {
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.sum + clock.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Returns the counts.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Returns the files that were waited for, longest first.
+    pub fn by_file<B: AsRef<[u8]>>(&self, image: &Image<B>) -> Vec<Wait> {
+        let files = self.counters.waits().files;
+        // One walk for all: finding the path of one inode costs as much.
+        let mut paths = HashMap::new();
+        let walked = image.walk(|step| {
+            if files.contains_key(&step.entry.nid) {
+                paths
+                    .entry(step.entry.nid)
+                    .or_insert_with(|| format!("/{}", format::name::printable(step.path)));
+            }
+            if paths.len() == files.len() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if let Err(error) = walked {
+            tracing::warn!("naming the files that were waited for: {error}");
+        }
+        let mut waits: Vec<_> = files.iter().collect();
+        waits.sort_by_key(|(nid, file)| (std::cmp::Reverse(file.sum), nid.0));
+        let mut name = |nid: &Nid| paths.remove(nid).unwrap_or_else(|| format!("inode {nid}"));
+        waits
+            .into_iter()
+            .map(|(nid, file)| Wait { path: name(nid), times: file.count, waited: file.sum })
+            .collect()
+    }
+}
+
+impl Observer for Waits {
+    fn hit(&self, nid: Nid, bytes: u64) {
+        self.counters.hit(nid, bytes);
+    }
+
+    fn failed(&self, nid: Nid, why: &Failure) {
+        tracing::warn!(inode = nid.0, "a read failed: {why}");
+        self.counters.failed(nid, why);
+    }
+
+    fn waiting(&self, nid: Nid, missing: (IndexId, u32)) {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.waiting += 1;
+        clock.since.get_or_insert_with(Instant::now);
+        drop(clock);
+        Observer::waiting(&self.counters, nid, missing);
+    }
+
+    fn waited(&self, wait: &ReadWait<'_>) {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.waiting -= 1;
+        if clock.waiting == 0 {
+            let stretch = clock.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            clock.sum += stretch;
+        }
+        drop(clock);
+        if let Err(why) = wait.outcome {
+            tracing::warn!(inode = wait.nid.0, layer = %wait.missing.0, segment = wait.missing.1, "a read failed: {why}");
+        }
+        self.counters.waited(wait);
+    }
+}

@@ -1,0 +1,14 @@
+//! The parts of the `floe` command: everything but `main`, so that tests can reach it.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod engine;
+pub mod exit;
+pub mod origin;
+pub mod progress;
+pub mod run;
+pub mod talk;
+pub mod trust;

@@ -1,0 +1,174 @@
+//! Where synchronous threads and the asynchronous network meet; the only such place.
+//!
+//! The engine and the store call in from their own threads and block; the requests run on one small runtime.
+//! Budgets, retries, tokens and redirects are the registry client's. Which source has a blob is remembered
+//! here: a layer may be had from every image that names it, and one that refuses is not the last word.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context;
+use format::Digest;
+use registry::{Client, Descriptor, Error, HostConfig, Image, IndexArtifact, Platform, Reference, Source};
+use store::{Blob, Origin, OriginError, Priority};
+
+use crate::config::Config;
+use crate::engine::report::Traffic;
+
+/// Sources remembered per blob: more than any sane number of repositories holding one base layer.
+const SOURCES: usize = 8;
+
+/// Threads of the network side. TLS and HTTP of a 10 Gbit/s link need little more than one core.
+const THREADS: usize = 2;
+
+/// The network, as blocking calls.
+pub struct Net {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    /// Who has a blob, the latest first. Held for a look only.
+    sources: Mutex<HashMap<Digest, Vec<Arc<Source>>>>,
+}
+
+impl Net {
+    /// Returns the network with the hosts of a configuration.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("net")
+            .enable_all()
+            .build()
+            .context("starting the network threads")?;
+        let mut settings = registry::Config::default();
+        for (name, host) in &config.registry {
+            let parsed = name.parse().with_context(|| format!("registry {name:?} of the configuration"))?;
+            let plain_http = host.plain_http.then_some(true);
+            let ca = host.ca.iter().cloned().collect();
+            settings.hosts.insert(parsed, HostConfig { plain_http, ca, budgets: None });
+        }
+        Ok(Self { runtime, client: Client::new(settings), sources: Mutex::default() })
+    }
+
+    /// Returns where an image is; nothing is sent to a registry.
+    pub fn source(&self, reference: &Reference) -> Result<Arc<Source>, Error> {
+        self.runtime.block_on(self.client.source(reference)).map(Arc::new)
+    }
+
+    /// Returns manifest, config and layers of the image for this machine's platform, checked.
+    pub fn image(&self, source: &Source) -> Result<Image, Error> {
+        self.runtime.block_on(source.image(&Platform::host()))
+    }
+
+    /// Returns the index artifacts that refer to a manifest, best first.
+    pub fn artifacts(&self, source: &Source, manifest: &Digest) -> Result<Vec<IndexArtifact>, Error> {
+        self.runtime.block_on(source.index_artifacts(manifest))
+    }
+
+    /// Returns a whole small blob, checked.
+    pub fn blob(&self, source: &Source, descriptor: &Descriptor, limit: u64) -> Result<bytes::Bytes, Error> {
+        self.runtime.block_on(source.read_blob(descriptor, limit, registry::Priority::Demand))
+    }
+
+    /// Returns the client itself, for what has no blocking form here.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Writes a whole blob to a file, unchecked.
+    pub fn save(&self, source: &Source, blob: &Digest, size: u64, file: &Path) -> anyhow::Result<()> {
+        let mut out = std::fs::File::create(file).with_context(|| format!("creating {}", file.display()))?;
+        let mut reader = source.read_range(blob, size, 0..size, registry::Priority::Demand);
+        while let Some(piece) = self.runtime.block_on(reader.chunk())? {
+            out.write_all(&piece).with_context(|| format!("writing {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Runs something on the network side.
+    pub fn run<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// Remembers that a source has a blob.
+    pub fn know(&self, blob: Digest, source: &Arc<Source>) {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sources.entry(blob).or_default();
+        known.retain(|one| !Arc::ptr_eq(one, source));
+        known.insert(0, source.clone());
+        known.truncate(SOURCES);
+    }
+
+    /// Returns what has gone over the network since the start.
+    pub fn traffic(&self) -> Traffic {
+        let mut sum = Traffic::default();
+        for stats in self.client.stats().into_values() {
+            sum.bytes += stats.bytes;
+            sum.requests += stats.requests;
+            sum.retries += stats.retries;
+        }
+        sum
+    }
+
+    fn known(&self, blob: &Digest) -> Vec<Arc<Source>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).get(blob).cloned().unwrap_or_default()
+    }
+
+    /// Streams from one source; `at` is where the next byte goes, and stays right when this fails midway.
+    async fn stream(
+        source: &Source,
+        blob: &Blob,
+        at: &mut u64,
+        end: u64,
+        priority: Priority,
+        sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let mut reader = source.read_range(&blob.digest, blob.size, *at..end, urgency(priority));
+        while let Some(piece) = reader.chunk().await? {
+            *at += piece.len() as u64;
+            if sink(&piece).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Origin for Net {
+    fn read(
+        &self,
+        blob: &Blob,
+        range: Range<u64>,
+        priority: Priority,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), OriginError> {
+        let mut last = OriginError::Unavailable("no image that is open has this blob".into());
+        let mut at = range.start;
+        for source in self.known(&blob.digest) {
+            // Stopped by the sink counts as done: `stream` returns early and without error.
+            let limit = tokio::time::Instant::from_std(deadline);
+            let streamed = self.runtime.block_on(async {
+                let work = Self::stream(&source, blob, &mut at, range.end, priority, sink);
+                tokio::time::timeout_at(limit, work).await
+            });
+            match streamed {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) if error.is_temporary() => last = OriginError::Unavailable(Box::new(error)),
+                Ok(Err(error)) => last = OriginError::Denied(Box::new(error)),
+                Err(_) => return Err(OriginError::Timeout),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// What waits for the network stands in the same order there.
+fn urgency(priority: Priority) -> registry::Priority {
+    match priority {
+        Priority::Demand => registry::Priority::Demand,
+        Priority::Profile | Priority::Hint | Priority::Background => registry::Priority::Background,
+    }
+}

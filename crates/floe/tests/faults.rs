@@ -1,0 +1,235 @@
+//! What registries and networks do wrong while an image is mounted or pulled. Never wrong bytes, never a fault that
+//! sticks, always a word about what it was.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use support::image::{self, TestImage};
+use support::servers::Embedded;
+use support::{Node, until};
+use testkit::faulty::{Fault, Faulty, Guard};
+
+/// Nothing here needs more; what must fail, fails before.
+const QUICK: &str = "[fetch]\ndeadline_seconds = 60\n";
+
+/// A misbehaving registry with one image and its index.
+struct Scene {
+    server: Faulty,
+    image: TestImage,
+    blob: String,
+}
+
+impl Scene {
+    fn new(seed: u64) -> Self {
+        let (server, image) = (Faulty::start(), image::simple(seed, 2));
+        image.put(&server, "app", "v1");
+        let blob = image::blob_path("app", &image.layers[0].digest());
+        Self { server, image, blob }
+    }
+
+    fn indexed(seed: u64) -> Self {
+        let scene = Self::new(seed);
+        image::refer(&scene.server, &scene.image, &image::index_of(&scene.image.layers[0]).encode());
+        scene
+    }
+
+    fn reference(&self) -> String {
+        format!("{}/app:v1", self.server.host())
+    }
+}
+
+fn big(seed: u64, n: u64) -> Vec<u8> {
+    image::noise(seed * 1000 + n, 1_500_000)
+}
+
+fn status(code: u16, retry_after: &str) -> Fault {
+    Fault::Status { code, retry_after: Some(retry_after.into()) }
+}
+
+/// Returns the errno of a read that must fail.
+fn errno(path: &Path) -> i32 {
+    match support::read(path) {
+        Ok(bytes) => panic!("{} could be read: {} bytes", path.display(), bytes.len()),
+        Err(error) => error.raw_os_error().unwrap_or_else(|| panic!("{error}")),
+    }
+}
+
+const EIO: i32 = 5;
+
+#[test]
+fn a_reader_does_not_notice_passing_faults() {
+    let node = node!(QUICK);
+    let scene = Scene::indexed(20);
+    let evil = image::noise(99, scene.image.layers[0].blob.len());
+    for (fault, times) in [
+        (Fault::Close { after: 70_000 }, 2),
+        (Fault::Hangup, 1),
+        (Fault::IgnoreRange, 3),
+        (Fault::ShiftRange { by: 77 }, 1),
+        (Fault::ShortRange { len: 10_000 }, 4),
+        (Fault::Length { says: 1 << 40 }, 1),
+        (Fault::Length { says: 12 }, 1),
+        (Fault::Swap(evil), 1),
+        (status(429, "1"), 1),
+        (status(503, "0"), 2),
+        (Fault::Status { code: 500, retry_after: None }, 1),
+    ] {
+        let at = node.mount(&scene.reference());
+        let before = scene.server.count(&scene.blob);
+        scene.server.fault(&scene.blob, fault.clone(), times);
+        for n in 0..2 {
+            let read = support::read(&at.join(format!("data/{n}")));
+            let read = read.unwrap_or_else(|error| panic!("{fault:?}: {error}\n{}", node.log()));
+            assert!(read == big(20, n), "wrong bytes after {fault:?}");
+        }
+        assert!(scene.server.count(&scene.blob) > before, "{fault:?}: nothing was asked");
+        scene.server.heal();
+        // The next fault needs something that is not here.
+        node.umount(&at);
+        node.ok(&["rm", &scene.reference()]);
+        node.ok(&["gc"]);
+        assert_eq!(node.files("device"), 0);
+    }
+}
+
+#[test]
+fn lasting_faults_are_an_errno_and_are_over_when_they_are_over() {
+    let node = node!(QUICK);
+    let scene = Scene::indexed(21);
+    let at = node.mount(&scene.reference());
+    let path = |n: u64| at.join(format!("data/{n}"));
+    let evil = image::noise(98, scene.image.layers[0].blob.len());
+    for fault in [Fault::Swap(evil), status(404, "0"), status(403, "0"), Fault::ShiftRange { by: 5 }] {
+        scene.server.fault(&scene.blob, fault.clone(), u32::MAX);
+        assert_eq!(errno(&path(0)), EIO, "{fault:?}");
+        scene.server.heal();
+    }
+    for n in 0..2 {
+        // What was begun before may still fail; what is begun now does not.
+        until("the file can be read", || support::read(&path(n)).is_ok());
+        assert!(fs::read(path(n)).unwrap() == big(21, n));
+    }
+}
+
+#[test]
+fn a_registry_goes_and_comes_back() {
+    let node = node!(QUICK);
+    let mut registry = Embedded::start(&node.path("registry"));
+    let image = image::simple(22, 3);
+    let reference = format!("{}/app:v1", registry.host());
+    image.push(&reference);
+    node.ok(&["index", "--push", &reference]);
+
+    let second = Node::new(QUICK);
+    let at = second.mount(&reference);
+    assert!(fs::read(at.join("data/0")).unwrap() == big(22, 0));
+    registry.down();
+    assert!(fs::read(at.join("data/0")).unwrap() == big(22, 0), "what is here stays readable");
+    assert_eq!(errno(&at.join("data/2")), EIO);
+    let complaint = second.fails(&["pull", &reference]);
+    assert!(complaint.contains("127.0.0.1"), "{complaint}");
+    registry.up();
+    let read = support::read(&at.join("data/2"));
+    let read = read.unwrap_or_else(|error| {
+        panic!("{error}: {}\n{}", fs::read_to_string("/proc/self/mountinfo").unwrap(), second.log())
+    });
+    assert!(read == big(22, 2), "errors do not stick");
+    second.ok(&["pull", &reference]);
+}
+
+#[test]
+fn a_first_pull_survives_what_passes_and_names_what_lasts() {
+    let node = node!(QUICK);
+    let scene = Scene::new(23);
+    let layer = scene.image.layers[0].digest().to_string();
+    let mount_point = node.mount_point();
+    let reference = scene.reference();
+    let mount = ["mount", "--no-background", &reference, mount_point.to_str().unwrap()];
+    scene.server.fault(&scene.blob, status(404, "0"), u32::MAX);
+    let complaint = node.fails(&mount);
+    assert!(complaint.contains(&layer) && complaint.contains("not found"), "{complaint}");
+    scene.server.heal();
+    let locked = Scene::new(23);
+    locked.server.guard(Guard::Basic("user:secret".into()));
+    let complaint = node.fails(&["mount", &locked.reference(), mount_point.to_str().unwrap()]);
+    assert!(complaint.contains(&locked.server.host()) && complaint.contains("login"), "{complaint}");
+    assert_eq!(node.files("refs") + node.files("index") + node.files("device"), 0);
+
+    scene.server.fault(&scene.blob, Fault::Close { after: 500_000 }, 1);
+    scene.server.fault(&scene.blob, status(503, "1"), 1);
+    scene.server.fault(&scene.blob, Fault::IgnoreRange, 1);
+    node.ok(&mount);
+    for n in 0..2 {
+        assert!(fs::read(mount_point.join(format!("data/{n}"))).unwrap() == big(23, n));
+    }
+}
+
+#[test]
+fn an_interrupted_pull_leaves_a_store_that_works() {
+    let node = node!(QUICK);
+    let scene = Scene::new(24);
+    let reference = scene.reference();
+    node.ok(&["status"]);
+    for n in 1..=3 {
+        // Slow enough that the interrupt comes first, and if it does not, nothing is lost.
+        scene.server.fault(&scene.blob, Fault::Drip { piece: 64 }, 1);
+        let pull = node.spawn(node.command(&["pull", &reference]));
+        until("the layer is asked for", || scene.server.count(&scene.blob) >= n);
+        pull.signal(Signal::INT);
+        let outcome = pull.end();
+        assert!(
+            support::killed_by(outcome.status) == Some(2) || outcome.status.code() == Some(130),
+            "{outcome:?}"
+        );
+        assert_eq!(node.files("refs"), 0);
+    }
+    scene.server.heal();
+    let report = node.json(&["pull", &reference]);
+    assert_eq!(report["layers"][0]["proved"], true);
+    node.ok(&["verify", &reference]);
+    node.stop();
+    assert_eq!(node.files("tmp"), 0);
+}
+
+#[test]
+fn many_readers_of_one_file_are_one_request() {
+    let node = node!(QUICK);
+    let scene = Scene::indexed(25);
+    let at = node.mount(&scene.reference());
+    let path: PathBuf = at.join("data/1");
+    scene.server.hold();
+    let readers: Vec<_> = (0..16)
+        .map(|_| {
+            let path = path.clone();
+            std::thread::spawn(move || fs::read(path).unwrap())
+        })
+        .collect();
+    scene.server.wait_for(1);
+    scene.server.release();
+    for reader in readers {
+        assert!(reader.join().unwrap() == big(25, 1));
+    }
+    let mut ranges: Vec<_> = scene
+        .server
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.path == scene.blob)
+        .map(|seen| seen.range.unwrap())
+        .collect();
+    let asked = ranges.len();
+    ranges.sort_by_key(|range| range.start);
+    ranges.dedup();
+    assert_eq!(ranges.len(), asked, "a range was asked for twice");
+    assert!(asked <= 4, "{ranges:?}");
+}

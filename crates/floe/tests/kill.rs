@@ -1,0 +1,233 @@
+//! SIGKILL at random moments under checking readers: right bytes or an errno, and the next daemon goes on.
+//!
+//! `FLOE_ROUNDS` says how many rounds (20 unless set). The readers are processes of this test binary: a page fault
+//! that cannot be served kills its process, which is an errno by another name.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::json;
+use support::servers::Embedded;
+use support::{Node, PATIENCE, image};
+
+/// Readers at once: half read, half map.
+const READERS: u64 = 16;
+
+/// What a reader ends with that saw other bytes.
+const WRONG: i32 = 66;
+
+/// In a reader's environment: where the image is, where the truth is, how to read, and a seed.
+const TASK: &str = "FLOE_TEST_READER";
+
+const SIGBUS: i32 = 7;
+
+fn rounds() -> u64 {
+    std::env::var("FLOE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+}
+
+struct Dice(u64);
+
+impl Dice {
+    /// Returns a number below `n` (Marsaglia's xorshift64).
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+/// Not a test of its own: what a reader process does. Without a task it does nothing.
+#[test]
+fn reader() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let mut words = task.split('\n');
+    let mut word = || words.next().unwrap().to_owned();
+    let (image, truth, how, seed) = (PathBuf::from(word()), PathBuf::from(word()), word(), word());
+    let mut dice = Dice(seed.parse::<u64>().unwrap() | 1);
+    (0..5).for_each(|_| {
+        dice.below(2);
+    });
+    let files: Vec<_> = fs::read_dir(&truth).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut said = rustix::stdio::stderr();
+    loop {
+        let name = &files[usize::try_from(dice.below(files.len() as u64)).unwrap()];
+        let whole = File::open(truth.join(name)).unwrap();
+        let len = whole.metadata().unwrap().len();
+        let at = dice.below(len);
+        let mut wanted = vec![0; usize::try_from((len - at).min(1 + dice.below(300_000))).unwrap()];
+        whole.read_exact_at(&mut wanted, at).unwrap();
+        let found = match how.as_str() {
+            "map" => mapped(&image.join(name), at, wanted.len()),
+            _ => pread(&image.join(name), at, wanted.len()),
+        };
+        match found {
+            Err(_) => std::process::exit(0),
+            Ok(found) if found == wanted => {
+                let _ = rustix::io::write(said, b"."); // the test may have seen enough
+            }
+            Ok(_) => std::process::exit(WRONG),
+        }
+        said = rustix::stdio::stderr();
+    }
+}
+
+fn pread(path: &Path, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    File::open(path)?.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
+fn mapped(path: &Path, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    let map = sys::map::Map::of(&File::open(path)?)?;
+    let at = usize::try_from(at).unwrap();
+    Ok(map.as_ref()[at..at + len].to_vec())
+}
+
+/// Starts the readers; returns them and a pipe that gets a byte for each right read.
+fn readers(image: &Path, truth: &Path, dice: &mut Dice) -> (Vec<Child>, std::io::PipeReader) {
+    let (seen, said) = std::io::pipe().unwrap();
+    let start = |n: u64| {
+        let how = if n.is_multiple_of(2) { "map" } else { "read" };
+        let task = format!("{}\n{}\n{how}\n{}", image.display(), truth.display(), dice.below(1 << 40));
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "reader", "--nocapture", "--test-threads=1"])
+            .env(TASK, task)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(said.try_clone().unwrap())
+            .spawn()
+            .unwrap()
+    };
+    ((0..READERS).map(start).collect(), seen)
+}
+
+/// Waits until so many reads were right, or all readers have ended.
+fn see(pipe: &mut std::io::PipeReader, reads: u64) {
+    for _ in 0..reads {
+        let mut fds = [PollFd::new(&*pipe, PollFlags::IN)];
+        let patience: Timespec = PATIENCE.try_into().unwrap();
+        assert_eq!(poll(&mut fds, Some(&patience)), Ok(1), "no read has ended in {PATIENCE:?}");
+        if pipe.read(&mut [0]).unwrap() == 0 {
+            return;
+        }
+    }
+}
+
+/// Waits for a reader's end; none may have seen wrong bytes, none may hang.
+fn finish(mut reader: Child) {
+    use std::os::unix::process::ExitStatusExt;
+    let fd = pidfd_open(Pid::from_child(&reader), PidfdFlags::empty()).unwrap();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let patience: Timespec = PATIENCE.try_into().unwrap();
+    let ended = poll(&mut fds, Some(&patience)) == Ok(1);
+    if !ended {
+        reader.kill().unwrap();
+    }
+    let status = reader.wait().unwrap();
+    assert!(ended, "a reader hangs");
+    assert_ne!(status.code(), Some(WRONG), "a reader saw wrong bytes");
+    assert!(status.success() || status.signal() == Some(SIGBUS), "a reader failed: {status}");
+}
+
+#[test]
+fn the_daemon_dies_under_readers() {
+    let node = node!("[fetch]\ndeadline_seconds = 60\n");
+    let registry = Embedded::start(&node.path("registry"));
+    let reference = format!("{}/app:v1", registry.host());
+    let image = image::simple(40, 4);
+    image.push(&reference);
+    Node::new("").ok(&["index", "--push", &reference]);
+    let truth = node.path("truth");
+    image.extract(&truth);
+    let truth = truth.join("root/data");
+
+    let seed = u64::from(std::process::id()) | 1;
+    eprintln!("seed {seed}");
+    let mut dice = Dice(seed);
+    for round in 0..rounds() {
+        let at = node.mount_point();
+        let target = at.to_str().unwrap();
+        match dice.below(2) {
+            0 => node.ok(&["mount", &reference, target]),
+            _ => node.ok(&["mount", "--no-background", &reference, target]),
+        };
+        let pid = node.daemon().unwrap();
+        let (readers, mut pipe) = readers(&at.join("data"), &truth, &mut dice);
+        see(&mut pipe, dice.below(60));
+        support::kill_and_wait(pid);
+        drop(pipe);
+        readers.into_iter().for_each(finish);
+
+        // What is left of the mount only has to be taken away; the next daemon knows what is here already.
+        node.umount(&at);
+        let before = node.files("device");
+        let at = node.mount(&reference);
+        assert!(fs::read(at.join("data/3")).unwrap() == image::noise(40_003, 1_500_000), "round {round}");
+        assert!(node.files("device") >= before);
+        assert!(node.status()["alerts"].as_array().unwrap().is_empty(), "{}", node.status());
+        node.umount(&at);
+        if dice.below(4) == 0 {
+            // Begins anew, so that later rounds have something to fetch.
+            node.ok(&["rm", &reference]);
+            node.ok(&["gc"]);
+        }
+        assert_eq!(node.files("tmp"), 0);
+    }
+    let report = node.json(&["pull", &reference]);
+    assert_eq!(report["layers"][0]["proved"], true);
+    node.ok(&["verify", &reference]);
+}
+
+#[test]
+fn a_killed_run_leaves_nothing() {
+    let node = node!();
+    if support::program("runc").is_none() {
+        testkit::skip!("there is no runc");
+    }
+    let Some(image) = image::runnable(&json!({ "Env": ["PATH=/bin"] })) else {
+        testkit::skip!("there is no busybox");
+    };
+    let registry = Embedded::start(&node.path("registry"));
+    let reference = format!("{}/app:v1", registry.host());
+    image.push(&reference);
+    node.ok(&["pull", &reference]);
+    let mut dice = Dice(u64::from(std::process::id()) | 1);
+    for _ in 0..rounds().div_ceil(5) {
+        let script = "while true; do wc -c </data/0; done";
+        let mut command = node.command(&["run", &reference, "--", "sh", "-c", script]);
+        let (mut seen, said) = std::io::pipe().unwrap();
+        let err = File::create(node.fresh("err")).unwrap();
+        let mut run = command.stdout(said).stderr(err).spawn().unwrap();
+        drop(command);
+        see(&mut seen, dice.below(40));
+        kill_process(Pid::from_child(&run), Signal::KILL).unwrap();
+        run.wait().unwrap();
+        drop(seen);
+        // The next run clears away what this one left, and is not disturbed by it.
+        let outcome = node.run(&["run", &reference, "--", "sh", "-c", "wc -c </data/1; exit 5"]);
+        assert_eq!((outcome.status.code(), outcome.text().as_str()), (Some(5), "4000000\n"), "{outcome:?}");
+        assert_eq!(node.files("run"), 0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let left = mounts
+            .lines()
+            .filter(|line| line.contains(node.store().to_str().unwrap()) && line.contains(" - overlay "))
+            .count();
+        assert_eq!(left, 0, "{mounts}");
+    }
+}
