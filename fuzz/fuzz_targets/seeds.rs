@@ -1,0 +1,156 @@
+//! Not a target: writes a first few small inputs of every target into `$FUZZ_CORPUS/<target>/`.
+#![no_main]
+
+use std::path::Path;
+
+use format::erofs::write::{self, LayerDevices};
+use format::payload::SegmentSize;
+use format::skeleton::SkeletonWriter;
+use format::tar::{Parser, Placer, Step};
+use format::tree::Builder;
+use format::{Digest, IndexId, limits};
+use testkit::tar::{Archive, Entry, Kind, Variant};
+
+libfuzzer_sys::fuzz_target!(init: write_all(), |_data: &[u8]| {});
+
+fn write_all() {
+    let corpus = std::env::var_os("FUZZ_CORPUS").expect("FUZZ_CORPUS says where the corpora are");
+    let put = |target: &str, name: &str, parts: &[&[u8]]| {
+        let dir = Path::new(&corpus).join(target);
+        std::fs::create_dir_all(&dir).expect("a directory for seeds");
+        std::fs::write(dir.join(format!("seed-{name}")), parts.concat()).expect("a seed");
+    };
+    for variant in [Variant::V7, Variant::Ustar, Variant::Gnu, Variant::Pax00, Variant::Pax01, Variant::Pax10]
+    {
+        let entries: Vec<_> = entries().into_iter().filter(|entry| variant.holds(entry)).collect();
+        let archive = Archive::of(&entries, variant);
+        let name = format!("{variant:?}");
+        put("tar", &name, &[&[1], &archive.tar]);
+        put("skeleton", &name, &[&[200], &archive.skeleton]);
+        put("image", &name, &[&[0], &[255], &archive.tar]);
+        for mode in 0..5u8 {
+            put(
+                "convert",
+                &format!("{name}-{mode}"),
+                &[&[1 | mode << 1 | 6 << 4], &[0, 2, 1, 0, 7, 0], &archive.tar],
+            );
+            put(
+                "span",
+                &format!("{name}-{mode}"),
+                &[&[mode | 6 << 4], &[0, 2], &[1], &[mode, 1, 0, 1, 0], &archive.tar],
+            );
+        }
+        let mut writer = SkeletonWriter::new().expect("zstd");
+        writer.write(&archive.skeleton).expect("short");
+        let (packed, facts) = writer.finish().expect("short");
+        let len = facts.len.to_le_bytes();
+        put("skeleton", &format!("{name}-packed"), &[&[0], &len[..3], &packed]);
+        put(
+            "skeleton",
+            &format!("{name}-lean"),
+            &[&[1], &len[..3], &zstd::bulk::decompress(&packed, 1 << 20).expect("just packed")],
+        );
+
+        let gzip = sys::deflate::compress(&archive.tar, sys::inflate::Wrap::Gzip, 6).expect("deflate");
+        for (packing, blob) in [("plain", &archive.tar), ("gzip", &gzip)] {
+            let built = fuzz::build(blob, None, |_| blob.len()).expect("a layer");
+            put("index", &format!("{name}-{packing}"), &[&[3], &built.index.encode()]);
+            put("index", &format!("{name}-{packing}-raw"), &[&[0], &built.index.encode()]);
+        }
+        put("erofs", &name, &[&[1], &image(&archive.skeleton)]);
+        let many = (0..70).map(|n| Entry::file(format!("many/{n}-{}", "x".repeat(70)), vec![b'y'; 9 * n]));
+        let many: Vec<_> = many.chain(entries).collect();
+        put("erofs", &format!("{name}-many"), &[&[1], &image(&Archive::of(&many, variant).skeleton)]);
+    }
+    texts(&put);
+}
+
+fn entries() -> Vec<Entry> {
+    vec![
+        Entry::dir("dir/").mode(0o1755).owner(1, 2),
+        Entry::file("dir/small", b"content").mtime(1_600_000_000, 5),
+        Entry::file("dir/long", vec![b'x'; 5000]),
+        Entry::file("attributes", b"a").xattr("user.a", b"1").xattr("security.capability", b"\x01\0\0\x02"),
+        Entry::new("sparse", Kind::Sparse(9000, vec![(7, vec![2; 100]), (5000, vec![3; 4000])])),
+        Entry::link("hard", "dir/long"),
+        Entry::symlink("soft", "dir/long"),
+        Entry::file("dir/.wh.gone", b""),
+        Entry::file("a".repeat(150), b"long name"),
+    ]
+}
+
+/// Returns the metadata image of a layer.
+fn image(skeleton: &[u8]) -> Vec<u8> {
+    let (mut parser, mut placer) = (Parser::new(), Placer::new(SegmentSize::DEFAULT));
+    let mut builder = Builder::new();
+    builder.layer().expect("the first");
+    let mut rest = skeleton;
+    while !rest.is_empty() {
+        let (taken, step) = parser.step(rest).expect("a skeleton");
+        rest = &rest[taken..];
+        if let Step::Member(member) = step {
+            let runs = placer.member(&member).expect("small");
+            builder.member(&member, runs).expect("sensible");
+        }
+    }
+    let layout = placer.finish();
+    let lens = (0..layout.segments()).map(|n| (layout.segment_len(n) / limits::BLOCK) as u32).collect();
+    let devices = LayerDevices { index: IndexId::from_bytes([7; 32]), segment: SegmentSize::DEFAULT, lens };
+    write::image(&builder.finish(), &[devices]).expect("small")
+}
+
+fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
+    let digest = Digest::of(b"");
+    let pinned = format!("localhost:5000/a/b:v1@{digest}");
+    for (n, text) in
+        ["nginx", "docker://Host.example/app", &pinned, "oci:dir:name", "oci-archive:f.tar", "linux/arm64/v8"]
+            .into_iter()
+            .enumerate()
+    {
+        put("reference", &n.to_string(), &[text.as_bytes()]);
+    }
+    let descriptor =
+        |kind: &str, more: &str| format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":7{more}}}"#);
+    let layer = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "");
+    let platform = r#","platform":{"os":"linux","architecture":"amd64","os.version":"1"}"#;
+    let list = format!(
+        r#"{{"schemaVersion":2,"manifests":[{},{{}}]}}"#,
+        descriptor("application/vnd.oci.image.manifest.v1+json", platform)
+    );
+    let config = descriptor("application/vnd.oci.image.config.v1+json", "");
+    let image = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer},{layer}]}}"#);
+    let told = format!(r#"{{"rootfs":{{"diff_ids":["{digest}","{digest}"]}}}}"#);
+    let id = IndexId::from_bytes([7; 32]);
+    let notes = format!(
+        r#","annotations":{{"dev.floe.layer":"{digest}","dev.floe.diffid":"{digest}","dev.floe.index":"{id}"}}"#
+    );
+    let artifact = format!(
+        r#"{{"schemaVersion":2,"artifactType":"application/vnd.floe.index.v1","config":{config},"layers":[{}],"subject":{layer}}}"#,
+        descriptor("application/vnd.floe.layer.index.v1", &notes)
+    );
+    put("manifest", "list", &[&[0], list.as_bytes()]);
+    put("manifest", "image", &[&[0], image.as_bytes()]);
+    put("manifest", "artifact", &[&[0], artifact.as_bytes()]);
+    put(
+        "manifest",
+        "challenge",
+        &[&[1], br#"Basic realm=x, Bearer realm="https://a/t",service="s",scope="b:c:pull""#],
+    );
+    put(
+        "manifest",
+        "archive",
+        &[&[2], &Archive::of(&[Entry::file("index.json", b"{}")], Variant::Pax10).tar],
+    );
+    put("manifest", "config", &[&[3], image.as_bytes(), &[0], told.as_bytes()]);
+
+    let header = format!(
+        r#"{{"name":"a","manifest":{{"digest":"{digest}","len":0}},"config":{{"digest":"{digest}","len":0}},"layers":[]}}"#
+    );
+    put("record", "ref", &[&(header.len() as u32).to_le_bytes(), header.as_bytes()]);
+    put("record", "frame", &[b"FLOEREC\0", &1u32.to_le_bytes(), &2u32.to_le_bytes(), &[0; 8], &[0; 32]]);
+    put(
+        "profile",
+        "one",
+        &[format!(r#"{{"version":1,"layers":["{id}"],"segments":[[0,3],[0,0]]}}"#).as_bytes()],
+    );
+}
