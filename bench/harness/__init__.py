@@ -1,0 +1,1 @@
+"""The parts of `bench/run` and `bench/fuse`, one noun per file. Python's standard library only."""

@@ -1,0 +1,147 @@
+"""Floe's command line as the bench uses it. Nothing else in the bench knows it.
+
+Three systems, each starting from a store that has never seen anything; they differ in what the registry holds beside the
+image. Each has a repository of its own, so that no index made for one is found by another:
+
+- `floe-first`    the image alone: streamed and indexed on the way;
+- `floe-index`    the image and its index artifact;
+- `floe-profile`  the same, with the profile of one earlier run shipped in the artifact.
+"""
+import json
+import os
+import time
+from contextlib import closing, contextmanager
+
+from harness import machine, procfs, ready, registry
+from harness.process import Child, Failed, run, talk
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.normpath(os.path.join(HERE, "..", ".."))
+PACKAGES = ["runc", "fuse3"]
+CONFIG = f'[registry."{registry.ADDRESS}"]\nplain_http = true\n'
+
+
+def build():
+    """Builds floe in release and returns the path of the binary."""
+    command = ["cargo", "build", "--release", "--locked", "--package", "floe", "--bin", "floe"]
+    talk(command, cwd=PROJECT)
+    for line in run([*command, "--message-format=json"], cwd=PROJECT).splitlines():  # built already: this only asks where
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "floe" and message.get("executable"):
+            return message["executable"]
+    raise Failed("cargo did not say where it put floe")
+
+
+class Floe:
+    """One of the three systems."""
+
+    TITLES = {"floe-first": "Floe, no index anywhere", "floe-index": "Floe, index in the registry",
+              "floe-profile": "Floe, index and profile"}
+
+    def __init__(self, name, binary, home, deadline):
+        self.name, self.title = name, self.TITLES[name]
+        self.repositories = (name,)
+        self._deadline = deadline
+        self._binary = binary
+        self._root = os.path.join(home, name)
+
+    def prepare(self, images, registry_):
+        """Pushes the images, and what the system finds beside them, over the link as it is before it is shaped."""
+        for image in images:
+            registry_.push(image, f"{self.name}/{image.name}")
+            if self.name == "floe-first":
+                continue
+            with self._store() as store:
+                profile = []
+                if self.name == "floe-profile":
+                    with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
+                        session.to_ready()
+                        session.finish()
+                    profile = ["--profile"]  # what the run just recorded
+                store.command("index", self._reference(image), *profile, "--push")
+
+    @contextmanager
+    def session(self, image):
+        """A store that has never seen anything; no daemon runs, `floe run` starts it."""
+        with self._store() as store:
+            with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
+                yield session
+
+    @contextmanager
+    def _store(self):
+        machine.wipe(self._root)
+        os.makedirs(self._root)
+        try:
+            with closing(_Store(self._binary, self._root)) as store:
+                yield store
+        finally:
+            machine.wipe(self._root)
+
+    def _reference(self, image):
+        return f"docker://{registry.ADDRESS}/{self.name}/{image.name}:{image.tag}"
+
+
+class _Store:
+    """One store of floe's, and the commands on it."""
+
+    def __init__(self, binary, root):
+        self.binary, self.root = binary, root
+        self.log = f"{root}.log"  # beside the store: a store wants a directory of its own
+        self.config = f"{root}.toml"
+        with open(self.config, "w") as out:
+            out.write(CONFIG)
+
+    def argv(self, *words):
+        return [self.binary, "--root", self.root, "--config", self.config, *words]
+
+    def command(self, *words):
+        return run(self.argv(*words))
+
+    def close(self):
+        if self.pids():
+            self.command("daemon", "stop")
+
+    def pids(self):
+        """Returns floe's own processes on this store: daemon, keeper and commands. Not runc, not the container."""
+        return [pid for pid in procfs.processes(self.root) if _executable(pid) == os.path.realpath(self.binary)]
+
+
+class _Session:
+    def __init__(self, store, reference, ready_, deadline):
+        self._store, self._reference, self._ready, self._deadline = store, reference, ready_, deadline
+        self._child = None
+
+    def to_ready(self):
+        """Runs the image; returns the moments of the start and of READY."""
+        argv = self._store.argv("run", "--net", "host", "--ready", self._ready, "--exit-when-ready", "--timings",
+                                "--output", "json", self._reference)
+        start = time.monotonic()
+        self._child = Child(argv, stderr=self._store.log)
+        end = ready.wait(self._child, self._ready, self._deadline)
+        return start, end
+
+    def finish(self):
+        """Waits for the command's end and returns the timings it printed."""
+        if self._child.wait(60):
+            raise self._child.complaint()
+        output = self._child.output()
+        begin = output.find("{")  # the container's own lines may come before
+        return json.loads(output[begin:]) if begin >= 0 else {}
+
+    def pids(self):
+        return self._store.pids()
+
+    def cpu_seconds(self):
+        others = [pid for pid in self.pids() if pid != self._child.pid]
+        return self._child.cpu_seconds() + sum(procfs.cpu_seconds(pid) for pid in others)
+
+    def close(self):
+        if self._child:
+            self._child.stop()
+
+
+def _executable(pid):
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None

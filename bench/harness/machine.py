@@ -1,0 +1,76 @@
+"""The machine: packages, cold caches, leftovers, and the facts that belong beside a number."""
+import os
+import platform
+import shutil
+import signal
+
+from harness import procfs
+from harness.process import Failed, run, talk, until
+
+POLICY = "/usr/sbin/policy-rc.d"
+
+
+def need_root():
+    if os.geteuid():
+        raise Failed("root is needed: namespaces, mounts and dropping caches")
+
+
+def install(packages):
+    """Installs the Debian packages that are missing, without letting them start services."""
+    known = run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"]).splitlines()
+    missing = [name for name in packages if f"{name} installed" not in known]
+    if not missing:
+        return
+    ours = not os.path.exists(POLICY)
+    if ours:
+        with open(POLICY, "w") as policy:
+            policy.write("#!/bin/sh\nexit 101\n")
+        os.chmod(POLICY, 0o755)
+    try:
+        talk(["apt-get", "-q", "update"])
+        talk(["apt-get", "-qy", "-o", "DPkg::Lock::Timeout=300", "install", "--no-install-recommends", *missing],
+             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    finally:
+        if ours:
+            os.unlink(POLICY)
+
+
+def drop_caches():
+    """Writes out what is dirty, then forgets clean pages, names and inodes."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as drop:
+        drop.write("3\n")
+
+
+def wipe(root):
+    """Ends every process that has `root` in its arguments, with its descendants (a container is its shim's child), unmounts
+    what is mounted below it, and removes it."""
+    for pid in procfs.with_descendants(procfs.processes(root)):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it ended meanwhile
+    until(lambda: not procfs.processes(root), f"the end of all that uses {root}", 20)
+    for path in reversed(mounts(root)):
+        run(["umount", "-l", path])
+    if left := mounts(root):
+        raise Failed(f"still mounted: {', '.join(left)}")  # rmtree would go through it
+    if os.path.exists(root):
+        shutil.rmtree(root)
+
+
+def mounts(root):
+    """Returns the mount points below a folder in the order they were mounted."""
+    with open("/proc/self/mounts") as table:
+        points = [line.split()[1].encode().decode("unicode_escape") for line in table]
+    return [point for point in points if point == root or point.startswith(root + "/")]
+
+
+def facts(commands):
+    """Returns what a reader of the numbers must know; `commands` maps a name to a command that prints a version."""
+    with open("/proc/cpuinfo") as cpuinfo:
+        model = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
+    with open("/proc/meminfo") as meminfo:
+        memory = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemTotal"))
+    versions = {name: run(command).strip().splitlines()[0] for name, command in commands.items()}
+    return dict(kernel=platform.release(), cpus=os.cpu_count(), cpu=model, memory=memory, versions=versions)

@@ -1,0 +1,1 @@
+"""Tests of the bench itself; run them with bench/selftest."""
