@@ -3,8 +3,12 @@
 //! What follows a place refers to a few KiB of the 32 KiB before it, and a decoder does not say to which. Two
 //! test decodes tell: one from window A, one from window B, whose bytes differ everywhere. Output that differs
 //! came from the window; the two bytes together spell the position. All other bytes of the window become zero
-//! and cost nothing once compressed. Only the first 32 KiB after a place can refer to the window, so a decode
-//! of as much from the sparse window, compared with the real output, proves the start for good.
+//! and cost nothing once compressed.
+//!
+//! The same comparison proves the start. What a decoder does follows from the compressed bytes alone, never from
+//! what it copies: each byte that comes out is either in them, the same from A as from B and then the real one, or
+//! a copy from a position that A and B spell, at which the window must hold the real one. Only the first 32 KiB
+//! after a place can refer to the window.
 
 use format::index::Codec;
 use format::unpack::{UnpackError, Unpacker};
@@ -58,19 +62,22 @@ impl Prober {
     /// Returns the compressed sparse window of a place, empty if nothing refers to it; or nothing if no decoder
     /// can begin there after all.
     pub(crate) fn prove(&mut self, probe: &Probe<'_>) -> Option<Box<[u8]>> {
-        let sparse = if probe.window.is_empty() { Vec::new() } else { self.sparse(probe)? };
-        let out = &mut self.from_a[..probe.output.len()];
-        decode(&mut self.unpacker, probe, &sparse, out)?;
-        if *out != *probe.output {
-            return None;
-        }
+        let sparse = if probe.window.is_empty() { self.without(probe)? } else { self.sparse(probe)? };
         if sparse.is_empty() {
             return Some(Box::default());
         }
         self.compressor.compress(&sparse).ok().map(Vec::into_boxed_slice)
     }
 
-    /// Returns the window from the first byte that is referred to, other bytes set to zero.
+    /// A place with nothing before it: returns the empty window if the real output comes out.
+    fn without(&mut self, probe: &Probe<'_>) -> Option<Vec<u8>> {
+        let out = &mut self.from_a[..probe.output.len()];
+        decode(&mut self.unpacker, probe, &[], out)?;
+        (*out == *probe.output).then(Vec::new)
+    }
+
+    /// Returns the window from the first byte that is referred to, other bytes set to zero, if the real output
+    /// comes out of it.
     fn sparse(&mut self, probe: &Probe<'_>) -> Option<Vec<u8>> {
         let len = probe.output.len();
         decode(&mut self.unpacker, probe, &self.a, &mut self.from_a[..len])?;
@@ -80,12 +87,29 @@ impl Prober {
         let mut first = sparse.len();
         // Most bytes do not differ, so compare eight at a time; outputs are whole windows but for the very last.
         let (a, b) = (self.from_a[..len].chunks(LANE), self.from_b[..len].chunks(LANE));
-        for (a, b) in a.zip(b).filter(|(a, b)| lane(a) != lane(b)) {
-            for (&a, &b) in a.iter().zip(b).filter(|(a, b)| a != b) {
+        for ((a, b), real) in a.zip(b).zip(probe.output.chunks(LANE)) {
+            let (lane_a, lane_b) = (lane(a), lane(b));
+            if lane_a == lane_b {
+                // No byte of the window in it.
+                if lane_a != lane(real) {
+                    return None;
+                }
+                continue;
+            }
+            for ((&a, &b), &real) in a.iter().zip(b).zip(real) {
+                if a == b {
+                    if a != real {
+                        return None;
+                    }
+                    continue;
+                }
                 let position = usize::from(b & 127) << 8 | usize::from(a);
                 // A place that refers to what was never there cannot be used.
                 let position = position.checked_sub(unknown)?;
-                sparse[position] = probe.window[position];
+                if probe.window[position] != real {
+                    return None;
+                }
+                sparse[position] = real;
                 first = first.min(position);
             }
         }
@@ -117,4 +141,99 @@ fn decode(unpacker: &mut Unpacker, probe: &Probe<'_>, window: &[u8], out: &mut [
         filled += step.written;
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sys::deflate::compress;
+    use sys::inflate::Wrap;
+
+    /// A place inside a gzip member, with everything around it.
+    struct Place {
+        bits: u8,
+        window: Vec<u8>,
+        packed: Vec<u8>,
+        output: Vec<u8>,
+    }
+
+    impl Place {
+        fn probe(&self) -> Probe<'_> {
+            Probe { bits: self.bits, window: &self.window, packed: &self.packed, output: &self.output }
+        }
+    }
+
+    /// The places of a text that refers back and forth.
+    fn places() -> Vec<Place> {
+        let words = |n: u32| format!("{:x} {} ", n.wrapping_mul(n) % 7919, n % 613).into_bytes();
+        let plain: Vec<u8> = (0..60_000).flat_map(words).collect();
+        let packed = compress(&plain, Wrap::Gzip, 6).unwrap();
+        let (mut unpacker, mut room) = (Unpacker::new(Codec::Gzip).unwrap(), vec![0; plain.len()]);
+        let (mut read, mut written, mut places) = (0, 0, Vec::new());
+        while written < plain.len() {
+            let step = unpacker.step(&packed[read..], &mut room, true).unwrap();
+            (read, written) = (read + step.read, written + step.written);
+            let Some(place) = step.place else { continue };
+            let bit = read * 8 - usize::from(place.bits);
+            places.push(Place {
+                bits: u8::try_from((8 - bit % 8) % 8).unwrap(),
+                window: plain[written - place.window..written].to_vec(),
+                packed: packed[bit / 8..].to_vec(),
+                output: plain[written..plain.len().min(written + WINDOW)].to_vec(),
+            });
+        }
+        places
+    }
+
+    #[test]
+    fn a_sparse_window_suffices_and_every_byte_of_it_is_needed() {
+        let mut prober = Prober::new().unwrap();
+        let mut with_window = 0;
+        for place in places() {
+            let packed = prober.prove(&place.probe()).unwrap();
+            if packed.is_empty() {
+                continue;
+            }
+            with_window += 1;
+            let sparse = zstd::bulk::decompress(&packed, WINDOW).unwrap();
+            let unpacked = |window: &[u8]| {
+                let mut out = vec![0; place.output.len()];
+                decode(&mut Unpacker::new(Codec::Gzip).unwrap(), &place.probe(), window, &mut out)
+                    .map(|()| out)
+            };
+            assert!(unpacked(&sparse).as_ref() == Some(&place.output));
+            let kept: Vec<_> = (0..sparse.len()).filter(|n| sparse[*n] != 0).collect();
+            assert!(kept.len() < WINDOW / 2, "{} bytes", kept.len());
+            for position in kept.iter().step_by(97) {
+                let mut without = sparse.clone();
+                without[*position] = 0;
+                assert!(
+                    unpacked(&without).as_ref() != Some(&place.output),
+                    "byte {position} is kept for nothing"
+                );
+            }
+        }
+        assert!(with_window > 3);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let mut prober = Prober::new().unwrap();
+        let places = places();
+        let place = &places[places.len() / 2];
+        assert!(prober.prove(&place.probe()).is_some());
+        let refused = |probe: Probe<'_>, prober: &mut Prober| assert!(prober.prove(&probe).is_none());
+        refused(Probe { bits: (place.bits + 1) % 8, ..place.probe() }, &mut prober);
+        refused(Probe { packed: &place.packed[1..], ..place.probe() }, &mut prober);
+        refused(Probe { packed: &place.packed[..100], ..place.probe() }, &mut prober);
+        refused(Probe { window: &[], ..place.probe() }, &mut prober);
+        refused(Probe { window: &place.window[WINDOW / 2..], ..place.probe() }, &mut prober);
+        let shifted: Vec<u8> = place.window.iter().map(|byte| byte ^ 1).collect();
+        refused(Probe { window: &shifted, ..place.probe() }, &mut prober);
+        for at in [0, 1, 7, 1000, WINDOW - 1] {
+            let mut output = place.output.clone();
+            output[at] ^= 1;
+            refused(Probe { output: &output, ..place.probe() }, &mut prober);
+        }
+    }
 }

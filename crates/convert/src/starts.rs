@@ -4,7 +4,9 @@
 //! when the tar is read up to there, so the latest place is always kept at hand, with the window before it and
 //! what follows until 32 KiB are out. Places of gzip are proved before they are stored ([`crate::probe`]); one
 //! that fails gives way to the start before it. The place at the very beginning needs no proof, so there
-//! always is one. Segments with one start are a span: that is what becomes of blocks longer than a segment.
+//! always is one. A place with a window costs kilobytes that travel before the first read, so one is chosen every
+//! [`SPACING`] only, and between those where the window turns out to be cheap; the other segments share the start
+//! before them. Segments with one start are a span: that is also what becomes of blocks longer than a segment.
 
 use std::collections::VecDeque;
 
@@ -18,6 +20,17 @@ use crate::probe::{Probe, Prober};
 /// Most compressed bytes that 32 KiB of output may take after a usable place. Stored, they are 33 KB; more than
 /// this is a stream of next to nothing but block headers.
 const MAX_PACKED: usize = 256 << 10;
+
+/// Least distance in the tar of the first bytes of two segments that have a start each whatever its window costs.
+/// Half of it would double the windows, which are most of an index.
+const SPACING: u64 = 1 << 20;
+
+/// Least distance of any two starts with a window.
+const NEAR: u64 = 384 << 10;
+
+/// Longest packed window of a start that is nearer than [`SPACING`] to the one before it. It saves a reader of its
+/// segment some 100 KB, but is fetched by all: two thirds of them are that small, and have a third of the bytes.
+const CHEAP: usize = 2560;
 
 /// Compressed bytes kept from the batch before: a place can lie some bits before its own batch.
 const TAIL: usize = 16;
@@ -34,8 +47,8 @@ struct Candidate {
 /// A place that was chosen for a segment.
 #[derive(Debug)]
 enum Chosen {
-    /// Waiting for what follows it.
-    Pending(Box<Candidate>),
+    /// Waiting for what follows it; with the longest window it may have.
+    Pending(Box<Candidate>, usize),
     Proved(Start),
     /// The start before it serves instead.
     Failed,
@@ -68,6 +81,10 @@ pub(crate) struct Starts {
     /// The first place of the blob, and the one chosen last.
     first: Option<Place>,
     last: Option<Place>,
+    /// Offsets in the tar of the first bytes of the latest segment that has a start whatever it costs, and of the
+    /// latest one that may have one.
+    due: u64,
+    tried: u64,
     segments: Vec<Segment>,
     /// Segments with bytes whose mark has not come, ascending.
     open: VecDeque<usize>,
@@ -84,6 +101,8 @@ impl Starts {
             settled: 0,
             first: None,
             last: None,
+            due: 0,
+            tried: 0,
             segments: Vec::new(),
             open: VecDeque::new(),
         })
@@ -96,13 +115,22 @@ impl Starts {
             Some(n) => Some(batch.places[n]),
             None => self.latest.as_ref().map(|candidate| candidate.place),
         };
+        // The first start, and one without a window, cost nothing.
+        let free = self.chosen.is_empty() || place.is_some_and(|place| place.window == 0);
+        let whatever_it_costs = free || plain - self.due >= SPACING;
         if let Some(place) = place
             && self.last != Some(place)
+            && (whatever_it_costs || plain - self.tried >= NEAR)
         {
+            self.tried = plain;
+            if whatever_it_costs {
+                self.due = plain;
+            }
+            let most = if whatever_it_costs { usize::MAX } else { CHEAP };
             self.chosen.push(match &self.latest {
                 _ if batch.codec == Codec::Zstd => Chosen::Proved(start(place, Box::default())),
-                Some(latest) if latest.place == place => Chosen::Pending(Box::new(latest.clone())),
-                _ => Chosen::Pending(Box::new(self.candidate(place, batch))),
+                Some(latest) if latest.place == place => Chosen::Pending(Box::new(latest.clone()), most),
+                _ => Chosen::Pending(Box::new(self.candidate(place, batch)), most),
             });
             self.last = Some(place);
         }
@@ -126,7 +154,7 @@ impl Starts {
             self.first = batch.places.first().copied();
         }
         self.settle(batch);
-        while let Some(Chosen::Pending(candidate)) = self.chosen.get_mut(self.settled) {
+        while let Some(Chosen::Pending(candidate, _)) = self.chosen.get_mut(self.settled) {
             candidate.absorb(batch);
             if !candidate.is_ripe() {
                 break;
@@ -135,7 +163,7 @@ impl Starts {
             self.settled += 1;
         }
         for chosen in self.chosen.iter_mut().skip(self.settled + 1) {
-            if let Chosen::Pending(candidate) = chosen {
+            if let Chosen::Pending(candidate, _) = chosen {
                 candidate.absorb(batch);
             }
         }
@@ -214,7 +242,7 @@ impl Starts {
     }
 
     fn prove(&mut self, n: usize) {
-        let Chosen::Pending(candidate) = &self.chosen[n] else { return };
+        let Chosen::Pending(candidate, most) = &self.chosen[n] else { return };
         let probe = Probe {
             bits: candidate.place.bits,
             window: &candidate.window,
@@ -222,8 +250,8 @@ impl Starts {
             output: &candidate.output,
         };
         self.chosen[n] = match self.prober.prove(&probe) {
-            Some(window) => Chosen::Proved(start(candidate.place, window)),
-            None => Chosen::Failed,
+            Some(window) if window.len() <= *most => Chosen::Proved(start(candidate.place, window)),
+            _ => Chosen::Failed,
         };
     }
 }

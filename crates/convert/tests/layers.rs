@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use common::{Dice, PACKINGS, assorted, built, built_from_pieces, decode, expected, options, pack, tar};
 use convert::{IndexBuilder, Threads};
+use format::decode::SpanDecoder;
 use format::index::{Codec, Index};
 use format::layer::{Layer, LayerError};
 use format::skeleton::restore;
@@ -112,8 +113,22 @@ fn starts_are_where_decoders_can_begin() {
 
     let gzip = layer("gzip -6");
     assert_eq!(gzip.source().codec, Codec::Gzip);
-    assert!(gzip.source().starts.len() * 3 > gzip.segments() as usize * 2);
     assert!(windows(&gzip) > 0);
+    let (mut next, mut due, mut spans, mut wide) = (0, 0, 0, 0);
+    while let Some(span) = gzip.span(next) {
+        let first = |segment| gzip.layout().plain_of(segment).start;
+        let start = &gzip.source().starts[gzip.source().reach[next as usize].start as usize];
+        spans += 1;
+        wide += usize::from(first(span.segments.end - 1) - first(next) >= 1 << 20);
+        if next == 0 || first(next) - due >= 1 << 20 {
+            due = first(next);
+        } else {
+            assert!(start.window.len() <= 2560, "and between them those that cost little");
+        }
+        next = span.segments.end;
+    }
+    assert_eq!(next, gzip.segments());
+    assert!(wide * 5 < spans, "{wide} of {spans}: only blocks that long are passed over");
     let bgzf = layer("bgzf");
     assert!(windows(&bgzf) * 4 < bgzf.source().starts.len(), "most starts are beginnings of members");
     for whole in ["gzip, one block", "zstd -3"] {
@@ -127,6 +142,38 @@ fn starts_are_where_decoders_can_begin() {
     assert_eq!(plain.source().starts.len(), plain.segments() as usize);
     for n in 0..plain.segments() {
         assert_eq!(plain.packed(n..n + 1).unwrap(), plain.layout().plain_of(n));
+    }
+}
+
+#[test]
+fn a_decoder_that_waits_inside_a_span_goes_on_where_it_is() {
+    let tar = assorted(6, 60);
+    for way in ["gzip -6", "gzip, one block", "pigz", "zstd -3"] {
+        let blob = pack(way, &tar);
+        let layer = built(&tar, &blob, 16, Threads::One);
+        let (mut segment, mut went_on) = (0, 0);
+        while segment < layer.layer.segments() {
+            let mut decoder = SpanDecoder::new(Arc::clone(&layer.layer), segment..segment + 1).unwrap();
+            loop {
+                let range = decoder.packed();
+                let mut part =
+                    &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+                let (number, verified) = decoder.push(&mut part).unwrap().unwrap();
+                assert_eq!(number, segment);
+                assert!(verified.as_slice() == layer.segments[segment as usize], "{way}, segment {segment}");
+                assert!(part.len() < 4096, "what is left over comes again");
+                segment += 1;
+                decoder.finish().unwrap();
+                decoder.shrink();
+                let Some(next) = decoder.next() else { break };
+                assert_eq!(next, segment);
+                assert!(decoder.go_on(next).is_err() && decoder.go_on(layer.layer.segments() + 1).is_err());
+                decoder.go_on(next + 1).unwrap();
+                assert!(decoder.packed().start + 4096 > range.end);
+                went_on += 1;
+            }
+        }
+        assert!(went_on > 0, "{way}");
     }
 }
 

@@ -5,6 +5,10 @@
 //! are handed out only after every chunk in it has passed its hash, and what no chunk covers is zero because
 //! nobody wrote it. Stops by itself once the last wanted byte is out: a blob that expands for ever costs what
 //! the index promised and no more. Holds one segment and 64 KiB in memory, beside the codec's own window.
+//!
+//! A decoder that is done stands right before the next segment and can go on from there: a span has one start
+//! for several segments, and whoever wants the first of them need not fetch the others, nor fetch it again for
+//! them. Waiting, it holds what it had decoded already and the codec's state, some 100 KB for gzip.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -73,6 +77,8 @@ pub struct SpanDecoder {
     piece: Box<[u8]>,
     ready: Range<usize>,
     plain: u64,
+    /// Where the next byte of the blob is that has not been used.
+    at: u64,
     spent: Vec<u8>,
 }
 
@@ -91,8 +97,9 @@ impl SpanDecoder {
             plain: start.plain,
             unpacker,
             wanted,
+            at: packed.start,
             packed,
-            piece: vec![0; PIECE].into(),
+            piece: Box::default(),
             ready: 0..0,
             spent: Vec::new(),
             layer,
@@ -118,9 +125,13 @@ impl SpanDecoder {
             if self.filling.left == 0 {
                 return self.complete().map(Some);
             }
+            if self.piece.len() < PIECE {
+                self.piece = vec![0; PIECE].into();
+            }
             let step = self.unpacker.step(input, &mut self.piece, false);
             let step = step.map_err(|why| DecodeError::Undecodable { segment: self.wanted.start, why })?;
             *input = &input[step.read..];
+            self.at += step.read as u64;
             self.ready = 0..step.written;
             if step.read == 0 && step.written == 0 {
                 break;
@@ -140,8 +151,35 @@ impl SpanDecoder {
     }
 
     /// Says that there are no more bytes: an error unless all segments have been returned.
-    pub fn finish(self) -> Result<(), DecodeError> {
+    pub fn finish(&self) -> Result<(), DecodeError> {
         if self.is_done() { Ok(()) } else { Err(DecodeError::Truncated { segment: self.wanted.start }) }
+    }
+
+    /// Returns the segment that comes next, if this decoder is done and another one shares the start of the last.
+    pub fn next(&self) -> Option<u32> {
+        let next = self.wanted.end;
+        let reach = &self.layer.source().reach;
+        let last = reach.get(next.checked_sub(1)? as usize)?;
+        (self.is_done() && reach.get(next as usize)?.start == last.start).then_some(next)
+    }
+
+    /// Goes on with the segments up to `end`: [`SpanDecoder::packed`] is then what is to be pushed for them.
+    ///
+    /// Only for a decoder that has a [`SpanDecoder::next`] segment, which must be before `end`.
+    pub fn go_on(&mut self, end: u32) -> Result<(), DecodeError> {
+        let next = self.next().filter(|next| *next < end).ok_or(DecodeError::NoSuchSegment(end..end))?;
+        let packed = self.layer.packed(next..end).ok_or(DecodeError::NoSuchSegment(next..end))?;
+        self.wanted = next..end;
+        self.packed = self.at.min(packed.end)..packed.end;
+        self.filling = Filling::new(&self.layer, next, std::mem::take(&mut self.spent));
+        Ok(())
+    }
+
+    /// Gives back memory that is of no use while this decoder waits to go on.
+    pub fn shrink(&mut self) {
+        self.piece = self.piece[self.ready.clone()].into();
+        self.ready = 0..self.piece.len();
+        self.spent = Vec::new();
     }
 
     fn complete(&mut self) -> Result<(u32, Verified), DecodeError> {

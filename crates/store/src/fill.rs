@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use format::decode::{DecodeError, SpanDecoder};
+use format::index::Codec;
 
+use crate::claim::{Claim, FillError};
 use crate::flights::{Job, Outcome};
 use crate::guard;
 use crate::origin::{Blob, OriginError, Priority};
+use crate::pace::Clock;
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
-use crate::segments::{Claim, FillError};
 
 /// Does a job; every flight of it has ended, or is another's, when this returns.
 pub(crate) fn run(inner: &Inner, job: Job) {
@@ -113,17 +115,19 @@ impl Fill<'_> {
     fn attempt(&mut self, held: &Held) -> Stop {
         let past =
             (self.at..self.job.spans.len()).find(|n| self.is_whole(held, *n)).unwrap_or(self.job.spans.len());
-        let segments = self.span().start..self.job.spans[past - 1].end;
-        let mut decoder = match SpanDecoder::new(Arc::clone(&held.layer), segments) {
+        let mut decoder = match self.decoder(held, self.job.spans[past - 1].end) {
             Ok(decoder) => decoder,
             Err(error) => return Stop::Corrupt(error),
         };
         let source = held.layer.source();
         let blob = Blob { digest: source.blob, size: source.size };
         let (range, priority, deadline) = (decoder.packed(), self.job.priority, self.job.deadline);
-        let mut left = range.end - range.start;
+        let (inner, len) = (self.inner, range.end - range.start);
+        let mut left = len;
         let mut stop = None;
-        let read = self.inner.origin.read(&blob, range, priority, deadline, &mut |piece| {
+        let mut clock = Clock::start();
+        let mut sink = |piece: &[u8]| {
+            clock.took(piece.len());
             // An origin that sends too much is cut off: nothing behind the range was asked for.
             let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
             left -= piece.len() as u64;
@@ -135,14 +139,50 @@ impl Fill<'_> {
                     ControlFlow::Break(())
                 }
             }
-        });
+        };
+        // A decoder that goes on may hold all it needs.
+        let read = match len {
+            0 => {
+                let _ = sink(&[]); // whether it goes on is in `stop`
+                Ok(())
+            }
+            _ => inner.origin.read(&blob, range, priority, deadline, &mut sink),
+        };
+        guard::lock(&self.inner.pace).learn(&clock);
         match (stop, read) {
-            (Some(stop), _) => stop,
+            (Some(stop), _) => {
+                self.park(held, decoder);
+                stop
+            }
             (None, Err(error)) => Stop::Origin(error),
             (None, Ok(())) => match decoder.finish() {
                 Ok(()) => Stop::Complete,
                 Err(error) => Stop::Corrupt(error),
             },
+        }
+    }
+
+    /// Returns a decoder of the span that is next, and of what follows up to `end`: one that waits for just this,
+    /// or a new one.
+    fn decoder(&self, held: &Held, end: u32) -> Result<SpanDecoder, DecodeError> {
+        let missing = self.span().clone().find(|segment| held.open.claim(*segment) != Some(Claim::Whole));
+        if let Some(missing) = missing
+            && let Some(mut decoder) = guard::lock(&self.inner.parked).take(held.open.id(), missing)
+            && decoder.go_on(end).is_ok()
+        {
+            return Ok(decoder);
+        }
+        SpanDecoder::new(Arc::clone(&held.layer), self.span().start..end)
+    }
+
+    /// Keeps a decoder that can go on, if anybody may yet want what comes next.
+    fn park(&self, held: &Held, mut decoder: SpanDecoder) {
+        if held.layer.source().codec == Codec::Gzip
+            && let Some(next) = decoder.next()
+            && held.open.claim(next) != Some(Claim::Whole)
+        {
+            decoder.shrink();
+            guard::lock(&self.inner.parked).put(held.open.id(), next, decoder);
         }
     }
 
@@ -198,7 +238,7 @@ impl Fill<'_> {
     }
 
     fn begin(&self) -> bool {
-        guard::lock(&self.inner.flights).begin(self.key(), self.job.ticket)
+        guard::lock(&self.inner.flights).begin(self.key(), self.job.ticket, self.span().end)
     }
 
     /// Ends the flight of a span that is whole.

@@ -1,9 +1,11 @@
 //! Which spans are being fetched, by whom they are wanted, and what is next: plain data, no lock, no clock.
 //!
-//! A *flight* is one span on its way: one fetch, however many want it. A *job* is a run of adjacent spans that
-//! one worker reads in one request; it holds a ticket, and each of its flights names the ticket that may run
-//! it. A reader who wants a span that is only queued takes it out of its job by giving it a ticket of its own,
-//! so nobody waits behind a hint. A job that comes to a span which is no longer its own stops there.
+//! A *flight* is one span on its way, as far as somebody wants it: one fetch, however many want it. A *job* is a
+//! run of adjacent spans that one worker reads in one request; it holds a ticket, and each of its flights names
+//! the ticket that may run it. A reader who wants a span that is only queued takes it out of its job by giving it
+//! a ticket of its own, so nobody waits behind a hint. A job that comes to a span which is no longer its own
+//! stops there. A flight that runs goes no further than it was wanted when it began: readers who want more ask
+//! again when it has ended, wishes are kept with it and become a flight of their own.
 //!
 //! A flight that nobody wants any more is abandoned: dropped if it is queued, cut short if it runs. One that
 //! has served a reader is finished even if the reader is gone, for the next reader is usually its neighbour.
@@ -59,7 +61,18 @@ struct Flight {
     kept: bool,
     /// The latest deadline of its readers.
     deadline: Instant,
+    /// The segments that are wanted end here.
+    end: u32,
+    /// What was wished for behind that while it ran.
+    more: Option<(u32, Priority)>,
     signal: Arc<Signal>,
+}
+
+impl Flight {
+    fn new(ticket: u64, end: u32, deadline: Instant) -> Self {
+        let signal = Arc::default();
+        Self { ticket, running: false, waiters: 0, kept: false, deadline, end, more: None, signal }
+    }
 }
 
 /// A run of adjacent spans of one layer for one worker.
@@ -92,36 +105,23 @@ pub(crate) struct Flights {
 }
 
 impl Flights {
-    /// Joins the flight of a span as a reader, beginning it if there is none.
+    /// Joins the flight of a span as a reader, beginning it if there is none. `span` ends where the reader's
+    /// wish does.
     pub(crate) fn join(&mut self, layer: IndexId, span: Range<u32>, deadline: Instant) -> Arc<Signal> {
         let key = Key { layer, span: span.start };
         let ticket = self.ticket();
-        let (signal, queue) = match self.flights.entry(key) {
-            Entry::Vacant(entry) => {
-                let signal = Arc::<Signal>::default();
-                let flight = Flight {
-                    ticket,
-                    running: false,
-                    waiters: 1,
-                    kept: false,
-                    deadline,
-                    signal: signal.clone(),
-                };
-                entry.insert(flight);
-                (signal, true)
-            }
-            Entry::Occupied(entry) => {
-                let flight = entry.into_mut();
-                flight.waiters += 1;
-                flight.deadline = flight.deadline.max(deadline);
-                // Only the first reader hurries it.
-                let queue = !flight.running && flight.waiters == 1;
-                if queue {
-                    flight.ticket = ticket;
-                }
-                (Arc::clone(&flight.signal), queue)
-            }
-        };
+        let flight = self.flights.entry(key).or_insert_with(|| Flight::new(ticket, span.end, deadline));
+        flight.waiters += 1;
+        flight.deadline = flight.deadline.max(deadline);
+        // Only the first reader hurries it.
+        let queue = !flight.running && flight.waiters == 1;
+        if queue {
+            flight.ticket = ticket;
+        }
+        if !flight.running {
+            flight.end = flight.end.max(span.end);
+        }
+        let signal = Arc::clone(&flight.signal);
         if queue {
             let job = Job { ticket, layer, spans: vec![span], priority: Priority::Demand, deadline };
             self.queues[Priority::Demand as usize].push_back(job);
@@ -151,7 +151,8 @@ impl Flights {
 
     /// Begins flights for adjacent spans nobody waits for; returns false if there is no room.
     ///
-    /// Spans that are on their way already are left as they are, and cut the run.
+    /// Each ends where the wish does. Spans that are on their way already cut the run; they go further if what is
+    /// wanted lies behind their end.
     pub(crate) fn want(
         &mut self,
         layer: IndexId,
@@ -162,6 +163,9 @@ impl Flights {
         let free = |flights: &HashMap<Key, Flight>, span: &Range<u32>| {
             !flights.contains_key(&Key { layer, span: span.start })
         };
+        for span in spans {
+            self.extend(Key { layer, span: span.start }, span.end, priority);
+        }
         let mut rest = spans;
         while let Some(first) = rest.iter().position(|span| free(&self.flights, span)) {
             let run = &rest[first..];
@@ -171,14 +175,7 @@ impl Flights {
             }
             let ticket = self.ticket();
             for span in &run[..len] {
-                let flight = Flight {
-                    ticket,
-                    running: false,
-                    waiters: 0,
-                    kept: true,
-                    deadline,
-                    signal: Arc::default(),
-                };
+                let flight = Flight { kept: true, ..Flight::new(ticket, span.end, deadline) };
                 self.flights.insert(Key { layer, span: span.start }, flight);
             }
             let job = Job { ticket, layer, spans: run[..len].to_vec(), priority, deadline };
@@ -202,14 +199,20 @@ impl Flights {
                 let Some(first) = job.spans.iter().position(|span| mine(self, span)) else { continue };
                 let run = &job.spans[first..];
                 let len = run.iter().position(|span| !mine(self, span)).unwrap_or(run.len());
-                let (run, rest) = (run[..len].to_vec(), run[len..].to_vec());
+                let (mut run, rest) = (run[..len].to_vec(), run[len..].to_vec());
                 if !rest.is_empty() {
                     self.queues[queue].push_front(Job { spans: rest, ..job });
                 }
-                job.spans = run;
-                if let Some(flight) = self.flights.get(&job.key(&job.spans[0])) {
+                if let Some(flight) = self.flights.get(&job.key(&run[0])) {
                     job.deadline = job.deadline.max(flight.deadline);
                 }
+                // Only the last one can have been wanted further: what lies before another one is wanted whole.
+                if let Some(last) = run.last_mut()
+                    && let Some(flight) = self.flights.get(&job.key(last))
+                {
+                    last.end = flight.end;
+                }
+                job.spans = run;
                 self.unhurried += usize::from(job.priority != Priority::Demand);
                 return Some(job);
             }
@@ -217,11 +220,16 @@ impl Flights {
         None
     }
 
-    /// Takes a span of a job for running; false if it has been taken out of the job.
-    pub(crate) fn begin(&mut self, key: Key, ticket: u64) -> bool {
+    /// Takes a span of a job for running, as far as the job goes; false if it has been taken out of the job.
+    pub(crate) fn begin(&mut self, key: Key, ticket: u64, end: u32) -> bool {
         match self.flights.get_mut(&key) {
             Some(flight) if flight.ticket == ticket => {
                 flight.running = true;
+                if flight.end > end {
+                    // Wanted further since the job was made: readers ask again, and wishes are kept.
+                    flight.more = Some((flight.end, Priority::Hint));
+                    flight.end = end;
+                }
                 true
             }
             _ => false,
@@ -246,9 +254,26 @@ impl Flights {
             && entry.get().ticket == ticket
         {
             let flight = entry.remove();
+            let landed = matches!(outcome, Outcome::Landed);
             // Set nowhere else, and the flight is gone from the map.
             let _ = flight.signal.outcome.set(outcome);
             flight.signal.news.notify_all();
+            if let (true, Some((end, priority))) = (landed, flight.more) {
+                // A wish: without room it is not granted.
+                let rest = key.span..end;
+                let _ = self.want(key.layer, std::slice::from_ref(&rest), priority, flight.deadline);
+            }
+        }
+    }
+
+    /// Has a flight go further, or another one follow it.
+    fn extend(&mut self, key: Key, end: u32, priority: Priority) {
+        let Some(flight) = self.flights.get_mut(&key).filter(|flight| flight.end < end) else { return };
+        if flight.running {
+            let (further, urgency) = flight.more.unwrap_or((end, priority));
+            flight.more = Some((further.max(end), urgency.min(priority)));
+        } else {
+            flight.end = end;
         }
     }
 

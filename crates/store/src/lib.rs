@@ -6,6 +6,7 @@
 //! A read path takes layers into use with [`ReadThrough::add`] and reads through [`Segments`]. A first pull
 //! writes into a [`Staging`]. References ([`Refs`]) keep what they name from [`Store::gc`].
 
+mod claim;
 mod contents;
 mod error;
 mod fill;
@@ -18,6 +19,8 @@ mod guard;
 mod lock;
 mod open_files;
 mod origin;
+mod pace;
+mod parked;
 mod read_error;
 mod read_through;
 mod record;
@@ -33,6 +36,7 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
+pub use claim::Exposure;
 pub use contents::{MetaImage, MetaKey};
 pub use error::StoreError;
 pub use gc::{Garbage, GarbageKind, GcMode};
@@ -40,7 +44,7 @@ pub use origin::{Blob, Origin, OriginError, Priority};
 pub use read_error::{AddError, CompleteError, ReadError};
 pub use read_through::{DEADLINE, Hold, Observer, ReadThrough, Segments, Waiter, Workers};
 pub use refs::{DamagedRef, ImageRef, RefLayer, RefName, RefNameError, Refs};
-pub use segments::{Exposure, OpenLayer, SegmentFile};
+pub use segments::{OpenLayer, SegmentFile};
 pub use stage::Staging;
 pub use standing::{Proof, Stage, Standing};
 pub use store::{Pin, Store};

@@ -15,16 +15,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use format::IndexId;
+use format::index::Codec;
 use format::layer::Layer;
 use format::proof::{Mismatch, Proved};
 
+use crate::claim::{Claim, Exposure};
 use crate::error::StoreError;
 use crate::fill;
 use crate::flights::{Flights, Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::{Origin, Priority};
+use crate::pace::Pace;
+use crate::parked::Parked;
 use crate::read_error::{AddError, CompleteError, ReadError};
-use crate::segments::{Claim, Exposure, OpenLayer, SegmentFile};
+use crate::segments::{OpenLayer, SegmentFile};
 use crate::standing::{Proof, Standing};
 use crate::store::Store;
 
@@ -34,6 +38,9 @@ pub const DEADLINE: Duration = Duration::from_secs(300);
 /// Packed bytes that are asked for at once when no reader waits: large enough for a full-speed stream, small
 /// enough that a reader's own request is never far behind it.
 const COALESCED: u64 = 8 << 20;
+
+/// Segments of a span that is fetched in parts.
+const SPLIT: usize = 8;
 
 /// Requests that `complete` keeps under way: one is decoded while the others travel.
 const AHEAD: usize = 4;
@@ -96,6 +103,10 @@ pub(crate) struct Inner {
     layers: RwLock<HashMap<IndexId, (Arc<Held>, usize)>>,
     /// Not held across I/O. Nothing else is locked under it.
     pub(crate) flights: Mutex<Flights>,
+    /// Decoders that stand inside a span. Held for a look only.
+    pub(crate) parked: Mutex<Parked>,
+    /// How fast the origin has been. Held for a look only.
+    pub(crate) pace: Mutex<Pace>,
     /// Told, with the lock of the flights, when there is work.
     pub(crate) work: Condvar,
 }
@@ -132,6 +143,7 @@ impl Drop for Hold {
             *count -= 1;
             if *count == 0 {
                 layers.remove(&self.held.open.id());
+                guard::lock(&self.inner.parked).forget(self.held.open.id());
             }
         }
     }
@@ -157,6 +169,8 @@ impl ReadThrough {
             observer,
             layers: RwLock::default(),
             flights: Mutex::default(),
+            parked: Mutex::default(),
+            pace: Mutex::default(),
             work: Condvar::new(),
         });
         let started = Self { inner, workers: Mutex::default() };
@@ -401,11 +415,12 @@ impl Waiter<'_> {
             return Err(ReadError::Unknown { index, segment: self.segment });
         };
         let key = Key { layer: index, span: span.segments.start };
+        let wanted = self.inner.wanted(&self.held, span.segments, self.segment);
         let mut flights = guard::lock(&self.inner.flights);
         if flights.closed {
             return Err(ReadError::Closed);
         }
-        self.flight = Some((key, flights.join(index, span.segments, self.deadline)));
+        self.flight = Some((key, flights.join(index, wanted, self.deadline)));
         drop(flights);
         self.inner.work.notify_one();
         Ok(())
@@ -425,6 +440,18 @@ impl Inner {
         let layers = guard::read(&self.layers);
         let held = layers.get(&index).map(|(held, _)| Arc::clone(held));
         held.ok_or(ReadError::Unknown { index, segment: 0 })
+    }
+
+    /// Returns how much of a span to fetch for a reader of one of its segments: up to that, or all of it where
+    /// asking again would cost more time than the rest, or where nobody could go on in the middle.
+    fn wanted(&self, held: &Held, span: Range<u32>, segment: u32) -> Range<u32> {
+        let end = (segment + 1).clamp(span.start, span.end);
+        if end == span.end || !splits(&held.layer, &span) {
+            return span;
+        }
+        let (all, part) = (held.layer.packed(span.clone()), held.layer.packed(span.start..end));
+        let rest = all.zip(part).map_or(0, |(all, part)| all.end - part.end);
+        if guard::lock(&self.pace).is_worth_a_request(rest) { span.start..end } else { span }
     }
 
     /// What a worker thread does.
@@ -493,14 +520,25 @@ impl Inner {
     }
 }
 
-/// Returns the missing spans of some segments, in runs of adjacent ones that are worth one request.
+/// Returns whether the segments of a span are fetched one after the other as they are wanted: few of them, and of
+/// a codec whose decoder can be kept waiting. Otherwise whoever comes back after it is gone would fetch the
+/// beginning of a long span again and again.
+fn splits(layer: &Layer, span: &Range<u32>) -> bool {
+    layer.source().codec == Codec::Gzip && span.len() <= SPLIT
+}
+
+/// Returns the missing spans of some segments, each as far as it is wanted, in runs of adjacent ones that are worth
+/// one request.
 fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
     let mut runs: Vec<Vec<Range<u32>>> = Vec::new();
     let mut begin = 0;
     let mut next = segments.start;
     while next < segments.end {
-        let Some(span) = held.layer.span(next) else { break };
+        let Some(mut span) = held.layer.span(next) else { break };
         next = span.segments.end;
+        if splits(&held.layer, &span.segments) {
+            span.segments.end = span.segments.end.min(segments.end);
+        }
         if span.segments.clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole)) {
             continue;
         }

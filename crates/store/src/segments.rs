@@ -1,4 +1,4 @@
-//! The segments of one layer: a file each, of size 0 until it is whole. Its size is the claim.
+//! The segments of one layer: a file each, absent or of size 0 until it is whole. Its size is the claim.
 //!
 //! Promises: a file is only ever appended to, with verified bytes, so even a torn one holds right bytes up to
 //! its size; past the size the kernel returns an error, never zeros. A file that somebody may have mounted is
@@ -19,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
 use format::IndexId;
 use format::layer::Layer;
 
+use crate::claim::{Claim, FillError};
 use crate::error::StoreError;
 use crate::fs::Entry;
 use crate::guard;
@@ -75,52 +76,6 @@ impl Content for Layer {
     }
 }
 
-/// Who may read the segments of an open layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exposure {
-    /// Readers come through this process.
-    Served,
-    /// The kernel has the files mounted and reads whatever is below their size.
-    Mounted,
-}
-
-/// What is known of one segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Claim {
-    /// Not whole: empty or torn.
-    Missing = 0,
-    /// Of full size, but not to be trusted before it has been hashed.
-    Suspect = 1,
-    /// Somebody writes or checks it.
-    Busy = 2,
-    /// Whole and right.
-    Whole = 3,
-}
-
-impl Claim {
-    const ALL: [Self; 4] = [Self::Missing, Self::Suspect, Self::Busy, Self::Whole];
-}
-
-/// Why a segment could not be written.
-#[derive(Debug)]
-pub(crate) enum FillError {
-    /// The file on disk differs from the right bytes and cannot be replaced while it is mounted.
-    Mounted,
-    /// The layer's proof has failed.
-    Refused,
-    /// The store is closed.
-    Closed,
-    /// The disk.
-    Io(io::Error),
-}
-
-impl From<io::Error> for FillError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 #[derive(Debug, Default)]
 struct Slot {
     claim: AtomicU8,
@@ -158,7 +113,7 @@ impl fmt::Debug for OpenLayer {
 }
 
 impl OpenLayer {
-    /// Opens a layer, making its files if they are not there; each layer is open once.
+    /// Opens a layer, making its directory if it is not there; each layer is open once.
     pub(crate) fn open(store: &Arc<Store>, content: Arc<dyn Content>) -> Result<Arc<Self>, StoreError> {
         let id = content.id();
         let pin = Pin::new(store, id);
@@ -173,7 +128,8 @@ impl OpenLayer {
         Ok(layer)
     }
 
-    /// Looks at a layer's files and makes those that are missing.
+    /// Looks at a layer's files. Those that are missing are made when they are filled or mounted: a start that
+    /// reads a hundred segments of a thousand must not wait for a thousand files.
     fn look(store: &Arc<Store>, content: Arc<dyn Content>, pin: Pin) -> Result<Self, StoreError> {
         let id = content.id();
         let dir = directory(id);
@@ -219,11 +175,7 @@ impl OpenLayer {
     /// Returns what a segment's size claims; a torn one that cannot be trusted begins anew.
     fn first_claim(&self, segment: u32, size: Option<u64>, trusted: bool) -> io::Result<Claim> {
         Ok(match size {
-            None => {
-                self.store.disk().create(&self.file_of(segment))?;
-                Claim::Missing
-            }
-            Some(0) => Claim::Missing,
+            None | Some(0) => Claim::Missing,
             Some(size) if size == self.content.len(segment) => {
                 if trusted {
                     Claim::Whole
@@ -318,10 +270,20 @@ impl OpenLayer {
         guard::read(&self.slots[segment as usize].file).is_some()
     }
 
-    /// Tells that the kernel is about to mount the files: first, nothing wrong may be below any size.
+    /// Tells that the kernel is about to mount the files: first, all must be there, and nothing wrong may be below
+    /// any size.
     pub(crate) fn expose(self: &Arc<Self>) -> Result<(), StoreError> {
-        self.settle_all().map_err(|error| StoreError::io("checking", &self.store.path(&self.dir), error))?;
+        let failed = |what| move |error| StoreError::io(what, &self.store.path(&self.dir), error);
+        self.settle_all().map_err(failed("checking"))?;
         self.mounted.store(true, Ordering::Release);
+        for segment in (0..self.segments()).filter(|segment| self.claim(*segment) != Some(Claim::Whole)) {
+            match self.store.disk().create(&self.file_of(segment)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("making the segments of")(error));
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -471,7 +433,14 @@ impl OpenLayer {
     fn append_rest(&self, segment: u32, bytes: &[u8]) -> Result<(), FillError> {
         let path = self.file_of(segment);
         let disk = self.store.disk();
-        let mut file = disk.open_append(&path)?;
+        let mut file = match disk.open_append(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match disk.create(&path) {
+                // Made for a mount a moment ago.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.open_append(&path)?,
+                made => made?,
+            },
+            file => file?,
+        };
         let mut there = file.metadata()?.len();
         let mounted = self.mounted.load(Ordering::Acquire);
         if there > 0 && !self.is_prefix(&file, there, bytes).unwrap_or(false) {

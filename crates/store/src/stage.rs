@@ -12,10 +12,11 @@ use std::sync::Arc;
 use format::layer::Layer;
 use format::proof::Proved;
 
+use crate::claim::FillError;
 use crate::error::StoreError;
 use crate::guard;
 use crate::record::{self, Kind};
-use crate::segments::{Content, FillError, OpenLayer};
+use crate::segments::{Content, OpenLayer};
 use crate::standing::{self, Proof, STATE, Stage, Standing};
 use crate::store::{Pin, Store};
 

@@ -36,6 +36,7 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
         },
     };
     log();
+    sys::heap::share_arenas();
     let engine = start(session)?;
     server::serve(&engine, &socket, || {
         if args.notify {

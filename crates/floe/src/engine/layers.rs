@@ -35,7 +35,10 @@ const STREAM_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// Bytes between two words about the progress of a layer.
 const SAY: u64 = 1 << 20;
 
-/// Blobs longer than this, 1 GiB, get larger segments.
+/// Blobs longer than this, 256 MiB, get larger segments.
+const LARGE: u64 = 256 << 20;
+
+/// And larger ones still beyond 1 GiB.
 const HUGE: u64 = 1 << 30;
 
 /// A layer as manifest and config name it.
@@ -378,11 +381,12 @@ fn whose(reference: &Reference) -> (String, String) {
 }
 
 /// Returns the segment size for a layer whose blob has this length: a mount can have
-/// [`limits::SEGMENTS`] of them, and one layer should leave room for others. Why 1 MiB: decision 5.
+/// [`limits::SEGMENTS`] of them, and one layer should leave room for others. Why 512 KiB: decision 6.
 fn segment_size(blob: u64) -> SegmentSize {
     let bits = match blob {
-        0..=HUGE => 20,
-        _ => 22,
+        _ if blob > HUGE => 22,
+        _ if blob > LARGE => 20,
+        _ => 19,
     };
     SegmentSize::from_bits(bits).unwrap_or(SegmentSize::DEFAULT)
 }

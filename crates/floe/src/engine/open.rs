@@ -231,6 +231,8 @@ impl Engine {
         }
         let image = write::image(&builder.finish(), &devices)?;
         self.store.put_meta(key, &image)?;
+        drop(image);
+        sys::heap::give_back(); // the tree took some 500 bytes an entry, and is gone
         match self.store.meta(key)? {
             Some(meta) => Ok(meta.path),
             None => bail!("the metadata image that was just written is gone"),

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use format::Digest;
 
 use super::fixture::{Fake, image, simulated};
+use crate::claim::Claim;
 use crate::gc::GcMode;
 use crate::refs::RefName;
-use crate::segments::{Claim, Content, OpenLayer};
+use crate::segments::{Content, OpenLayer};
 use crate::sim::{Dice, Model, SimDisk};
 use crate::standing::{Proof, Stage};
 use crate::store::Store;
@@ -257,6 +258,7 @@ fn a_torn_segment_keeps_its_bytes_and_gets_the_rest() {
     let content = Fake::new(1);
     let bytes = content.bytes(0);
     let layer = OpenLayer::open(&store, content.clone()).unwrap();
+    store.disk().create(layer.path(0).strip_prefix(home.path()).unwrap()).unwrap();
     std::fs::write(layer.path(0), &bytes[..1000]).unwrap();
     drop((layer, store));
     let store = Store::open_on(home.path(), disk.clone(), "boot".to_owned()).unwrap();
@@ -276,6 +278,6 @@ fn a_torn_segment_keeps_its_bytes_and_gets_the_rest() {
     assert!(segments > 1);
     layer.expose().unwrap();
     std::fs::write(layer.path(1), [0; 10]).unwrap();
-    assert!(matches!(layer.fill(1, &content.bytes(1)), Err(crate::segments::FillError::Mounted)));
+    assert!(matches!(layer.fill(1, &content.bytes(1)), Err(crate::claim::FillError::Mounted)));
     assert_eq!(std::fs::read(layer.path(1)).unwrap(), [0; 10]);
 }

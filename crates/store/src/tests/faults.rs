@@ -5,11 +5,12 @@ use std::sync::Arc;
 use format::index::Codec;
 
 use super::fixture::{Fake, Memory, Sample, image, later, simulated};
+use crate::claim::{Claim, Exposure};
 use crate::error::StoreError;
 use crate::read_error::ReadError;
 use crate::read_through::{ReadThrough, Segments, Workers};
 use crate::refs::RefName;
-use crate::segments::{Claim, Content, Exposure, OpenLayer};
+use crate::segments::{Content, OpenLayer};
 use crate::sim::{Fault, FaultOn};
 use crate::standing::Stage;
 use crate::store::Store;

@@ -7,11 +7,12 @@ use format::Digest;
 use format::index::Codec;
 
 use super::fixture::{Sample, image, simulated, store};
+use crate::claim::Claim;
 use crate::contents::MetaKey;
 use crate::error::StoreError;
 use crate::gc::{GarbageKind, GcMode};
 use crate::refs::RefName;
-use crate::segments::{Claim, OpenLayer};
+use crate::segments::OpenLayer;
 use crate::store::Store;
 
 /// Calls `check` with each byte of a file changed, and with it cut short.

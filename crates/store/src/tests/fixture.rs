@@ -12,6 +12,7 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::skeleton::SkeletonWriter;
 use format::tar::{Parser, Placer, Step};
+use format::unpack::Unpacker;
 use format::{ChunkId, DiffId, Digest, IndexId};
 
 use crate::origin::{Blob, Origin, OriginError, Priority};
@@ -92,7 +93,19 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     std::iter::repeat_with(|| dice.roll().to_le_bytes()).flatten().take(len).collect()
 }
 
-/// Returns the index of a tar and the blob it describes: the tar itself, or one zstd frame of it.
+/// Returns where in a gzip blob so many bytes of the tar are out, at most 512 bytes later.
+fn packed_end(blob: &[u8], plain: u64) -> u64 {
+    let (mut unpacker, mut room) = (Unpacker::new(Codec::Gzip).unwrap(), vec![0; 1 << 20]);
+    let (mut read, mut written) = (0, 0);
+    while written < plain {
+        let step = unpacker.step(&blob[read..blob.len().min(read + 512)], &mut room, false).unwrap();
+        (read, written) = (read + step.read, written + step.written as u64);
+    }
+    read as u64
+}
+
+/// Returns the index of a tar and the blob it describes: the tar itself, one gzip member of it, which is one span,
+/// or one zstd frame.
 pub(crate) fn index(tar: &[u8], codec: Codec) -> (Index, Vec<u8>) {
     let segment = SegmentSize::from_bits(16).unwrap();
     let (mut parser, mut placer) = (Parser::new(), Placer::new(segment));
@@ -120,7 +133,8 @@ pub(crate) fn index(tar: &[u8], codec: Codec) -> (Index, Vec<u8>) {
     let chunks: Vec<_> = layout.cuts().iter().map(chunk).collect();
     let blob = match codec {
         Codec::Zstd => zstd::encode_all(tar, 1).unwrap(),
-        _ => tar.to_vec(),
+        Codec::Gzip => sys::deflate::compress(tar, sys::inflate::Wrap::Gzip, 6).unwrap(),
+        Codec::Plain => tar.to_vec(),
     };
     let start = |plain| Start { plain, packed: plain, bits: 0, window: Box::default() };
     let (starts, reach) = match codec {
@@ -128,6 +142,12 @@ pub(crate) fn index(tar: &[u8], codec: Codec) -> (Index, Vec<u8>) {
             vec![start(0)],
             vec![Reach { start: 0, packed_end: blob.len() as u64 }; layout.segments() as usize],
         ),
+        Codec::Gzip => {
+            let reach = |n| Reach { start: 0, packed_end: packed_end(&blob, layout.plain_of(n).end) };
+            // Behind the member's header, which is 10 bytes long.
+            let first = Start { packed: 10, ..start(0) };
+            (vec![first], (0..layout.segments()).map(reach).collect())
+        }
         _ => (0..layout.segments())
             .map(|n| {
                 (start(layout.plain_of(n).start), Reach { start: n, packed_end: layout.plain_of(n).end })

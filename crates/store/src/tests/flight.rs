@@ -9,10 +9,10 @@ use format::index::Codec;
 use format::proof::Mismatch;
 
 use super::fixture::{Memory, Sample, later, noise, store};
+use crate::claim::Exposure;
 use crate::origin::{OriginError, Priority};
 use crate::read_error::{CompleteError, ReadError};
 use crate::read_through::{Hold, Observer, ReadThrough, Segments, Workers};
-use crate::segments::Exposure;
 use crate::standing::{Proof, Stage};
 use crate::store::Store;
 
@@ -185,7 +185,7 @@ fn wrong_bytes_are_asked_for_once_more_and_never_served() {
                 other => panic!("{what}: {other:?}"),
             }
             assert_eq!(bench.origin.count(), 2, "{what}");
-            assert_eq!(std::fs::metadata(_hold.files().path(0)).unwrap().len(), 0);
+            assert_eq!(std::fs::metadata(_hold.files().path(0)).map_or(0, |file| file.len()), 0);
             // Right again: nothing was remembered.
             bench.origin.answer(|_, _, bytes| Ok(bytes));
             bench.check(&sample, 0);
@@ -227,6 +227,72 @@ fn hints_are_one_request_and_a_reader_overtakes_them() {
     for segment in 0..12 {
         bench.check(&sample, segment);
     }
+}
+
+#[test]
+fn a_span_is_fetched_as_far_as_it_is_wanted_and_never_twice() {
+    let sample = Sample::new(20, 6, Codec::Gzip);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.check(&sample, 1);
+    assert!(bench.read.local(sample.id(), 0).is_some() && bench.read.local(sample.id(), 2).is_none());
+    // The decoder has waited there.
+    bench.check(&sample, 2);
+    bench.read.hint(sample.id(), 4..5);
+    bench.check(&sample, 5);
+    let asked: Vec<_> = bench.origin.asked.lock().unwrap().iter().map(|(range, _)| range.clone()).collect();
+    assert_eq!(asked[0], sample.layer.packed(0..2).unwrap());
+    for pair in asked.windows(2) {
+        // What was read after a segment's last byte comes again.
+        assert!(pair[1].start <= pair[0].end && pair[1].start + 512 >= pair[0].end, "{asked:?}");
+    }
+    assert_eq!(asked.last().unwrap().end, sample.layer.packed(0..6).unwrap().end);
+    (0..6).for_each(|segment| bench.check(&sample, segment));
+    assert_eq!(bench.read.under_way(), 0);
+}
+
+#[test]
+fn a_reader_of_more_than_a_flight_brings_asks_again_and_a_wish_follows_it() {
+    let sample = Sample::new(21, 6, Codec::Gzip);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.origin.hold();
+    let first = bench.read.begin(sample.id(), 0, later()).unwrap();
+    bench.origin.wait_for_held(1);
+    let further = bench.read.begin(sample.id(), 3, later()).unwrap();
+    bench.read.hint(sample.id(), 5..6);
+    bench.origin.release();
+    first.wait().unwrap();
+    further.wait().unwrap();
+    bench.check(&sample, 5);
+    let asked = bench.origin.asked.lock().unwrap().clone();
+    assert_eq!(asked[0].0, sample.layer.packed(0..1).unwrap());
+    assert!(asked.len() <= 3, "{asked:?}");
+    assert!(asked[1..].iter().all(|(range, _)| range.start > asked[0].0.start), "{asked:?}");
+}
+
+#[test]
+fn a_decoder_that_is_gone_or_fails_costs_the_beginning_of_its_span() {
+    let sample = Sample::new(22, 3, Codec::Gzip);
+    let bench = Bench::new(&[&sample]);
+    let hold = bench.add(&sample);
+    bench.check(&sample, 0);
+    // Wrong bytes for the decoder that goes on: asked for once more, from the start.
+    bench.origin.answer(|read, _, mut bytes| {
+        if read == 1 {
+            bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+        }
+        Ok(bytes)
+    });
+    bench.check(&sample, 1);
+    let asked = |n: usize| bench.origin.asked.lock().unwrap()[n].0.clone();
+    assert!(asked(1).start > asked(0).start);
+    assert_eq!(asked(2), sample.layer.packed(0..2).unwrap());
+    // Out of use, nothing of the layer is kept.
+    drop(hold);
+    let _hold = bench.add(&sample);
+    bench.check(&sample, 2);
+    assert_eq!(asked(3), sample.layer.packed(0..3).unwrap());
 }
 
 #[test]

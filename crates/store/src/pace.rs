@@ -1,0 +1,116 @@
+//! How fast an origin answers, learned from what it did: enough to tell what is dearer, a request or some bytes.
+//!
+//! Both figures are the best of the last few requests. What shares a link with others, or queues behind them,
+//! says less about the link than what had it for itself.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Requests remembered.
+const REQUESTS: usize = 16;
+
+/// Shorter answers say nothing about a rate: they come in one piece.
+const LEAST: u64 = 64 << 10;
+
+/// The latest requests.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    delays: VecDeque<Duration>,
+    /// Bytes per second.
+    rates: VecDeque<f64>,
+}
+
+impl Pace {
+    /// Takes a request into account.
+    pub(crate) fn learn(&mut self, clock: &Clock) {
+        let Some(first) = clock.first else { return };
+        keep(&mut self.delays, first.duration_since(clock.start));
+        let took = clock.last.duration_since(first).as_secs_f64();
+        if clock.bytes >= LEAST && took > 0.0 {
+            // The first piece was on its way before the clock of the others began.
+            #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+            keep(&mut self.rates, (clock.bytes - clock.in_first) as f64 / took);
+        }
+    }
+
+    /// Returns whether leaving out some bytes, to ask for them if they are wanted, is likely to save time. Where
+    /// nothing is known yet it is: a first guess that costs one round trip.
+    pub(crate) fn is_worth_a_request(&self, bytes: u64) -> bool {
+        let delay = self.delays.iter().min();
+        let rate = self.rates.iter().copied().reduce(f64::max);
+        match (delay, rate) {
+            #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+            (Some(delay), Some(rate)) => bytes as f64 / rate > delay.as_secs_f64(),
+            _ => true,
+        }
+    }
+}
+
+fn keep<T>(latest: &mut VecDeque<T>, value: T) {
+    if latest.len() == REQUESTS {
+        latest.pop_front();
+    }
+    latest.push_back(value);
+}
+
+/// The times of one request.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    start: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    in_first: u64,
+    bytes: u64,
+}
+
+impl Clock {
+    /// Says that a request is sent.
+    pub(crate) fn start() -> Self {
+        let start = Instant::now();
+        Self { start, first: None, last: start, in_first: 0, bytes: 0 }
+    }
+
+    /// Says that some bytes of its answer are here.
+    pub(crate) fn took(&mut self, bytes: usize) {
+        self.last = Instant::now();
+        self.bytes += bytes as u64;
+        if self.first.is_none() {
+            self.first = Some(self.last);
+            self.in_first = self.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that waited, and then got pieces of 16 KiB at a distance.
+    fn request(delay: u64, apart: u64, pieces: u32) -> Clock {
+        let start = Instant::now();
+        let first = start + Duration::from_millis(delay);
+        let last = first + Duration::from_millis(apart) * (pieces - 1);
+        Clock { start, first: Some(first), last, in_first: 16 << 10, bytes: u64::from(pieces) * (16 << 10) }
+    }
+
+    #[test]
+    fn a_request_is_weighed_against_the_bytes_it_may_save() {
+        let mut pace = Pace::default();
+        assert!(pace.is_worth_a_request(1));
+        pace.learn(&Clock::start());
+        pace.learn(&request(80, 1, 2));
+        assert!(pace.is_worth_a_request(1), "two pieces tell no rate");
+        // 16 MiB/s and 40 ms: worth 640 KiB.
+        pace.learn(&request(40, 1, 65));
+        assert!(!pace.is_worth_a_request(600 << 10));
+        assert!(pace.is_worth_a_request(700 << 10));
+        // The best counts, until it is forgotten.
+        pace.learn(&request(400, 20, 65));
+        assert!(!pace.is_worth_a_request(600 << 10));
+        for _ in 0..REQUESTS {
+            pace.learn(&request(1, 1, 65));
+        }
+        assert!(pace.is_worth_a_request(20 << 10));
+        assert!(!pace.is_worth_a_request(10 << 10));
+    }
+}

@@ -1,0 +1,37 @@
+//! Decoders that stand inside a span, waiting for somebody to want what comes next.
+//!
+//! Losing one costs a reader the beginning of the span once more, never a byte.
+
+use std::collections::VecDeque;
+
+use format::IndexId;
+use format::decode::SpanDecoder;
+
+/// Decoders that wait at most: some 100 KB each. A start reads on in what it has begun, or never comes back.
+const PLACES: usize = 64;
+
+/// The decoders, the one that has waited longest first.
+#[derive(Default)]
+pub(crate) struct Parked(VecDeque<(IndexId, u32, SpanDecoder)>);
+
+impl Parked {
+    /// Keeps a decoder that stands before a segment.
+    pub(crate) fn put(&mut self, layer: IndexId, next: u32, decoder: SpanDecoder) {
+        self.0.retain(|(id, segment, _)| (*id, *segment) != (layer, next));
+        if self.0.len() == PLACES {
+            self.0.pop_front();
+        }
+        self.0.push_back((layer, next, decoder));
+    }
+
+    /// Returns the decoder that stands before a segment.
+    pub(crate) fn take(&mut self, layer: IndexId, next: u32) -> Option<SpanDecoder> {
+        let at = self.0.iter().position(|(id, segment, _)| (*id, *segment) == (layer, next))?;
+        self.0.remove(at).map(|(_, _, decoder)| decoder)
+    }
+
+    /// Forgets the decoders of a layer that is out of use.
+    pub(crate) fn forget(&mut self, layer: IndexId) {
+        self.0.retain(|(id, _, _)| *id != layer);
+    }
+}
