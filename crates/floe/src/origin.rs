@@ -4,6 +4,7 @@
 //! Budgets, retries, tokens and redirects are the registry client's. Which source has a blob is remembered
 //! here: a layer may be had from every image that names it, and one that refuses is not the last word.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::Write;
 use std::ops::{ControlFlow, Range};
@@ -122,14 +123,17 @@ impl Net {
         blob: &Blob,
         at: &mut u64,
         end: u64,
-        priority: Priority,
+        priority: &Cell<Priority>,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let mut reader = source.read_range(&blob.digest, blob.size, *at..end, urgency(priority));
+        let mut reader = source.read_range(&blob.digest, blob.size, *at..end, urgency(priority.get()));
         while let Some(piece) = reader.chunk().await? {
             *at += piece.len() as u64;
             if sink(&piece).is_break() {
                 break;
+            }
+            if priority.get() == Priority::Demand {
+                reader.hurry();
             }
         }
         Ok(())
@@ -141,7 +145,7 @@ impl Origin for Net {
         &self,
         blob: &Blob,
         range: Range<u64>,
-        priority: Priority,
+        priority: &Cell<Priority>,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), OriginError> {

@@ -112,6 +112,8 @@ pub struct Asked<'a> {
     pub host: &'a str,
     /// `host/repository`.
     pub repository: &'a str,
+    /// The tag, where one was named.
+    pub tag: Option<&'a str>,
     /// Whether the reference names a digest.
     pub by_digest: bool,
 }
@@ -170,7 +172,7 @@ impl Rule {
             Verdict::Signed
         } else if self.hosts.iter().any(|host| host == asked.host) {
             Verdict::TrustedHost
-        } else if self.under_policy(asked.repository) {
+        } else if self.under_policy(asked) {
             Verdict::UnsignedUnderPolicy
         } else if asked.by_digest {
             Verdict::UnsignedForDigest
@@ -179,32 +181,41 @@ impl Rule {
         }
     }
 
-    fn under_policy(&self, repository: &str) -> bool {
-        let required = |prefix: &String| covers(prefix, repository);
-        self.require.iter().any(required)
-            || self.policy.as_deref().is_some_and(|path| demands_signature(path, repository))
+    fn under_policy(&self, asked: Asked<'_>) -> bool {
+        self.require.iter().any(|scope| covers(scope, asked).is_some())
+            || self.policy.as_deref().is_some_and(|path| demands_signature(path, asked))
     }
 }
 
-/// A prefix covers itself and what follows at a '/'; one that ends in '/' everything below.
-fn covers(prefix: &str, repository: &str) -> bool {
-    match repository.strip_prefix(prefix) {
-        Some(rest) => prefix.is_empty() || prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'),
-        None => false,
+/// How closely a scope of containers-policy.json(5) fits, closer ones being greater; nothing if it does not.
+///
+/// `*.DOMAIN` covers the hosts below a domain. Any other is a prefix that covers itself and what follows at a '/';
+/// one that ends in '/' everything below. `REPOSITORY:TAG` covers that alone.
+fn covers(scope: &str, asked: Asked<'_>) -> Option<(u8, usize)> {
+    if let Some(domain) = scope.strip_prefix('*') {
+        let host = asked.host.rsplit_once(':').map_or(asked.host, |(host, _)| host);
+        let below = domain.starts_with('.') && host.len() > domain.len() && host.ends_with(domain);
+        return below.then_some((0, scope.len()));
     }
+    let rest = asked.repository.strip_prefix(scope);
+    if rest.is_some_and(|r| scope.is_empty() || scope.ends_with('/') || r.is_empty() || r.starts_with('/')) {
+        return Some((u8::from(!scope.is_empty()), scope.len()));
+    }
+    let (repository, tag) = scope.rsplit_once(':')?;
+    (repository == asked.repository && Some(tag) == asked.tag).then_some((2, scope.len()))
 }
 
 /// Reads a containers-policy.json(5): the most specific `docker` scope, else the default, decides.
 ///
-/// A policy that cannot be read or parsed demands a signature: it was written to be stricter, not laxer.
-fn demands_signature(path: &Path, repository: &str) -> bool {
+/// A policy that cannot be read or parsed, has no default or a scope without requirements demands a signature: it
+/// was written to be stricter, not laxer.
+fn demands_signature(path: &Path, asked: Asked<'_>) -> bool {
     #[derive(Deserialize)]
     struct Requirement {
         r#type: String,
     }
     #[derive(Deserialize)]
     struct Policy {
-        #[serde(default)]
         default: Vec<Requirement>,
         #[serde(default)]
         transports: std::collections::BTreeMap<String, std::collections::BTreeMap<String, Vec<Requirement>>>,
@@ -214,11 +225,12 @@ fn demands_signature(path: &Path, repository: &str) -> bool {
         Err(e) => return e.kind() != std::io::ErrorKind::NotFound,
     };
     let Ok(policy) = serde_json::from_slice::<Policy>(&text) else { return true };
-    let scope = policy.transports.get("docker").and_then(|scopes| {
-        scopes.iter().filter(|(scope, _)| covers(scope, repository)).max_by_key(|(scope, _)| scope.len())
+    let fits = |(scope, requirements)| Some((covers(scope, asked)?, requirements));
+    let closest = policy.transports.get("docker").into_iter().flat_map(|scopes| {
+        scopes.iter().filter_map(|(scope, requirements)| fits((scope.as_str(), requirements)))
     });
-    let requirements = scope.map_or(&policy.default, |(_, requirements)| requirements);
-    requirements.iter().any(|r| r.r#type != "insecureAcceptAnything")
+    let requirements = closest.max_by_key(|(fit, _)| *fit).map_or(&policy.default, |(_, found)| found);
+    requirements.is_empty() || requirements.iter().any(|r| r.r#type != "insecureAcceptAnything")
 }
 
 #[cfg(test)]
@@ -236,7 +248,7 @@ mod tests {
     }
 
     fn asked(by_digest: bool) -> Asked<'static> {
-        Asked { host: "r.example", repository: "r.example/team/app", by_digest }
+        Asked { host: "r.example", repository: "r.example/team/app", tag: Some("v1"), by_digest }
     }
 
     #[test]
@@ -274,20 +286,38 @@ mod tests {
     fn a_signature_policy_of_the_machine_counts() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("policy.json");
-        assert!(!demands_signature(&file, "r.example/a"), "no policy");
+        let demands = |repository: &str, tag: Option<&str>| {
+            let host = repository.split('/').next().unwrap();
+            demands_signature(&file, Asked { host, repository, tag, by_digest: false })
+        };
+        assert!(!demands("r.example/a", None), "no policy");
         let write = |text: &str| std::fs::write(&file, text).unwrap();
         write(
             r#"{"default":[{"type":"insecureAcceptAnything"}],"transports":{"docker":{"r.example/team":[{"type":"signedBy"}]}}}"#,
         );
-        assert!(!demands_signature(&file, "r.example/a"));
-        assert!(!demands_signature(&file, "r.example/teams"));
-        assert!(demands_signature(&file, "r.example/team/app"));
+        assert!(!demands("r.example/a", None));
+        assert!(!demands("r.example/teams", None));
+        assert!(demands("r.example/team/app", None));
         write(
             r#"{"default":[{"type":"reject"}],"transports":{"docker":{"":[{"type":"insecureAcceptAnything"}]}}}"#,
         );
-        assert!(!demands_signature(&file, "r.example/a"));
-        write("{");
-        assert!(demands_signature(&file, "r.example/a"), "a broken policy is not a missing one");
+        assert!(!demands("r.example/a", None));
+        write(
+            r#"{"default":[{"type":"insecureAcceptAnything"}],"transports":{"docker":{
+                "r.example/app:prod":[{"type":"signedBy"}],
+                "*.corp.example":[{"type":"sigstoreSigned"}],
+                "open.corp.example":[{"type":"insecureAcceptAnything"}],
+                "r.example/none":[]}}}"#,
+        );
+        assert!(demands("r.example/app", Some("prod")) && !demands("r.example/app", Some("test")));
+        assert!(!demands("r.example/app", None) && !demands("r.example/app/prod", Some("prod")));
+        assert!(demands("a.b.corp.example:5000/x", Some("v1")) && !demands("corp.example/x", None));
+        assert!(!demands("open.corp.example/x", None), "the closer scope decides");
+        assert!(demands("r.example/none", None), "no requirement is not valid, and accepts nothing");
+        for broken in ["{", "{}", r#"{"default":[]}"#] {
+            write(broken);
+            assert!(demands("r.example/a", None), "a broken policy is not a missing one");
+        }
     }
 
     #[test]

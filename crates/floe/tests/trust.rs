@@ -216,6 +216,68 @@ fn a_lie_about_a_name_is_found_when_the_layer_is_complete() {
 }
 
 #[test]
+fn a_lie_in_one_repository_is_not_carried_into_another() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let image = honest();
+    let theirs = format!("{}/theirs/app:v1", registry.host());
+    let ours = format!("{}/ours/app:v1", registry.host());
+    image.push(&theirs);
+    image.push(&ours);
+    plant(&theirs, &image, &renamed(&image));
+    let evil = node.mount(&theirs);
+    assert!(evil.join(EVIL).exists());
+    // The same layer, and another who may say what it is.
+    let good = node.mount(&ours);
+    assert_eq!(why(&node, &ours).0, "streamed");
+    assert!(good.join(GOOD).exists() && !good.join(EVIL).exists());
+    // Proved, it is everybody's.
+    node.umount(&evil);
+    node.umount(&good);
+    node.stop();
+    let again = node.mount(&theirs);
+    assert!(again.join(GOOD).exists() && !again.join(EVIL).exists());
+}
+
+#[test]
+fn a_layer_proved_false_is_mounted_by_no_other_name() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let image = honest();
+    let [one, two] = ["v1", "v2"].map(|tag| format!("{}/team/app:{tag}", registry.host()));
+    image.push(&one);
+    image.push(&two);
+    plant(&one, &image, &renamed(&image));
+    assert!(node.mount(&one).join(EVIL).exists());
+    assert_eq!(why(&node, &two).0, "local", "open, and not mounted");
+    let complaint = node.fails(&["pull", &one]);
+    assert!(complaint.contains(&one) && complaint.contains(&two), "{complaint}");
+    let at = node.mount(&two);
+    assert!(at.join(GOOD).exists() && !at.join(EVIL).exists());
+}
+
+#[test]
+fn building_an_index_anew_finds_a_lie_and_ends_its_use() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let image = honest();
+    let reference = format!("{}/team/app:v1", registry.host());
+    image.push(&reference);
+    plant(&reference, &image, &renamed(&image));
+    let complaint = node.fails(&["verify", "--rebuild", &reference]);
+    assert!(complaint.contains(&image.layers[0].digest().to_string()), "{complaint}");
+    let at = node.mount(&reference);
+    assert!(at.join(GOOD).exists() && !at.join(EVIL).exists());
+    // And an honest one passes, whatever the size of its segments.
+    let fresh = Node::new("");
+    let honest = format!("{}/team/honest:v1", registry.host());
+    image.push(&honest);
+    plant(&honest, &image, &image::index_of(&image.layers[0]));
+    assert_eq!(why(&fresh, &honest).0, "registry");
+    fresh.ok(&["verify", "--rebuild", &honest]);
+}
+
+#[test]
 fn a_lie_about_a_hash_denies_and_never_deceives() {
     let node = node!();
     let registry = Embedded::start(&node.path("registry"));

@@ -64,6 +64,16 @@ impl RangeReader {
         Self(Inside::Local(range))
     }
 
+    /// Says that a reader has come to wait for the rest: it no longer gives way to others.
+    pub fn hurry(&mut self) {
+        if let Inside::Remote(remote) = &mut self.0 {
+            remote.priority = Priority::Demand;
+            if let Some(body) = &mut remote.body {
+                body.reply.hurry();
+            }
+        }
+    }
+
     /// Returns the next bytes, or nothing at the end of the range. Dropping the future loses nothing but time.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match &mut self.0 {

@@ -104,6 +104,21 @@ impl Permit {
     pub(crate) fn priority(&self) -> Priority {
         self.priority
     }
+
+    /// Makes a permit of the background a reader's; its place there is another's.
+    pub(crate) fn hurry(&mut self) {
+        if self.priority == Priority::Background {
+            {
+                let mut state = self.limiter.lock();
+                state.background -= 1;
+                state.demand += 1;
+            }
+            self.priority = Priority::Demand;
+            if self.limiter.pump().is_some() {
+                self.limiter.changed.notify_waiters();
+            }
+        }
+    }
 }
 
 impl Drop for Permit {
@@ -320,6 +335,22 @@ mod tests {
         }
         let stats = limiter.stats();
         assert_eq!((stats.in_flight, stats.peak_in_flight, stats.waiting), (0, 3, [0, 0]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permit_that_is_hurried_gives_way_no_more_and_frees_its_place() {
+        let limiter = limiter(4, 1, 1000);
+        let _reader = limiter.acquire(Priority::Demand).await;
+        let mut first = limiter.acquire(Priority::Background).await;
+        let mut second = pin!(limiter.acquire(Priority::Background));
+        assert!(poll(second.as_mut()).is_none());
+        first.hurry();
+        first.hurry();
+        assert_eq!(first.priority(), Priority::Demand);
+        let second = poll(second.as_mut()).unwrap();
+        assert_eq!(limiter.stats().in_flight, 3);
+        drop((first, second));
+        assert_eq!(limiter.stats().in_flight, 1);
     }
 
     #[tokio::test(start_paused = true)]

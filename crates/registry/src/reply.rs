@@ -74,6 +74,11 @@ impl Reply {
         }
     }
 
+    /// Makes an answer of the background one that a reader waits for.
+    pub(crate) fn hurry(&mut self) {
+        self.permit.hurry();
+    }
+
     /// Returns the whole body, if it is not larger than the limit.
     pub(crate) async fn body(&mut self, limit: u64) -> Result<Bytes, BodyError> {
         if let Some(size) = self.response.content_length().filter(|&size| size > limit) {

@@ -236,11 +236,19 @@ impl Net {
                 Err(Trouble::Fault(_, fault @ Fault::Stalled(_))) => {
                     Err(unreachable("first request", endpoint, fault))
                 }
-                Err(Trouble::Fault(..)) => Ok(Scheme::Https),
+                // TLS, or a server that was not up yet: tried as the one, and asked again the next time.
+                Err(Trouble::Fault(..)) => Ok(Scheme::Ask),
                 Err(Trouble::Fatal(error)) => Err(error),
             }
         };
-        Ok(match endpoint.scheme.get_or_try_init(ask).await? {
+        let scheme = match endpoint.scheme.get() {
+            Some(known) => *known,
+            None => ask().await?,
+        };
+        if scheme != Scheme::Ask {
+            let _ = endpoint.scheme.set(scheme); // somebody else may have learned the same
+        }
+        Ok(match scheme {
             Scheme::Http => "http",
             Scheme::Https | Scheme::Ask => "https",
         })

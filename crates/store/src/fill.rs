@@ -3,6 +3,7 @@
 //! Bytes that are wrong are asked for once more; the second time the flight fails and names the segment. A
 //! span that a reader has taken out of the job, or that nobody wants any more, ends the request.
 
+use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
@@ -122,6 +123,7 @@ impl Fill<'_> {
         let source = held.layer.source();
         let blob = Blob { digest: source.blob, size: source.size };
         let (range, priority, deadline) = (decoder.packed(), self.job.priority, self.job.deadline);
+        let urgency = Cell::new(priority);
         let (inner, len) = (self.inner, range.end - range.start);
         let mut left = len;
         let mut stop = None;
@@ -132,7 +134,11 @@ impl Fill<'_> {
             let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
             left -= piece.len() as u64;
             self.inner.observer.received(held.open.id(), piece.len() as u64, priority);
-            match self.take(held, &mut decoder, past, piece) {
+            let taken = self.take(held, &mut decoder, past, piece);
+            if self.at < past && guard::lock(&self.inner.flights).has_readers(self.key()) {
+                urgency.set(Priority::Demand);
+            }
+            match taken {
                 None if left > 0 => ControlFlow::Continue(()),
                 ended => {
                     stop = ended;
@@ -146,14 +152,16 @@ impl Fill<'_> {
                 let _ = sink(&[]); // whether it goes on is in `stop`
                 Ok(())
             }
-            _ => inner.origin.read(&blob, range, priority, deadline, &mut sink),
+            _ => inner.origin.read(&blob, range, &urgency, deadline, &mut sink),
         };
         guard::lock(&self.inner.pace).learn(&clock);
         match (stop, read) {
-            (Some(stop), _) => {
+            (Some(Stop::Complete), _) if decoder.is_done() => {
                 self.park(held, decoder);
-                stop
+                self.land();
+                Stop::Complete
             }
+            (Some(stop), _) => stop,
             (None, Err(error)) => Stop::Origin(error),
             (None, Ok(())) => match decoder.finish() {
                 Ok(()) => Stop::Complete,
@@ -182,7 +190,7 @@ impl Fill<'_> {
             && held.open.claim(next) != Some(Claim::Whole)
         {
             decoder.shrink();
-            guard::lock(&self.inner.parked).put(held.open.id(), next, decoder);
+            self.inner.park(held.open.id(), next, decoder);
         }
     }
 
@@ -210,14 +218,15 @@ impl Fill<'_> {
                 self.inner.observer.filled(held.open.id(), segment, bytes.len() as u64, self.job.priority);
             }
             decoder.reuse(verified);
+            self.announce(segment);
             if segment + 1 < self.span().end {
-                self.announce(segment);
                 continue;
             }
-            self.land();
-            if self.at == past {
+            if self.at + 1 == past {
+                // Its flight ends when the decoder waits for whoever comes next.
                 return Some(Stop::Complete);
             }
+            self.land();
             if !self.begin() {
                 // Seen again, and put back, by `run`.
                 return Some(Stop::Complete);

@@ -241,6 +241,11 @@ impl Flights {
         !self.closed && self.flights.get(&key).is_some_and(|flight| flight.waiters > 0 || flight.kept)
     }
 
+    /// Returns whether a reader waits for a span.
+    pub(crate) fn has_readers(&self, key: Key) -> bool {
+        self.flights.get(&key).is_some_and(|flight| flight.waiters > 0)
+    }
+
     /// Tells the readers of a span that one of its segments is there.
     pub(crate) fn announce(&self, key: Key) {
         if let Some(flight) = self.flights.get(&key).filter(|flight| flight.waiters > 0) {

@@ -2,6 +2,7 @@
 //!
 //! The store asks for ranges and believes nothing it gets; retries, budgets and credentials are the origin's.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -64,12 +65,13 @@ impl std::error::Error for OriginError {
 pub trait Origin: Send + Sync {
     /// Streams a range of a blob into `sink`, in order; stops early and without error when `sink` says so.
     ///
-    /// Blocks, at most until the deadline. Called from several threads at once.
+    /// Blocks, at most until the deadline. Called from several threads at once. The priority may rise while it
+    /// reads: `sink` hears of readers that have come to wait for what was begun for nobody.
     fn read(
         &self,
         blob: &Blob,
         range: Range<u64>,
-        priority: Priority,
+        priority: &Cell<Priority>,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), OriginError>;

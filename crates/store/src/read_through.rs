@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use format::IndexId;
+use format::decode::SpanDecoder;
 use format::index::Codec;
 use format::layer::Layer;
 use format::proof::{Mismatch, Proved};
@@ -38,6 +39,9 @@ pub const DEADLINE: Duration = Duration::from_secs(300);
 /// Packed bytes that are asked for at once when no reader waits: large enough for a full-speed stream, small
 /// enough that a reader's own request is never far behind it.
 const COALESCED: u64 = 8 << 20;
+
+/// How long the end of the threads is waited for.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Segments of a span that is fetched in parts.
 const SPLIT: usize = 8;
@@ -99,7 +103,7 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) origin: Arc<dyn Origin>,
     pub(crate) observer: Arc<dyn Observer>,
-    /// Layers in use and how often. Not held across I/O.
+    /// Layers in use and how often. Not held across I/O; `parked` is locked under it.
     layers: RwLock<HashMap<IndexId, (Arc<Held>, usize)>>,
     /// Not held across I/O. Nothing else is locked under it.
     pub(crate) flights: Mutex<Flights>,
@@ -285,6 +289,12 @@ impl ReadThrough {
                 Ok(Some(proved))
             }
             Err(source) => {
+                // Only if every chunk is what the index says, it is the index that lies, and not the disk.
+                let wrong = Self::check(&held)?;
+                if let Some(segment) = wrong.first() {
+                    let damaged = io::Error::other(format!("{} segments were damaged on disk", wrong.len()));
+                    return Err(ReadError::disk(index, *segment, damaged).into());
+                }
                 tracing::error!(layer = %index, %source, "a layer is not what its image says");
                 let found = format::DiffId::new(source.found);
                 let saved = held.open.save(Standing { proof: Proof::Refused { found }, ..standing });
@@ -300,6 +310,11 @@ impl ReadThrough {
     /// They are fetched again when they are next read, unless the layer is mounted.
     pub fn scrub(&self, index: IndexId) -> Result<Vec<u32>, CompleteError> {
         let held = self.inner.held(index)?;
+        let _one = guard::lock(&held.open.completing);
+        Self::check(&held)
+    }
+
+    fn check(held: &Held) -> Result<Vec<u32>, CompleteError> {
         let mut wrong = Vec::new();
         for segment in 0..held.open.segments() {
             if held.open.scrub(segment)? == Some(false) {
@@ -314,12 +329,19 @@ impl ReadThrough {
         guard::lock(&self.inner.flights).len()
     }
 
-    /// Stops: readers that wait get [`ReadError::Closed`], fills end at their next piece. Waits for the threads.
+    /// Stops: readers that wait get [`ReadError::Closed`], fills end at their next piece. Waits for the threads, but
+    /// not for an origin that does not answer: what it brings after this is not written.
     pub fn close(&self) {
         self.inner.close();
+        let until = Instant::now() + ENDING;
         for worker in guard::lock(&self.workers).drain(..) {
-            // It catches what it runs: there is no panic to pass on.
-            let _ = worker.join();
+            while !worker.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if worker.is_finished() {
+                // It catches what it runs: there is no panic to pass on.
+                let _ = worker.join();
+            }
         }
     }
 }
@@ -452,6 +474,14 @@ impl Inner {
         let (all, part) = (held.layer.packed(span.clone()), held.layer.packed(span.start..end));
         let rest = all.zip(part).map_or(0, |(all, part)| all.end - part.end);
         if guard::lock(&self.pace).is_worth_a_request(rest) { span.start..end } else { span }
+    }
+
+    /// Keeps a decoder that stands before a segment, unless its layer is out of use.
+    pub(crate) fn park(&self, layer: IndexId, next: u32, decoder: SpanDecoder) {
+        let layers = guard::read(&self.layers);
+        if layers.contains_key(&layer) {
+            guard::lock(&self.parked).put(layer, next, decoder);
+        }
     }
 
     /// What a worker thread does.

@@ -113,18 +113,25 @@ impl Staging {
         }
     }
 
-    /// Writes what an open layer lacks, like any fill.
+    /// Writes what an open layer lacks, like any fill. Our bytes are proved, so what is there must be the same; if
+    /// its proof has failed before, then because the disk had changed a byte.
     fn fill_in(&self, layer: &OpenLayer) -> Result<(), StoreError> {
+        let mut all = true;
+        if let Proof::Refused { .. } = layer.standing().proof {
+            layer.save(Standing { proof: Proof::Open, ..layer.standing() })?;
+        }
         for segment in 0..layer.segments() {
             let path = self.dir.join(segment.to_string());
             let failed = |error| StoreError::io("writing", &self.store.path(&path), error);
             let len = self.lens.get(&segment).copied().unwrap_or_default();
             let bytes = crate::fs::read_whole(self.store.disk(), &path, len).map_err(failed)?;
+            layer.scrub(segment)?;
             match layer.fill(segment, &bytes) {
                 Ok(()) => {}
                 // A mounted torn file of other bytes: the rest of the layer is good, this one stays missing.
                 Err(FillError::Mounted | FillError::Refused) => {
                     tracing::warn!(layer = %layer.id(), segment, "a segment cannot be written over what is there");
+                    all = false;
                 }
                 Err(FillError::Closed) => {
                     return Err(StoreError::Closed { root: self.store.root().to_owned() });
@@ -132,7 +139,7 @@ impl Staging {
                 Err(FillError::Io(error)) => return Err(failed(error)),
             }
         }
-        layer.save(Standing { proof: Proof::Proved, ..layer.standing() })
+        if all { layer.save(Standing { proof: Proof::Proved, ..layer.standing() }) } else { Ok(()) }
     }
 }
 

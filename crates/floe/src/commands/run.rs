@@ -17,10 +17,10 @@ pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
     let options = options(session, &args)?;
     let background = !args.no_background && session.config.fetch.background;
     let started = start(session, user_image(args.image), background, options)?;
-    if args.timings {
+    if let (true, Some(timings)) = (args.timings, &started.timings) {
         match session.output {
-            Output::Json => session.print(&started.timings, show::timings)?,
-            Output::Human => eprint(&show::timings(&started.timings)),
+            Output::Json => session.print(timings, show::timings)?,
+            Output::Human => eprint(&show::timings(timings)),
         }
     }
     Ok(started.code)
@@ -29,7 +29,8 @@ pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
 /// How a run went.
 pub(crate) struct Started {
     pub(crate) code: Code,
-    pub(crate) timings: Timings,
+    /// Nothing if the daemon did not live to tell.
+    pub(crate) timings: Option<Timings>,
     /// When the container became ready, if it did.
     pub(crate) ready: Option<Instant>,
 }
@@ -64,7 +65,9 @@ pub(crate) fn start(
     })?;
     // A container that ended before it was ready is told as well, but it is no example for the next start.
     let timings =
-        timings.unwrap_or_else(|| tell(&mut client, Ready { running: from.elapsed(), record: false }))?;
+        timings.unwrap_or_else(|| tell(&mut client, Ready { running: from.elapsed(), record: false }));
+    // The container has run: whatever became of the daemon, its exit code is what counts.
+    let timings = timings.inspect_err(|error| eprint(&format!("floe: no timings: {error:#}\n"))).ok();
     // The connection is the hold on the mount: it lives until the container has ended.
     drop(client);
     Ok(Started { code: Code::Container(outcome.code()), timings, ready: moment })

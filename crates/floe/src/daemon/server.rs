@@ -19,6 +19,9 @@ use crate::engine::publish::Wanted;
 /// Clients served at once. A client that waits for a pull costs one thread.
 const CLIENTS: usize = 512;
 
+/// How long a client may leave what it is told unread.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How often the daemon looks whether it is idle or asked to stop.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -100,8 +103,12 @@ impl Server {
         }
         let server = self.clone();
         let spawned = std::thread::Builder::new().name("client".into()).spawn(move || {
-            if let Err(error) = server.client(&stream) {
-                tracing::debug!("client: {error:#}");
+            // A panic must cost its client, and not a place for others.
+            let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.client(&stream)));
+            match served {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!("client: {error:#}"),
+                Err(_) => tracing::error!("serving a client panicked"),
             }
             let _ = stream.shutdown(Shutdown::Both); // it may have closed first
             server.clients.fetch_sub(1, Ordering::Relaxed);
@@ -115,6 +122,8 @@ impl Server {
 
     fn client(&self, stream: &UnixStream) -> anyhow::Result<()> {
         stream.set_nonblocking(false)?;
+        // One that is stopped must not hold up what others wait for.
+        stream.set_write_timeout(Some(PATIENCE))?;
         let peer = rustix::net::sockopt::socket_peercred(stream).context("asking who the client is")?;
         let us = rustix::process::geteuid();
         if !peer.uid.is_root() && peer.uid != us {

@@ -1,5 +1,6 @@
 //! What is fetched when nobody waits: the profile in its order, then the rest, then the proof.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,14 +66,14 @@ impl Engine {
                 .with_context(|| format!("completing layer {blob}"))?;
             if !found.proved() {
                 say(talk, "proving", &blob, found.place.size, found.place.size)?;
-                self.prove(image, found)?;
+                self.prove(found)?;
             }
             say(talk, "complete", &blob, found.place.size, found.place.size)?;
         }
         Ok(())
     }
 
-    fn prove(&self, image: &OpenImage, found: &FoundLayer) -> anyhow::Result<()> {
+    fn prove(&self, found: &FoundLayer) -> anyhow::Result<()> {
         match self.through.prove(found.id()) {
             Ok(_) => Ok(()),
             Err(CompleteError::Refused { index, source }) => {
@@ -83,17 +84,27 @@ impl Engine {
                     self.affected(index).join(", ")
                 );
                 self.alert(refused.clone());
-                self.images().remove(image.reference());
+                self.images().retain(|_, other| !other.layer_ids().contains(&index));
                 bail!(refused)
             }
             Err(error) => Err(error).with_context(|| format!("proving layer {}", found.place.blob)),
         }
     }
 
-    /// Returns the images that read a layer through this index.
+    /// Returns the images that read a layer through this index, open or not.
     fn affected(&self, index: format::IndexId) -> Vec<String> {
         let uses = |image: &&Arc<OpenImage>| image.layer_ids().contains(&index);
-        self.images().values().filter(uses).map(|image| image.reference().to_owned()).collect()
+        let mut affected: BTreeSet<String> =
+            self.images().values().filter(uses).map(|image| image.reference().to_owned()).collect();
+        match self.store.refs().list() {
+            Ok((known, _)) => {
+                let named =
+                    known.iter().filter(|image| image.layers.iter().any(|layer| layer.index == index));
+                affected.extend(named.map(|image| image.name.as_str().to_owned()));
+            }
+            Err(error) => tracing::warn!("listing the references: {error}"),
+        }
+        affected.into_iter().collect()
     }
 
     /// Re-hashes what is here; what is wrong is fetched again with the next read.
@@ -104,7 +115,8 @@ impl Engine {
             let wrong = self.through.scrub(found.id()).with_context(|| format!("reading layer {blob}"))?;
             if !wrong.is_empty() {
                 self.alert(format!(
-                    "layer {blob}: {} segments on disk were damaged and are fetched again",
+                    "layer {blob}: {} segments on disk were damaged and are fetched again; mounts that have shown them \
+                     must be made anew",
                     wrong.len()
                 ));
             }
@@ -115,7 +127,8 @@ impl Engine {
     /// Builds every index anew from the layer itself and compares: equal identity is equal bytes.
     pub(super) fn rebuild(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
         for found in image.layers() {
-            let (_, layer) = self.build_layer(&found.place, talk)?;
+            let segment = found.layer().facts().segment;
+            let (_, layer, _pins) = self.build_layer(&found.place, segment, talk)?;
             if layer.id() != found.id() {
                 let text = format!(
                     "layer {}: the index in use is {}, the layer itself gives {}",
@@ -124,7 +137,10 @@ impl Engine {
                     layer.id()
                 );
                 self.alert(text.clone());
-                bail!(text);
+                // The proof says so too, and then nobody mounts it any more.
+                self.images().retain(|_, image| !image.layer_ids().contains(&found.id()));
+                let proof = self.complete(image, talk);
+                return proof.and(Err(anyhow::Error::msg(text)));
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Where a layer's index comes from: the store, the registry, or the layer itself.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Exposure, Hold, Origin, Priority, Proof, RefName};
+use store::{Blob, Exposure, Hold, Origin, Pin, Priority, Proof, RefName};
 
 use super::open::Resolved;
 use super::pipe::{Pipe, PipeEnd};
@@ -25,6 +26,10 @@ const STREAMS: usize = 3;
 
 /// Index blobs fetched at once: they are small, so round trips are what is saved.
 const INDEXES: usize = 8;
+
+/// An index may be as long as its layer, and this much longer: that of a tiny layer is, and one that is not is no
+/// reason to fill a node's memory before anybody has looked at it.
+const SMALL_INDEX: u64 = 1 << 20;
 
 /// Signature blobs looked at for one image: many signers of several artifacts, each a request.
 const SIGNATURES: usize = 64;
@@ -110,9 +115,10 @@ impl Engine {
         if let Some(source) = &resolved.source {
             resolved.layers.iter().for_each(|place| self.net.know(place.blob, source));
         }
-        let (host, repository) = whose(reference);
+        let (host, repository, tag) = whose(reference);
         let name = reference.to_string();
-        let asked = Asked { host: &host, repository: &repository, by_digest: reference.digest().is_some() };
+        let by_digest = reference.digest().is_some();
+        let asked = Asked { host: &host, repository: &repository, tag: tag.as_deref(), by_digest };
         let asked = Question { asked, name: &name };
         let mut layers: Vec<Option<FoundLayer>> = Vec::new();
         for place in &resolved.layers {
@@ -145,6 +151,7 @@ impl Engine {
 
     /// Returns a layer whose index is in the store and believed for this reference.
     fn local_layer(&self, place: &Place, asked: &Question<'_>) -> anyhow::Result<Option<FoundLayer>> {
+        let mut second = None;
         for (id, accepted_by) in self.known_indexes(place) {
             let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: id };
             let index = match self.store.index(id) {
@@ -169,12 +176,19 @@ impl Engine {
             // good enough for a tag of the same manifest is not good enough for its digest.
             let believed = accepted_by.iter().any(|name| name.as_str() == asked.name)
                 && verdict == Verdict::UnsignedForDigest;
-            if proved || believed || verdict.accepted() {
+            // An unsigned claim is as good as those who may write where it was found: the layer's other users did
+            // not ask them.
+            let at_home = accepted_by.iter().any(|name| is_in(name, asked.asked.repository));
+            if proved || believed || (at_home && verdict.accepted()) {
                 let place = place.clone();
-                return Ok(Some(FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: size }));
+                let found = FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: size };
+                if proved {
+                    return Ok(Some(found));
+                }
+                second.get_or_insert(found); // a proved one is better
             }
         }
-        Ok(None)
+        Ok(second)
     }
 
     /// Returns the indexes that references name for a layer, with the references that do.
@@ -221,11 +235,13 @@ impl Engine {
         let artifacts = self.net.artifacts(source, manifest)?;
         let mut signatures = Vec::new();
         for descriptor in artifacts.iter().flat_map(|artifact| &artifact.signatures).take(SIGNATURES) {
-            let bytes = self.net.blob(source, descriptor, limits::MANIFEST)?;
-            match serde_json::from_slice::<Vec<Signature>>(&bytes) {
+            // Anybody who may write there can add one that cannot be had; it must not spoil the others.
+            let fetched = self.net.blob(source, descriptor, limits::MANIFEST).map_err(anyhow::Error::from);
+            let parsed = fetched.and_then(|bytes| Ok(serde_json::from_slice::<Vec<Signature>>(&bytes)?));
+            match parsed {
                 Ok(found) => signatures.extend(found),
                 Err(error) => {
-                    tracing::warn!(blob = %descriptor.digest, "signatures that cannot be read: {error}")
+                    tracing::warn!(blob = %descriptor.digest, "signatures that cannot be read: {error:#}")
                 }
             }
         }
@@ -277,10 +293,8 @@ impl Engine {
         let Some(entry) = artifact.layers.iter().find(|entry| entry.layer == place.blob) else {
             return Ok(None);
         };
-        // The descriptor's annotations only save a fetch; what counts is the identity of what is fetched.
-        let bytes = self.net.blob(source, &entry.blob, limits::INDEX).context("fetching the index")?;
-        let index = Index::decode(&bytes).context("reading the index")?;
-        let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: index.id() };
+        // What nobody will believe is not worth a byte. The descriptor's word is judged first, then the bytes'.
+        let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: entry.index };
         let verdict = self.rule.judge(asked.asked, &claim, signatures);
         if !verdict.accepted() {
             bail!(match verdict {
@@ -288,6 +302,12 @@ impl Engine {
                     anyhow!("the image is named by digest and no trusted key signed the index"),
                 _ => anyhow!("a policy asks for a signed index and no trusted key signed this one"),
             });
+        }
+        let limit = limits::INDEX.min(SMALL_INDEX + place.size);
+        let bytes = self.net.blob(source, &entry.blob, limit).context("fetching the index")?;
+        let index = Index::decode(&bytes).context("reading the index")?;
+        if index.id() != claim.index {
+            bail!("the index is {}, where {} was announced", index.id(), claim.index);
         }
         tracing::info!(layer = %place.blob, index = %claim.index, ?verdict, "index from the registry");
         let _pin = self.store.put_index(&index).context("keeping the index")?;
@@ -314,17 +334,25 @@ impl Engine {
         if let Some(found) = self.local_layer(place, asked)? {
             return Ok(found);
         }
-        let (index_size, layer) =
-            self.build_layer(place, talk).with_context(|| format!("streaming layer {}", place.blob))?;
+        let size = segment_size(place.size);
+        let (index_size, layer, _pins) =
+            self.build_layer(place, size, talk).with_context(|| format!("streaming layer {}", place.blob))?;
         let built = ((place.blob, place.diff_id), layer.id());
         let hold = self.through.add(layer, Exposure::Served)?;
         self.built.lock().unwrap_or_else(PoisonError::into_inner).extend([built]);
         Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Streamed, index_size })
     }
 
-    pub(super) fn build_layer(&self, place: &Place, talk: &Talk<'_>) -> anyhow::Result<(u64, Arc<Layer>)> {
+    /// Builds the index of a layer from the layer, and keeps both; the pins keep them from `gc` until they are in use.
+    pub(super) fn build_layer(
+        &self,
+        place: &Place,
+        segment: SegmentSize,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<(u64, Arc<Layer>, [Pin; 2])> {
+        let _one_of_few = self.streams.hold();
         let mut staging = self.store.stage()?;
-        let options = convert::Options { segment: segment_size(place.size), blob_size: place.size };
+        let options = convert::Options { segment, blob_size: place.size };
         let expected = convert::Expected { blob: place.blob, diff_id: place.diff_id };
         let (index, proved) = std::thread::scope(|scope| {
             let (pieces, blob) = Pipe::new();
@@ -337,11 +365,11 @@ impl Engine {
             // The network's error explains the builder's, which only saw the bytes end.
             streamed.and(built.map_err(anyhow::Error::from))
         })?;
-        let _pin = self.store.put_index(&index)?;
+        let kept = self.store.put_index(&index)?;
         let index_size = index.encode().len() as u64;
         let layer = Arc::new(Layer::open(index)?);
-        let _pin = staging.commit(&layer, proved)?;
-        Ok((index_size, layer))
+        let placed = staging.commit(&layer, proved)?;
+        Ok((index_size, layer, [kept, placed]))
     }
 
     /// Streams a blob into a pipe; ends early without error when nobody reads it any more.
@@ -349,7 +377,7 @@ impl Engine {
         let blob = Blob { digest: place.blob, size: place.size };
         let deadline = Instant::now() + STREAM_DEADLINE;
         let (mut received, mut said, mut gone) = (0, 0, Ok(()));
-        self.net.read(&blob, 0..place.size, Priority::Demand, deadline, &mut |piece| {
+        self.net.read(&blob, 0..place.size, &Cell::new(Priority::Demand), deadline, &mut |piece| {
             received += piece.len() as u64;
             if received - said >= SAY || received == place.size {
                 said = received;
@@ -365,19 +393,24 @@ impl Engine {
     }
 }
 
-/// Returns registry host and full repository name; a local layout is its own host.
-fn whose(reference: &Reference) -> (String, String) {
+/// Returns registry host, full repository name, and the tag; a local layout is its own host.
+fn whose(reference: &Reference) -> (String, String, Option<String>) {
     match reference {
         Reference::Registry(image) => {
             let host = image.host().to_string();
             let repository = format!("{host}/{}", image.repository());
-            (host, repository)
+            (host, repository, image.tag().map(ToString::to_string))
         }
         Reference::Layout(place) | Reference::Archive(place) => {
             let path = place.path().display().to_string();
-            (path.clone(), path)
+            (path.clone(), path, None)
         }
     }
+}
+
+/// Says whether a reference of the store names an image of a repository.
+fn is_in(name: &RefName, repository: &str) -> bool {
+    name.as_str().parse().is_ok_and(|reference| whose(&reference).1 == repository)
 }
 
 /// Returns the segment size for a layer whose blob has this length: a mount can have

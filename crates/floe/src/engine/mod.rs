@@ -17,6 +17,7 @@ mod layers;
 pub mod mounts;
 mod open;
 mod pipe;
+mod places;
 pub mod profile;
 pub mod publish;
 pub mod report;
@@ -60,6 +61,8 @@ pub struct Engine {
     images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
     /// One builder per layer, so that two runs of one image stream it once.
     building: keyed_lock::KeyedLock<format::Digest>,
+    /// Streams under way: half of what may be in flight to one host, so that readers find room beside them.
+    streams: places::Places<8>,
     /// The indexes of the layers streamed by this daemon: some hundred bytes for each. Held for a look only.
     built: Mutex<HashMap<(format::Digest, format::DiffId), IndexId>>,
     alerts: Arc<Alerts>,
@@ -87,6 +90,7 @@ impl Engine {
             mounts,
             images: Mutex::default(),
             building: keyed_lock::KeyedLock::default(),
+            streams: places::Places::default(),
             built: Mutex::default(),
             alerts,
             stopping: AtomicBool::new(false),

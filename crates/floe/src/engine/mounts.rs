@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, bail};
 use format::erofs::read::Image;
 use mount::fuse::{self, Mounted, Server};
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
+use std::os::unix::fs::PermissionsExt;
 use store::{MetaKey, Segments};
 use sys::map::Map;
 
@@ -79,6 +80,9 @@ impl Mounts {
     pub fn new(run: &Path) -> anyhow::Result<Self> {
         let dir = run.join("mnt");
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        // Images hold setuid programs and devices that are meant for containers: nobody else gets here.
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("closing {} to other users", dir.display()))?;
         for point in mount_points()?.into_iter().filter(|point| point.path.starts_with(&dir)).rev() {
             let detached = unmount(&point.path, UnmountFlags::DETACH);
             detached.with_context(|| format!("taking away the leftover mount {}", point.path.display()))?;
@@ -128,6 +132,12 @@ impl Mounts {
             );
         }
         mount_bind(live.dir(), dir).with_context(|| format!("mounting at {}", dir.display()))?;
+        // As with a disk that somebody plugs in: its programs run, but as whoever runs them.
+        let safe = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        if let Err(error) = mount_remount(dir, safe, c"") {
+            let _ = unmount(dir, UnmountFlags::DETACH); // just mounted, and nobody's yet
+            return Err(error).with_context(|| format!("mounting nosuid,nodev at {}", dir.display()));
+        }
         binds.insert(dir.to_owned(), Bind { live, reference: reference.to_owned() });
         Ok(())
     }

@@ -10,7 +10,7 @@ use format::erofs::write::{self, LayerDevices};
 use format::tree::Builder;
 use format::{Digest, IndexId};
 use registry::{Descriptor, Image, Reference, Source};
-use store::{ImageRef, MetaKey, RefLayer};
+use store::{ImageRef, MetaKey, Proof, RefLayer};
 use sys::map::Map;
 
 use super::layers::{FoundLayer, Place};
@@ -57,6 +57,14 @@ impl OpenImage {
 
     pub(super) fn layer_ids(&self) -> Vec<IndexId> {
         self.layers.iter().map(|layer| layer.id()).collect()
+    }
+
+    /// Returns whether this image may still be given out for a manifest: nothing of it has been proved false since
+    /// it was opened, and its tree has not been collected.
+    fn serves(&self, manifest: Digest) -> bool {
+        let refused =
+            |layer: &FoundLayer| matches!(layer.hold.files().standing().proof, Proof::Refused { .. });
+        self.manifest == manifest && self.meta.exists() && !self.layers.iter().any(refused)
     }
 
     pub(super) fn key(&self) -> MetaKey {
@@ -139,8 +147,7 @@ impl Engine {
         let resolved = self.resolve(&reference, talk).with_context(|| format!("opening {name}"))?;
         let resolve = begun.elapsed();
 
-        if let Some(known) =
-            self.images().get(&name).filter(|known| known.manifest == resolved.manifest).cloned()
+        if let Some(known) = self.images().get(&name).filter(|known| known.serves(resolved.manifest)).cloned()
         {
             *known.opening.lock().unwrap_or_else(PoisonError::into_inner) =
                 Opening { resolve, ..Opening::default() };

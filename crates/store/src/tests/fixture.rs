@@ -1,5 +1,6 @@
 //! Layers, origins and stores to test with.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
@@ -251,12 +252,12 @@ impl Origin for Memory {
         &self,
         blob: &Blob,
         range: Range<u64>,
-        priority: Priority,
+        priority: &Cell<Priority>,
         _deadline: Instant,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), OriginError> {
         let number = self.reads.fetch_add(1, Ordering::SeqCst);
-        self.asked.lock().unwrap().push((range.clone(), priority));
+        self.asked.lock().unwrap().push((range.clone(), priority.get()));
         {
             let held = self.held.lock().unwrap();
             self.waiting.fetch_add(1, Ordering::SeqCst);
