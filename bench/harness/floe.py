@@ -102,7 +102,7 @@ class _Store:
             self.command("daemon", "stop")
 
     def pids(self):
-        """Returns floe's own processes on this store: daemon, keeper and commands. Not runc, not the container."""
+        """Returns floe's own processes on this store: daemon and commands. Not runc, not the container."""
         return [pid for pid in procfs.processes(self.root) if _executable(pid) == os.path.realpath(self.binary)]
 
 

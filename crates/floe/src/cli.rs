@@ -88,6 +88,7 @@ pub enum Command {
         rebuild: bool,
     },
     /// Shows every image and mount: lazy or full and why, what was fetched, who waited
+    #[command(after_help = "Example: floe status --output json")]
     Status,
     /// Removes an image's reference from the store; `gc` frees its room
     #[command(after_help = "Example: floe rm docker://registry.example/app:v1")]
@@ -96,6 +97,7 @@ pub enum Command {
         image: String,
     },
     /// Frees what no image in the store refers to
+    #[command(after_help = "Example: floe gc --dry-run")]
     Gc {
         /// Only say what would be freed
         #[arg(long)]
@@ -114,8 +116,10 @@ pub enum Command {
         rate: Option<u64>,
     },
     /// Runs the daemon in the foreground; commands start one on demand
+    #[command(after_help = "Example: floe daemon --listen unix:/run/floe.sock")]
     Daemon(Daemon),
     /// Compares ways to start one image over a slow link, on this machine
+    #[command(after_help = "Example: floe demo --rate 50mbit")]
     Demo(Demo),
     /// Prints a completion script for a shell
     #[command(after_help = "Example: floe completion bash >/etc/bash_completion.d/floe")]
@@ -257,6 +261,16 @@ fn rate(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_command_has_an_example() {
+        use clap::CommandFactory;
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = format!("Example: floe {}", command.get_name());
+            assert!(help.starts_with(&example), "{}: {help:?}", command.get_name());
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -15,10 +15,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
-use support::image::{self, TestImage};
+use support::image::{self, Layer, Pack, TestImage};
 use support::servers::Embedded;
 use support::{Node, until};
 use testkit::faulty::{Fault, Faulty, Guard};
+use testkit::tar::{Archive, Entry, Variant};
 
 /// Nothing here needs more; what must fail, fails before.
 const QUICK: &str = "[fetch]\ndeadline_seconds = 60\n";
@@ -200,6 +201,79 @@ fn an_interrupted_pull_leaves_a_store_that_works() {
     node.ok(&["verify", &reference]);
     node.stop();
     assert_eq!(node.files("tmp"), 0);
+}
+
+#[test]
+fn thirty_two_readers_of_one_range_are_one_request() {
+    let node = node!(QUICK);
+    let scene = Scene::indexed(26);
+    let at = node.mount(&scene.reference());
+    let path: PathBuf = at.join("data/1");
+    scene.server.hold();
+    let readers: Vec<_> = (0..32)
+        .map(|_| {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                let mut page = vec![0; 4096];
+                let file = fs::File::open(path).unwrap();
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut page, 8192).unwrap();
+                page
+            })
+        })
+        .collect();
+    scene.server.wait_for(1);
+    scene.server.release();
+    for reader in readers {
+        assert!(reader.join().unwrap() == big(26, 1)[8192..12_288]);
+    }
+    assert_eq!(scene.server.seen().iter().filter(|seen| seen.path == scene.blob).count(), 1);
+}
+
+/// What no image may hold, each with the word that has to be in the complaint.
+#[test]
+fn layers_that_reach_out_of_their_tree_are_refused_by_name_and_harm_nobody_else() {
+    let node = node!(QUICK);
+    let good = Scene::new(27);
+    let at = node.mount(&good.reference());
+    let long = "n".repeat(256);
+    let bad: [(Vec<Entry>, &str); 5] = [
+        (vec![Entry::file("../../etc/passwd", b"x")], "../../etc/passwd"),
+        (vec![Entry::file(format!("dir/{long}"), b"x")], &long[..200]),
+        (vec![Entry::symlink("a", "b"), Entry::symlink("b", "a"), Entry::file("a/file", b"x")], "a/file"),
+        (vec![Entry::file("file", b"x"), Entry::file("file/below", b"x")], "file/below"),
+        (vec![Entry::link("name", "../outside")], "name"),
+    ];
+    for (entries, word) in bad {
+        let image = TestImage::new(vec![Layer::of(&entries, Pack::Gzip)], &serde_json::json!({}));
+        let server = Faulty::start();
+        image.put(&server, "app", "v1");
+        let point = node.mount_point();
+        let complaint = node.fails(&["mount", &format!("{}/app:v1", server.host()), point.to_str().unwrap()]);
+        assert!(complaint.contains(word), "{word}: {complaint}");
+        assert!(complaint.contains(&image.layers[0].digest().to_string()), "{complaint}");
+        assert_eq!(fs::read_dir(&point).unwrap().count(), 0);
+    }
+    assert_eq!(node.files("refs"), 1, "of the good one");
+    assert!(fs::read(at.join("data/0")).unwrap() == big(27, 0));
+}
+
+#[test]
+fn a_gzip_bomb_is_refused_before_it_fills_anything() {
+    let node = node!(QUICK);
+    // A gibibyte of zeros out of a megabyte, as tight as deflate can pack it.
+    let bomb = Archive::of(&[Entry::file("zeros", vec![0; 64 << 20])], Variant::Gnu).tar;
+    let once = sys::deflate::compress(&bomb, sys::inflate::Wrap::Gzip, 9).unwrap();
+    let mut layer = Layer::new(bomb, Pack::Gzip);
+    // Sixteen members of it: what comes out is no tar of one file, and its digest is another.
+    layer.blob = once.repeat(16).into();
+    let image = TestImage::new(vec![layer], &serde_json::json!({}));
+    let server = Faulty::start();
+    image.put(&server, "app", "v1");
+    let complaint = node.fails(&["pull", &format!("{}/app:v1", server.host())]);
+    assert!(complaint.contains(&image.layers[0].digest().to_string()), "{complaint}");
+    for dir in ["tmp", "device", "index", "refs"] {
+        assert_eq!(node.files(dir), 0, "{dir}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! SIGKILL at random moments under checking readers: right bytes or an errno, and the next daemon goes on.
 //!
-//! `FLOE_ROUNDS` says how many rounds (20 unless set). The readers are processes of this test binary: a page fault
+//! `FLOE_ROUNDS` says how many rounds (200 unless set). The readers are processes of this test binary: a page fault
 //! that cannot be served kills its process, which is an errno by another name.
 #![allow(missing_docs, reason = "a test crate has no public surface")]
 #![allow(
@@ -37,7 +37,7 @@ const TASK: &str = "FLOE_TEST_READER";
 const SIGBUS: i32 = 7;
 
 fn rounds() -> u64 {
-    std::env::var("FLOE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+    std::env::var("FLOE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
 struct Dice(u64);
@@ -65,7 +65,8 @@ fn reader() {
     });
     let files: Vec<_> = fs::read_dir(&truth).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     let mut said = rustix::stdio::stderr();
-    loop {
+    // What the kernel has kept can be read for ever, daemon or not: somebody has to say that it is enough.
+    while !stop(&truth).exists() {
         let name = &files[usize::try_from(dice.below(files.len() as u64)).unwrap()];
         let whole = File::open(truth.join(name)).unwrap();
         let len = whole.metadata().unwrap().len();
@@ -85,6 +86,11 @@ fn reader() {
         }
         said = rustix::stdio::stderr();
     }
+}
+
+/// Returns the file that ends the readers of a truth.
+fn stop(truth: &Path) -> PathBuf {
+    truth.with_file_name("stop")
 }
 
 fn pread(path: &Path, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
@@ -172,7 +178,9 @@ fn the_daemon_dies_under_readers() {
         see(&mut pipe, dice.below(60));
         support::kill_and_wait(pid);
         drop(pipe);
+        fs::write(stop(&truth), "").unwrap();
         readers.into_iter().for_each(finish);
+        fs::remove_file(stop(&truth)).unwrap();
 
         // What is left of the mount only has to be taken away; the next daemon knows what is here already.
         node.umount(&at);

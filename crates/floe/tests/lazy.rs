@@ -16,7 +16,7 @@ use std::path::Path;
 use serde_json::Value;
 use support::image::{self, TestImage};
 use support::servers::{DockerRegistry, Embedded};
-use support::{Node, tool};
+use support::{Node, tool, until};
 use testkit::dump::{self, Dump};
 
 fn assert_same(mounted: &Path, wanted: &Dump) {
@@ -175,6 +175,27 @@ fn looking_into_an_image_and_letting_it_go() {
     assert_eq!((node.files("device"), node.files("index"), node.files("meta")), (0, 0, 0));
     // And it comes back.
     assert_eq!(node.ok(&["cat", &reference, "/etc/hello"]), "hello 1\n");
+}
+
+#[test]
+fn the_rest_comes_in_the_background_and_is_proved() {
+    let first = node!();
+    let registry = Embedded::start(&first.path("registry"));
+    let image = image::simple(31, 2);
+    let reference = format!("{}/app:v1", registry.host());
+    image.push(&reference);
+    first.ok(&["index", "--push", &reference]);
+    let node = Node::new("");
+    let dir = node.mount_point();
+    node.ok(&["mount", &reference, dir.to_str().unwrap()]);
+    until("everything is here and proved", || {
+        let report = node.json(&["inspect", &reference]);
+        let layers = report["layers"].as_array().unwrap();
+        layers.iter().all(|layer| layer["local"] == layer["segments"]) && all_proved(&report)
+    });
+    // Only what the layers and their indexes hold: nothing came twice.
+    let least = image.packed();
+    assert!((least..least + least / 4).contains(&node.received()), "{} of {least}", node.received());
 }
 
 #[test]

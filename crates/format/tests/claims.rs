@@ -7,6 +7,21 @@ use format::payload::SegmentSize;
 use format::tar::{Parser, Placer, Step};
 use testkit::tar::{Header, Variant};
 
+/// Ten million members of an empty file each are five gigabytes of tar and five megabytes of gzip.
+#[test]
+fn members_are_counted_and_the_first_too_many_is_refused() {
+    let mut header = Header::new(Variant::Gnu, b'0');
+    header.put(0, b"file");
+    header.number(124, 12, 0);
+    let block = header.seal();
+    let mut parser = Parser::new();
+    for member in 1..=limits::ENTRIES {
+        assert!(matches!(parser.step(&block), Ok((512, Step::Member(_)))), "member {member}");
+    }
+    let error = parser.step(&block).map(|_| ()).unwrap_err();
+    assert!(format!("{error:?}").contains("number of members"), "{error:?}");
+}
+
 /// A header of 512 bytes that claimed a file of 16 TiB once took 4 GiB of memory for the cuts of its chunks.
 #[test]
 fn a_file_larger_than_a_mount_is_refused_before_it_is_cut() {

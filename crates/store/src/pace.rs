@@ -1,7 +1,7 @@
 //! How fast an origin answers, learned from what it did: enough to tell what is dearer, a request or some bytes.
 //!
-//! Both figures are the best of the last few requests. What shares a link with others, or queues behind them,
-//! says less about the link than what had it for itself.
+//! Of the last few requests. The delay is the shortest one: what queued behind others says less about the way. The
+//! rate is the median: a link that was idle may give the first bytes at a rate it cannot keep.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -37,7 +37,9 @@ impl Pace {
     /// nothing is known yet it is: a first guess that costs one round trip.
     pub(crate) fn is_worth_a_request(&self, bytes: u64) -> bool {
         let delay = self.delays.iter().min();
-        let rate = self.rates.iter().copied().reduce(f64::max);
+        let mut rates: Vec<f64> = self.rates.iter().copied().collect();
+        rates.sort_by(f64::total_cmp);
+        let rate = rates.get(rates.len() / 2).copied();
         match (delay, rate) {
             #[allow(clippy::cast_precision_loss, reason = "an estimate")]
             (Some(delay), Some(rate)) => bytes as f64 / rate > delay.as_secs_f64(),
@@ -104,9 +106,12 @@ mod tests {
         pace.learn(&request(40, 1, 65));
         assert!(!pace.is_worth_a_request(600 << 10));
         assert!(pace.is_worth_a_request(700 << 10));
-        // The best counts, until it is forgotten.
+        // Neither a slow answer nor a burst changes that.
+        pace.learn(&request(400, 1, 65));
         pace.learn(&request(400, 20, 65));
+        pace.learn(&request(400, 1, 65));
         assert!(!pace.is_worth_a_request(600 << 10));
+        assert!(pace.is_worth_a_request(700 << 10));
         for _ in 0..REQUESTS {
             pace.learn(&request(1, 1, 65));
         }
