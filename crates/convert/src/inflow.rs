@@ -14,7 +14,8 @@ use crate::BuildError;
 pub(crate) const BATCH: usize = 256 << 10;
 
 /// Distance of marks in the blob. A segment's range ends at a mark, so this is the most that is fetched for
-/// nothing, 2 KiB on average of some 350; the decoder pays for each mark with a call.
+/// nothing, 2 KiB on average of some 350. The decoder pays for each mark with a call: with marks every 32 KiB the
+/// whole build takes 0.93 to 0.96 of the time, every 8 KiB 0.98 to 1.0; those who start pay for each byte, always.
 const MARK: u64 = 4096;
 
 /// Compressed bytes after which a batch is sent although it is not full: a blob may hold any amount of blocks

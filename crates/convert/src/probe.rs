@@ -38,6 +38,8 @@ pub(crate) struct Prober {
     b: Box<[u8]>,
     from_a: Vec<u8>,
     from_b: Vec<u8>,
+    /// The real window, at the end.
+    real: Box<[u8; WINDOW]>,
     compressor: zstd::bulk::Compressor<'static>,
 }
 
@@ -55,6 +57,7 @@ impl Prober {
             b: (0..WINDOW).map(|i| if low(i) < 128 { high(i) | 128 } else { high(i) }).collect(),
             from_a: vec![0; WINDOW],
             from_b: vec![0; WINDOW],
+            real: Box::new([0; WINDOW]),
             compressor,
         })
     }
@@ -83,8 +86,9 @@ impl Prober {
         decode(&mut self.unpacker, probe, &self.a, &mut self.from_a[..len])?;
         decode(&mut self.unpacker, probe, &self.b, &mut self.from_b[..len])?;
         let unknown = WINDOW - probe.window.len();
-        let mut sparse = vec![0; probe.window.len()];
-        let mut first = sparse.len();
+        self.real[unknown..].copy_from_slice(probe.window);
+        let mut sparse = Box::new([0; WINDOW]);
+        let mut first = WINDOW;
         // Most bytes do not differ, so compare eight at a time; outputs are whole windows but for the very last.
         let (a, b) = (self.from_a[..len].chunks(LANE), self.from_b[..len].chunks(LANE));
         for ((a, b), real) in a.zip(b).zip(probe.output.chunks(LANE)) {
@@ -96,24 +100,21 @@ impl Prober {
                 }
                 continue;
             }
+            // Whether a byte differs is anybody's guess, so guess nothing: look all eight up, without a branch.
+            let mut wrong = 0;
             for ((&a, &b), &real) in a.iter().zip(b).zip(real) {
-                if a == b {
-                    if a != real {
-                        return None;
-                    }
-                    continue;
-                }
                 let position = usize::from(b & 127) << 8 | usize::from(a);
-                // A place that refers to what was never there cannot be used.
-                let position = position.checked_sub(unknown)?;
-                if probe.window[position] != real {
-                    return None;
-                }
-                sparse[position] = real;
-                first = first.min(position);
+                let (copied, held) = (a != b, sparse[position]);
+                wrong |= real ^ if copied { self.real[position] } else { a };
+                sparse[position] = if copied { real } else { held };
+                first = first.min(if copied { position } else { WINDOW });
+            }
+            if wrong != 0 {
+                return None;
             }
         }
-        Some(sparse.split_off(first))
+        // A place that refers to what was never there cannot be used.
+        (first >= unknown).then(|| sparse[first..].to_vec())
     }
 }
 
