@@ -3,7 +3,10 @@
 //! Promises: the pieces that [`RangeReader::chunk`] returns are, in order, exactly as many bytes as the range
 //! has, or there is an error. After an early end, a stall or a refusal it goes on where it stopped, within the
 //! host's retries. A redirect is followed once per blob and remembered until it is refused.
+//! A long range comes over several connections ([`parts`]).
 //! The bytes are **not verified**: only a whole blob has a digest. Whoever uses them checks them.
+
+mod parts;
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -24,6 +27,8 @@ use crate::limits;
 use crate::reply::{BodyError, Reply, is_temporary, refusal, throttle};
 use crate::retry::Tries;
 use crate::transport::{Call, Endpoint, Trouble};
+pub(crate) use parts::AHEAD_IN_ALL;
+use parts::{PART, Parts};
 
 /// Reads a range of a blob piece by piece.
 #[derive(Debug)]
@@ -32,6 +37,7 @@ pub struct RangeReader(Inside);
 #[derive(Debug)]
 enum Inside {
     Remote(Box<RemoteRange>),
+    Parts(Box<Parts>),
     Local(LocalRange),
 }
 
@@ -43,21 +49,12 @@ impl RangeReader {
         range: Range<u64>,
         priority: Priority,
     ) -> Self {
-        let what = format!("bytes {}..{} of blob {blob} of {repository}", range.start, range.end);
-        let route = repository.route(&blob);
-        Self(Inside::Remote(Box::new(RemoteRange {
-            what,
-            route,
-            blob,
-            size,
-            next: range.start,
-            end: range.end,
-            priority,
-            body: None,
-            tries: None,
-            progress: 0,
-            repository,
-        })))
+        let long = range.end.saturating_sub(range.start) > 2 * PART;
+        let range = RemoteRange::new(repository, blob, size, range, priority);
+        Self(match long {
+            true => Inside::Parts(Box::new(Parts::new(range))),
+            false => Inside::Remote(Box::new(range)),
+        })
     }
 
     pub(crate) fn local(range: LocalRange) -> Self {
@@ -66,11 +63,10 @@ impl RangeReader {
 
     /// Says that a reader has come to wait for the rest: it no longer gives way to others.
     pub fn hurry(&mut self) {
-        if let Inside::Remote(remote) = &mut self.0 {
-            remote.priority = Priority::Demand;
-            if let Some(body) = &mut remote.body {
-                body.reply.hurry();
-            }
+        match &mut self.0 {
+            Inside::Remote(remote) => remote.hurry(),
+            Inside::Parts(parts) => parts.hurry(),
+            Inside::Local(_) => {}
         }
     }
 
@@ -78,6 +74,7 @@ impl RangeReader {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match &mut self.0 {
             Inside::Remote(remote) => remote.chunk().await,
+            Inside::Parts(parts) => parts.chunk().await,
             Inside::Local(local) => local.chunk().await,
         }
     }
@@ -86,6 +83,7 @@ impl RangeReader {
     pub async fn verified(mut self, digest: &Digest, limit: u64) -> Result<Bytes, Error> {
         let (what, size) = match &self.0 {
             Inside::Remote(remote) => (remote.what.clone(), remote.end - remote.next.min(remote.end)),
+            Inside::Parts(parts) => (parts.what().to_owned(), parts.left()),
             Inside::Local(local) => (local.what().to_owned(), local.left()),
         };
         if size > limit {
@@ -175,11 +173,36 @@ struct RemoteRange {
 #[derive(Debug)]
 struct Body {
     reply: Reply,
+    /// Whether it is the whole blob.
+    whole: bool,
     /// Bytes of it that come before those we want: the server ignored the range.
     skip: u64,
 }
 
 impl RemoteRange {
+    fn new(repository: Repository, blob: Digest, size: u64, range: Range<u64>, priority: Priority) -> Self {
+        Self {
+            what: format!("bytes {}..{} of blob {blob} of {repository}", range.start, range.end),
+            route: repository.route(&blob),
+            blob,
+            size,
+            next: range.start,
+            end: range.end,
+            priority,
+            body: None,
+            tries: None,
+            progress: 0,
+            repository,
+        }
+    }
+
+    fn hurry(&mut self) {
+        self.priority = Priority::Demand;
+        if let Some(body) = &mut self.body {
+            body.reply.hurry();
+        }
+    }
+
     async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         if self.next > self.end || self.end > self.size {
             return Err(Error::invalid(
@@ -239,7 +262,10 @@ impl RemoteRange {
         loop {
             let reply = self.reply(&call).await?;
             match self.begin(&reply, whole) {
-                Ok(skip) => return Ok(Body { reply, skip }),
+                Ok(skip) => {
+                    let whole = reply.status() != StatusCode::PARTIAL_CONTENT;
+                    return Ok(Body { reply, whole, skip });
+                }
                 Err(fault) => {
                     let limiter = Arc::clone(&reply.limiter);
                     if let Some(url) = &reply.elsewhere {

@@ -12,7 +12,7 @@ use format::{Digest, limits as sizes};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::auth::{Authorizer, Scopes};
-use crate::blob::{RangeReader, Route};
+use crate::blob::{AHEAD_IN_ALL, RangeReader, Route};
 use crate::budget::{HostStats, Priority};
 use crate::config::Config;
 use crate::credentials;
@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     /// Held while a fallback list of referrers is read, extended and written: the protocol has no lock, so at
     /// least this process must not overtake itself. No other lock is held meanwhile.
     pub(crate) fallback_lists: tokio::sync::Mutex<()>,
+    /// Room for parts of long ranges that are fetched before somebody reads them.
+    pub(crate) ahead: Arc<tokio::sync::Semaphore>,
 }
 
 impl Client {
@@ -60,6 +62,7 @@ impl Client {
             endpoints: Mutex::default(),
             routes: Mutex::default(),
             fallback_lists: tokio::sync::Mutex::default(),
+            ahead: Arc::new(tokio::sync::Semaphore::new(AHEAD_IN_ALL)),
         }))
     }
 
