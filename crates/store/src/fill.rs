@@ -174,8 +174,8 @@ impl Fill<'_> {
     /// or a new one.
     fn decoder(&self, held: &Held, end: u32) -> Result<SpanDecoder, DecodeError> {
         let missing = self.span().clone().find(|segment| held.open.claim(*segment) != Some(Claim::Whole));
-        if let Some(missing) = missing
-            && let Some(mut decoder) = guard::lock(&self.inner.parked).take(held.open.id(), missing)
+        let parked = missing.and_then(|next| guard::lock(&self.inner.parked).take(&held.layer, next));
+        if let Some(mut decoder) = parked
             && decoder.go_on(end).is_ok()
         {
             return Ok(decoder);
@@ -190,7 +190,7 @@ impl Fill<'_> {
             && held.open.claim(next) != Some(Claim::Whole)
         {
             decoder.shrink();
-            self.inner.park(held.open.id(), next, decoder);
+            self.inner.park(held, next, decoder);
         }
     }
 

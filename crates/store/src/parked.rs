@@ -3,35 +3,37 @@
 //! Losing one costs a reader the beginning of the span once more, never a byte.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use format::IndexId;
 use format::decode::SpanDecoder;
+use format::layer::Layer;
 
 /// Decoders that wait at most: some 100 KB each. A start reads on in what it has begun, or never comes back.
 const PLACES: usize = 64;
 
-/// The decoders, the one that has waited longest first.
+/// The decoders, the one that has waited longest first. Each goes on in the blob of its own layer's table: one
+/// identity may come with several, so the layer counts and not its name.
 #[derive(Default)]
-pub(crate) struct Parked(VecDeque<(IndexId, u32, SpanDecoder)>);
+pub(crate) struct Parked(VecDeque<(Arc<Layer>, u32, SpanDecoder)>);
 
 impl Parked {
     /// Keeps a decoder that stands before a segment.
-    pub(crate) fn put(&mut self, layer: IndexId, next: u32, decoder: SpanDecoder) {
-        self.0.retain(|(id, segment, _)| (*id, *segment) != (layer, next));
+    pub(crate) fn put(&mut self, layer: &Arc<Layer>, next: u32, decoder: SpanDecoder) {
+        self.0.retain(|(of, segment, _)| !(Arc::ptr_eq(of, layer) && *segment == next));
         if self.0.len() == PLACES {
             self.0.pop_front();
         }
-        self.0.push_back((layer, next, decoder));
+        self.0.push_back((Arc::clone(layer), next, decoder));
     }
 
     /// Returns the decoder that stands before a segment.
-    pub(crate) fn take(&mut self, layer: IndexId, next: u32) -> Option<SpanDecoder> {
-        let at = self.0.iter().position(|(id, segment, _)| (*id, *segment) == (layer, next))?;
+    pub(crate) fn take(&mut self, layer: &Arc<Layer>, next: u32) -> Option<SpanDecoder> {
+        let at = self.0.iter().position(|(of, segment, _)| Arc::ptr_eq(of, layer) && *segment == next)?;
         self.0.remove(at).map(|(_, _, decoder)| decoder)
     }
 
     /// Forgets the decoders of a layer that is out of use.
-    pub(crate) fn forget(&mut self, layer: IndexId) {
-        self.0.retain(|(id, _, _)| *id != layer);
+    pub(crate) fn forget(&mut self, layer: &Arc<Layer>) {
+        self.0.retain(|(of, _, _)| !Arc::ptr_eq(of, layer));
     }
 }

@@ -147,7 +147,7 @@ impl Drop for Hold {
             *count -= 1;
             if *count == 0 {
                 layers.remove(&self.held.open.id());
-                guard::lock(&self.inner.parked).forget(self.held.open.id());
+                guard::lock(&self.inner.parked).forget(&self.held.layer);
             }
         }
     }
@@ -476,11 +476,11 @@ impl Inner {
         if guard::lock(&self.pace).is_worth_a_request(rest) { span.start..end } else { span }
     }
 
-    /// Keeps a decoder that stands before a segment, unless its layer is out of use.
-    pub(crate) fn park(&self, layer: IndexId, next: u32, decoder: SpanDecoder) {
+    /// Keeps a decoder that stands before a segment, unless its layer is out of use, or in use with another table.
+    pub(crate) fn park(&self, held: &Held, next: u32, decoder: SpanDecoder) {
         let layers = guard::read(&self.layers);
-        if layers.contains_key(&layer) {
-            guard::lock(&self.parked).put(layer, next, decoder);
+        if layers.get(&held.open.id()).is_some_and(|(now, _)| Arc::ptr_eq(&now.layer, &held.layer)) {
+            guard::lock(&self.parked).put(&held.layer, next, decoder);
         }
     }
 

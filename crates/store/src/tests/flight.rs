@@ -307,6 +307,44 @@ fn a_decoder_that_is_gone_or_fails_costs_the_beginning_of_its_span() {
 }
 
 #[test]
+fn a_decoder_does_not_outlive_the_table_it_was_made_by() {
+    let gzip = Sample::new(24, 3, Codec::Gzip);
+    // The same layer, packed anew: another blob under the same identity.
+    let member = sys::deflate::compress(b"", sys::inflate::Wrap::Gzip, 6).unwrap();
+    let index = gzip.layer.index();
+    let mut source = index.source().clone();
+    let longer = member.len() as u64;
+    source.starts[0].packed += longer;
+    source.reach.iter_mut().for_each(|reach| reach.packed_end += longer);
+    source.size += longer;
+    let blob = [member, gzip.blob.clone()].concat();
+    source.blob = format::Digest::of(&blob);
+    let index = format::index::Index::new(
+        index.facts().clone(),
+        index.skeleton().into(),
+        index.chunks().to_vec(),
+        source,
+    );
+    let layer = Arc::new(format::layer::Layer::open(index.unwrap()).unwrap());
+    let anew = Sample { layer, blob, files: gzip.files.clone() };
+    assert_eq!(gzip.id(), anew.id());
+    let bench = Bench::new(&[&gzip, &anew]);
+    let hold = bench.add(&gzip);
+    bench.origin.hold();
+    let waiter = bench.read.begin(gzip.id(), 0, later()).unwrap();
+    bench.origin.wait_for_held(1);
+    // Out of use and in use again while a fill is under way.
+    drop(hold);
+    let _hold = bench.add(&anew);
+    bench.origin.release();
+    waiter.wait().unwrap();
+    bench.settle();
+    bench.check(&anew, 1);
+    let asked: Vec<_> = bench.origin.asked.lock().unwrap().iter().map(|(range, _)| range.clone()).collect();
+    assert_eq!(asked[1..], [anew.layer.packed(0..2).unwrap()]);
+}
+
+#[test]
 fn a_byte_that_the_disk_has_changed_is_no_lie_of_the_index() {
     let sample = Sample::new(23, 4, Codec::Plain);
     let bench = Bench::new(&[&sample]);
