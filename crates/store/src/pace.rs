@@ -72,8 +72,11 @@ impl Clock {
         Self { start, first: None, last: start, in_first: 0, bytes: 0 }
     }
 
-    /// Says that some bytes of its answer are here.
+    /// Says that some bytes of its answer are here. None are no answer: nothing was asked for.
     pub(crate) fn took(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         self.last = Instant::now();
         self.bytes += bytes as u64;
         if self.first.is_none() {
@@ -112,6 +115,11 @@ mod tests {
         pace.learn(&request(400, 1, 65));
         assert!(!pace.is_worth_a_request(600 << 10));
         assert!(pace.is_worth_a_request(700 << 10));
+        // Nor does a decoder that went on without a request.
+        let mut none = Clock::start();
+        none.took(0);
+        pace.learn(&none);
+        assert!(!pace.is_worth_a_request(600 << 10));
         for _ in 0..REQUESTS {
             pace.learn(&request(1, 1, 65));
         }
