@@ -149,7 +149,8 @@ impl Flights {
         self.flights.get(&key).map(|flight| Arc::clone(&flight.signal))
     }
 
-    /// Begins flights for adjacent spans nobody waits for; returns false if there is no room.
+    /// Begins flights for adjacent spans nobody waits for; returns false if there is no room. Closed, it begins
+    /// none: nobody would end them.
     ///
     /// Each ends where the wish does. Spans that are on their way already cut the run; they go further if what is
     /// wanted lies behind their end.
@@ -163,6 +164,9 @@ impl Flights {
         let free = |flights: &HashMap<Key, Flight>, span: &Range<u32>| {
             !flights.contains_key(&Key { layer, span: span.start })
         };
+        if self.closed {
+            return true;
+        }
         for span in spans {
             self.extend(Key { layer, span: span.start }, span.end, priority);
         }

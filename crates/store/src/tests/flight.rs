@@ -493,6 +493,19 @@ fn closing_ends_every_wait() {
 }
 
 #[test]
+fn what_is_wished_for_after_the_end_is_refused_at_once() {
+    let sample = Sample::new(25, 2, Codec::Plain);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.read.close();
+    let soon = Instant::now() + Duration::from_secs(3);
+    let error = bench.read.complete(sample.id(), soon).unwrap_err();
+    assert!(matches!(error, CompleteError::Read(ReadError::Closed)), "{error:?}");
+    assert!(bench.read.want(sample.id(), 0..2, Priority::Hint));
+    assert_eq!(bench.read.under_way(), 0);
+}
+
+#[test]
 fn a_panic_in_a_fill_fails_its_readers_and_nothing_else() {
     let sample = Sample::new(15, 2, Codec::Plain);
     let bench = Bench::watched(&[&sample], Arc::new(()), Workers { all: 1, unhurried: 1 });
