@@ -55,6 +55,8 @@ pub(crate) struct Signal {
 struct Flight {
     ticket: u64,
     running: bool,
+    /// True once a reader has put it before all that no reader waits for.
+    hurried: bool,
     /// Readers that wait.
     waiters: usize,
     /// True if a reader has got a segment, or it was hinted: it goes on without readers.
@@ -71,7 +73,17 @@ struct Flight {
 impl Flight {
     fn new(ticket: u64, end: u32, deadline: Instant) -> Self {
         let signal = Arc::default();
-        Self { ticket, running: false, waiters: 0, kept: false, deadline, end, more: None, signal }
+        Self {
+            ticket,
+            running: false,
+            hurried: false,
+            waiters: 0,
+            kept: false,
+            deadline,
+            end,
+            more: None,
+            signal,
+        }
     }
 }
 
@@ -113,10 +125,12 @@ impl Flights {
         let flight = self.flights.entry(key).or_insert_with(|| Flight::new(ticket, span.end, deadline));
         flight.waiters += 1;
         flight.deadline = flight.deadline.max(deadline);
-        // Only the first reader hurries it.
-        let queue = !flight.running && flight.waiters == 1;
+        // Only the first reader hurries it. If it gives up, a flight that goes on without readers keeps its place:
+        // readers that come and go must not fill the queue.
+        let queue = !flight.running && !flight.hurried;
         if queue {
             flight.ticket = ticket;
+            flight.hurried = true;
         }
         if !flight.running {
             flight.end = flight.end.max(span.end);
@@ -317,5 +331,29 @@ impl Flights {
     fn ticket(&mut self) -> u64 {
         self.tickets += 1;
         self.tickets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_that_come_and_go_queue_a_hinted_span_once() {
+        let (mut flights, layer, deadline) =
+            (Flights::default(), IndexId::from_bytes([1; 32]), Instant::now());
+        assert!(flights.want(layer, &[0..2, 2..4], Priority::Hint, deadline));
+        for _ in 0..1000 {
+            let signal = flights.join(layer, 2..3, deadline);
+            flights.leave(Key { layer, span: 2 }, &signal, false);
+        }
+        assert_eq!(flights.queues[Priority::Demand as usize].len(), 1);
+        // As urgent as one that is still waited for.
+        let job = flights.next(1).unwrap();
+        assert_eq!((job.priority, job.spans.first()), (Priority::Demand, Some(&(2..4))));
+        assert!(flights.begin(Key { layer, span: 2 }, job.ticket, 4));
+        let job = flights.next(1).unwrap();
+        assert_eq!((job.priority, job.spans.first()), (Priority::Hint, Some(&(0..2))));
+        assert!(flights.next(1).is_none());
     }
 }
