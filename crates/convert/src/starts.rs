@@ -243,6 +243,11 @@ impl Starts {
 
     fn prove(&mut self, n: usize) {
         let Chosen::Pending(candidate, most) = &self.chosen[n] else { return };
+        if candidate.is_ripe() && candidate.output.len() < WINDOW && !candidate.window.is_empty() {
+            // Given up: what has not come out yet may refer to bytes of the window that nothing has named so far.
+            self.chosen[n] = Chosen::Failed;
+            return;
+        }
         let probe = Probe {
             bits: candidate.place.bits,
             window: &candidate.window,
@@ -295,4 +300,34 @@ fn keep_last(buffer: &mut Vec<u8>, more: &[u8], n: usize) {
     let keep = n - more.len();
     buffer.drain(..buffer.len().saturating_sub(keep));
     buffer.extend_from_slice(more);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_whose_window_is_not_known_to_the_end_is_refused() {
+        let place = Place { plain: WINDOW as u64, packed: 100, bits: 0, window: WINDOW };
+        // A block for each byte, and two that put out nothing: 16 packed bytes for one.
+        let block = |byte| {
+            [&[0, 1, 0, 0xfe, 0xff, byte][..], &[0, 0, 0, 0xff, 0xff], &[0, 0, 0, 0xff, 0xff]].concat()
+        };
+        let candidate = |len: usize| Candidate {
+            place,
+            window: vec![1; WINDOW],
+            packed: (0..len).flat_map(|_| block(7)).collect(),
+            output: vec![7; len],
+        };
+        let proved = |len| {
+            let mut starts = Starts::new().unwrap();
+            starts.chosen.push(Chosen::Pending(Box::new(candidate(len)), usize::MAX));
+            assert!(len < MAX_PACKED / 16 || candidate(len).is_ripe());
+            starts.prove(0);
+            matches!(starts.chosen[0], Chosen::Proved(_))
+        };
+        assert!(proved(WINDOW), "all that can refer to the window is there");
+        assert!(proved(1000), "the blob ends here");
+        assert!(!proved(WINDOW / 2 + 1), "what follows may refer to it as well");
+    }
 }
