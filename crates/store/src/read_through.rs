@@ -355,8 +355,7 @@ impl Drop for ReadThrough {
 
 impl Segments for ReadThrough {
     fn local(&self, index: IndexId, segment: u32) -> Option<Arc<SegmentFile>> {
-        let layers = guard::read(&self.inner.layers);
-        let (held, _) = layers.get(&index)?;
+        let held = self.inner.held(index).ok()?;
         // A file that cannot be opened is for `fetch` to explain.
         held.open.file(segment).ok().flatten()
     }
