@@ -262,6 +262,22 @@ fn a_span_is_fetched_as_far_as_it_is_wanted_and_never_twice() {
 }
 
 #[test]
+fn a_segment_that_has_been_decoded_already_needs_no_request() {
+    // The second file is the second segment, and comes out of the bytes that the first one needs.
+    let files = |n: usize| vec![noise(26, 47_000 + 64 * n), vec![7; 17_000], noise(27, 60_001)];
+    let samples = (0..8).map(|n| Sample::of(files(n), Codec::Gzip));
+    let both = |sample: &Sample| sample.layer.packed(0..1) == sample.layer.packed(0..2);
+    let sample = samples.into_iter().find(both).unwrap();
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.check(&sample, 0);
+    bench.settle();
+    assert!(bench.read.local(sample.id(), 1).is_none());
+    bench.check(&sample, 1);
+    assert_eq!(bench.origin.count(), 1);
+}
+
+#[test]
 fn a_reader_of_more_than_a_flight_brings_asks_again_and_a_wish_follows_it() {
     let sample = Sample::new(21, 6, Codec::Gzip);
     let bench = Bench::new(&[&sample]);
