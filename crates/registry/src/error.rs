@@ -158,10 +158,24 @@ pub(crate) enum Fault {
     Answer(String),
     #[error("{0}")]
     Http(#[source] reqwest::Error),
+    #[error("the proxy {proxy}, which the environment asks for, gives no connection")]
+    Proxy {
+        proxy: String,
+        #[source]
+        source: reqwest::Error,
+    },
 }
 
 impl Fault {
     pub(crate) fn http(error: reqwest::Error) -> Self {
         Self::Http(error.without_url())
+    }
+
+    /// Returns why there is no connection, by way of a proxy or without.
+    pub(crate) fn connect(error: reqwest::Error, proxy: Option<String>) -> Self {
+        match proxy {
+            Some(proxy) => Self::Proxy { proxy, source: error.without_url() },
+            None => Self::http(error),
+        }
     }
 }

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::Url;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
@@ -17,10 +19,18 @@ use crate::error::Error;
 use crate::hosts::{TlsProfile, read};
 
 /// The clients made so far; those with equal profiles share connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HttpClients {
     /// Held while a client is made, which reads certificate files: rare and short.
     made: Mutex<BTreeMap<(TlsProfile, Proxy), reqwest::Client>>,
+    /// What the HTTP library asks too, so that an error names the proxy that was used.
+    environment: Matcher,
+}
+
+impl Default for HttpClients {
+    fn default() -> Self {
+        Self { made: Mutex::default(), environment: Matcher::from_system() }
+    }
 }
 
 /// Whether the environment's proxies apply.
@@ -46,6 +56,18 @@ impl HttpClients {
         let client = build(profile, proxy, budgets)?;
         made.insert((profile.clone(), proxy), client.clone());
         Ok(client)
+    }
+
+    /// Returns the proxy that requests for a URL go through, without the password it may have.
+    pub(crate) fn proxy(&self, proxy: Proxy, url: &Url) -> Option<String> {
+        let uri = url.as_str().parse().ok()?;
+        let through = match proxy {
+            Proxy::Environment => self.environment.intercept(&uri)?,
+            Proxy::None => return None,
+        };
+        let (uri, scheme) = (through.uri(), through.uri().scheme_str().unwrap_or("http"));
+        let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
+        Some(format!("{scheme}://{}{port}", uri.host()?))
     }
 }
 

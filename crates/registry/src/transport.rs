@@ -208,8 +208,17 @@ impl Net {
         let permit = limiter.acquire(priority).await;
         limiter.counters.requests.fetch_add(1, Ordering::Relaxed);
         let stall = limiter.budgets().stall;
+        let through = self.clients.proxy(proxy, request.url());
         match tokio::time::timeout(stall, client.execute(request)).await {
             Err(_) => Err(Trouble::Fault(limiter, Fault::Stalled(stall))),
+            // Of plain HTTP only: for TLS the proxy says it before there is a connection.
+            Ok(Ok(response)) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                Err(Trouble::Fatal(Error::Denied {
+                    what: format!("connecting to {authority}"),
+                    host: through.map_or(authority, |proxy| format!("the proxy {proxy}")),
+                    message: "it wants a user and a password, which go into the proxy's URL".into(),
+                }))
+            }
             Ok(Ok(response)) => Ok(Reply::new(response, limiter, permit)),
             Ok(Err(error)) => match certificate_problem(&error) {
                 Some(why) => Err(Trouble::Fatal(Error::config(
@@ -218,7 +227,7 @@ impl Net {
                         "its certificate is not trusted: {why}; a private authority goes into `ca` of the host"
                     ),
                 ))),
-                None if error.is_connect() => Err(Trouble::Connect(limiter, Fault::http(error))),
+                None if error.is_connect() => Err(Trouble::Connect(limiter, Fault::connect(error, through))),
                 None => Err(Trouble::Fault(limiter, Fault::http(error))),
             },
         }

@@ -4,32 +4,8 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::{Command, Stdio};
-
 use registry::*;
 use support::*;
-
-/// Makes an authority and a certificate for 127.0.0.1 in a directory.
-fn certificates(dir: &Path) -> bool {
-    let openssl = |arguments: &str| {
-        let status = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(dir)
-            .stderr(Stdio::null())
-            .status();
-        status.is_ok_and(|status| status.success())
-    };
-    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
-        .unwrap();
-    let ec = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!(
-        "req -x509 {ec} -keyout ca.key -out ca.crt -days 30 -subj /CN=authority -addext basicConstraints=critical,CA:TRUE"
-    )) && openssl(&format!("req {ec} -keyout server.key -out server.csr -subj /CN=server"))
-        && openssl(
-            "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 30 -extfile san",
-        )
-}
 
 async fn ask(config: Config, host: &str) -> Result<Vec<Tag>, Error> {
     let repository = Client::new(config).repository(&host.parse().unwrap(), &"app".parse().unwrap());
@@ -40,7 +16,7 @@ async fn ask(config: Config, host: &str) -> Result<Vec<Tag>, Error> {
 async fn a_private_authority_is_trusted_where_configured_and_only_there() {
     let made = std::cell::Cell::new(false);
     let server = Debian::start(|dir| {
-        made.set(certificates(dir));
+        made.set(testkit::certificates::make(dir, &["IP:127.0.0.1", "DNS:localhost"]));
         format!("  tls:\n    certificate: {0}/server.crt\n    key: {0}/server.key\n", dir.display())
     });
     let Some(server) = server else { testkit::skip!("docker-registry is not installed") };

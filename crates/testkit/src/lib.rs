@@ -1,6 +1,7 @@
 //! Development only: generators, faults and models for the tests.
 
 pub mod arbitrary;
+pub mod certificates;
 pub mod dump;
 pub mod faulty;
 pub mod fixture;

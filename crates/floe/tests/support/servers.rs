@@ -1,11 +1,12 @@
-//! Registries for the tests: Debian's docker-registry, and the embedded one inside this process.
+//! Registries for the tests: Debian's docker-registry, and the embedded one inside this process; and a proxy.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
 use super::PATIENCE;
 
@@ -18,12 +19,23 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// Starts one over a directory; nothing where it is not installed.
     pub fn start(dir: &Path) -> Option<Self> {
+        Self::start_with(dir, "")
+    }
+
+    /// Starts one that speaks TLS, with the certificate of [`testkit::certificates`] in its directory.
+    pub fn start_tls(dir: &Path) -> Option<Self> {
+        let tls =
+            format!("  tls:\n    certificate: {0}/server.crt\n    key: {0}/server.key\n", dir.display());
+        Self::start_with(dir, &tls)
+    }
+
+    fn start_with(dir: &Path, http: &str) -> Option<Self> {
         let program = super::program("docker-registry")?;
         fs::create_dir_all(dir).unwrap();
         let config = dir.join("config.yml");
         let storage = dir.join("storage");
         let text = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n",
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n{http}",
             storage.display()
         );
         fs::write(&config, text).unwrap();
@@ -104,4 +116,81 @@ impl Embedded {
         self.address = server.address();
         self.server = Some(server);
     }
+}
+
+/// An HTTP proxy that leads every name to one server and keeps what it was asked for.
+pub struct HttpProxy {
+    pub host: String,
+    shared: Arc<ProxyState>,
+}
+
+struct ProxyState {
+    server: String,
+    /// A status instead of a connection; zero for none.
+    refusal: AtomicU16,
+    asked: Mutex<Vec<String>>,
+}
+
+impl HttpProxy {
+    pub fn start(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let shared = Arc::new(ProxyState {
+            server: server.to_owned(),
+            refusal: AtomicU16::default(),
+            asked: Mutex::default(),
+        });
+        let state = shared.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let state = state.clone();
+                std::thread::spawn(move || state.serve(client));
+            }
+        });
+        Self { host, shared }
+    }
+
+    /// Answers every request with a status from here on.
+    pub fn refuse(&self, status: u16) {
+        self.shared.refusal.store(status, Ordering::Relaxed);
+    }
+
+    /// Returns method and target of what was asked since the last time.
+    pub fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.shared.asked.lock().unwrap())
+    }
+}
+
+impl ProxyState {
+    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            client.read_exact(&mut byte)?;
+            head.extend_from_slice(&byte);
+        }
+        let text = String::from_utf8_lossy(&head);
+        let mut words = text.split(' ').map(str::to_owned);
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        self.asked.lock().unwrap().push(format!("{method} {target}"));
+        match self.refusal.load(Ordering::Relaxed) {
+            0 => {}
+            status => return write!(client, "HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n\r\n"),
+        }
+        let mut server = TcpStream::connect(&self.server)?;
+        match method.as_str() {
+            "CONNECT" => client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?,
+            _ => server.write_all(&head)?, // servers understand a whole URL where a path would do
+        }
+        let (from, to) = (server.try_clone()?, client.try_clone()?);
+        let back = std::thread::spawn(move || forward(from, to));
+        forward(client, server);
+        drop(back);
+        Ok(())
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream) {
+    let _ = io::copy(&mut from, &mut to); // either side may go at any time
+    let _ = to.shutdown(Shutdown::Write);
 }
