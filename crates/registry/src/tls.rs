@@ -12,7 +12,7 @@ use reqwest::Url;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, InvalidMessage, RootCertStore, SignatureScheme};
 
 use crate::config::Budgets;
 use crate::error::Error;
@@ -198,14 +198,27 @@ impl ServerCertVerifier for TrustAll {
     }
 }
 
-/// Returns the reason if a request failed because the server's certificate is not to be trusted.
-///
-/// Trying again cannot help, and the user must learn of it at once.
-pub(crate) fn certificate_problem(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+/// Why there is no TLS with a server; trying again cannot help, and the user must learn of it at once.
+pub(crate) enum TlsProblem {
+    /// Its certificate is not to be trusted, for this reason.
+    Certificate(String),
+    /// What it says is not TLS.
+    NoTls,
+}
+
+/// Returns the problem if that is why a request failed.
+pub(crate) fn tls_problem(error: &(dyn std::error::Error + 'static)) -> Option<TlsProblem> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref() {
-            return Some(problem.to_string());
+        match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(problem)) => {
+                return Some(TlsProblem::Certificate(problem.to_string()));
+            }
+            // The first byte of a record is its type: any other protocol is found out by it.
+            Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+                return Some(TlsProblem::NoTls);
+            }
+            _ => {}
         }
         // An io::Error hides what it wraps from `source`, naming that error's own source instead.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);

@@ -24,7 +24,7 @@ use crate::names::Host;
 use crate::reply::{Answer, BodyError, Reply, is_temporary, message, throttle};
 use crate::retry::Tries;
 use crate::secret::Secret;
-use crate::tls::{HttpClients, Proxy, certificate_problem};
+use crate::tls::{HttpClients, Proxy, TlsProblem, tls_problem};
 
 /// What all requests share.
 #[derive(Debug)]
@@ -130,15 +130,20 @@ impl Endpoint {
     }
 
     fn may_be_plain(&self, url: &Url) -> bool {
-        let Ok(host) = authority(url).parse::<Host>() else { return false };
-        host.is_loopback() || self.plain_http_elsewhere.contains(&host)
+        is_loopback(url) || self.is_plain_by_configuration(url)
     }
 
-    /// Whether a redirect of ours may lead there: never from TLS to none.
+    fn is_plain_by_configuration(&self, url: &Url) -> bool {
+        authority(url).parse::<Host>().is_ok_and(|host| self.plain_http_elsewhere.contains(&host))
+    }
+
+    /// Whether a redirect of ours may lead there: never from TLS to none that nobody allowed. That loopback hosts may
+    /// do without is no leave for a server elsewhere to have this machine's own services asked.
     fn may_redirect_to(&self, from: &Url, to: &Url) -> bool {
         match to.scheme() {
             "https" => true,
-            "http" => from.scheme() == "http" || self.may_be_plain(to),
+            "http" if from.scheme() == "http" => true,
+            "http" => self.is_plain_by_configuration(to) || (is_loopback(from) && is_loopback(to)),
             _ => false,
         }
     }
@@ -153,6 +158,10 @@ fn parse_host(host: &Host) -> Option<String> {
 fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or(host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    authority(url).parse::<Host>().is_ok_and(|host| host.is_loopback())
 }
 
 impl Net {
@@ -201,8 +210,7 @@ impl Net {
     ) -> Result<Reply, Trouble> {
         let authority = authority(request.url());
         let limiter = self.limiter(&authority);
-        let loopback = authority.parse::<Host>().is_ok_and(|host| host.is_loopback());
-        let proxy = if loopback { Proxy::None } else { Proxy::Environment };
+        let proxy = if is_loopback(request.url()) { Proxy::None } else { Proxy::Environment };
         let client =
             self.clients.get(&endpoint.config.tls, proxy, limiter.budgets()).map_err(Trouble::Fatal)?;
         let permit = limiter.acquire(priority).await;
@@ -220,13 +228,8 @@ impl Net {
                 }))
             }
             Ok(Ok(response)) => Ok(Reply::new(response, limiter, permit)),
-            Ok(Err(error)) => match certificate_problem(&error) {
-                Some(why) => Err(Trouble::Fatal(Error::config(
-                    format!("connecting to {authority}"),
-                    format!(
-                        "its certificate is not trusted: {why}; a private authority goes into `ca` of the host"
-                    ),
-                ))),
+            Ok(Err(error)) => match tls_problem(&error) {
+                Some(problem) => Err(Trouble::Fatal(insecure(&authority, &problem))),
                 None if error.is_connect() => Err(Trouble::Connect(limiter, Fault::connect(error, through))),
                 None => Err(Trouble::Fault(limiter, Fault::http(error))),
             },
@@ -372,7 +375,11 @@ impl Net {
                 return Err(Trouble::Fault(limiter, Fault::Answer("a redirect leads nowhere".into())));
             };
             if !endpoint.may_redirect_to(&current, &next) {
-                let why = format!("a redirect leads to {}, which has no TLS", authority(&next));
+                let to = authority(&next);
+                let why = format!(
+                    "a redirect leads from TLS to {}://{to}; `plain_http = true` in [registry.{to:?}] allows it",
+                    next.scheme()
+                );
                 return Err(Trouble::Fatal(Error::invalid(&call.what, why)));
             }
             current = next;
@@ -486,6 +493,18 @@ pub(crate) enum Trouble {
     Fault(Arc<Limiter>, Fault),
     /// Something that another try cannot better.
     Fatal(Error),
+}
+
+fn insecure(authority: &str, problem: &TlsProblem) -> Error {
+    let why = match problem {
+        TlsProblem::Certificate(why) => format!(
+            "its certificate is not trusted: {why}; a private authority goes into `ca` of [registry.{authority:?}]"
+        ),
+        TlsProblem::NoTls => format!(
+            "it does not speak TLS; `plain_http = true` in [registry.{authority:?}] allows to do without"
+        ),
+    };
+    Error::config(format!("connecting to {authority}"), why)
 }
 
 fn unreachable(what: &str, endpoint: &Endpoint, fault: Fault) -> Error {
