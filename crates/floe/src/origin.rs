@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use format::Digest;
@@ -25,6 +26,24 @@ const SOURCES: usize = 8;
 
 /// Threads of the network side. TLS and HTTP of a 10 Gbit/s link need little more than one core.
 const THREADS: usize = 2;
+
+/// How long a registry may be silent before somebody who could go on without it does. A request that is lost on the
+/// way is repeated by the kernel after one second; an answer from the far side of the earth takes a third of one.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long a registry that has begun to answer may take to say what a name means: four or five requests.
+const SLOWNESS: Duration = Duration::from_secs(10);
+
+/// What a registry does that does not say in time what a name means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Late {
+    /// It has not answered at all.
+    #[error("the registry has not answered in {} s", SILENCE.as_secs())]
+    Silent,
+    /// It answers, and is not done.
+    #[error("the registry has not said in {} s what the name means", SLOWNESS.as_secs())]
+    Slow,
+}
 
 /// The network, as blocking calls.
 pub struct Net {
@@ -61,6 +80,32 @@ impl Net {
     /// Returns manifest, config and layers of the image for this machine's platform, checked.
     pub fn image(&self, source: &Source) -> Result<Image, Error> {
         self.runtime.block_on(source.image(&Platform::host()))
+    }
+
+    /// Returns the same; where it takes its time `late` is told, and says whether to wait on. Nothing is returned if not.
+    pub fn image_unless(
+        &self,
+        source: &Source,
+        mut late: impl FnMut(Late) -> ControlFlow<()>,
+    ) -> Option<Result<Image, Error>> {
+        let platform = Platform::host();
+        self.runtime.block_on(async {
+            let before = source.answers();
+            let mut asked = pin!(source.image(&platform));
+            if let Ok(image) = tokio::time::timeout(SILENCE, &mut asked).await {
+                return Some(image);
+            }
+            if source.answers() == before && late(Late::Silent).is_break() {
+                return None;
+            }
+            if let Ok(image) = tokio::time::timeout(SLOWNESS.saturating_sub(SILENCE), &mut asked).await {
+                return Some(image);
+            }
+            if late(Late::Slow).is_break() {
+                return None;
+            }
+            Some(asked.await)
+        })
     }
 
     /// Returns the index artifacts that refer to a manifest, best first.

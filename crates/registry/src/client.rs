@@ -304,6 +304,12 @@ impl Repository {
         Ok(able)
     }
 
+    /// Answers of all endpoints; none where the host's files cannot be read, which the next request will tell.
+    pub(crate) fn answers(&self) -> u64 {
+        let endpoints = self.client.endpoints(&self.host);
+        endpoints.iter().flat_map(|all| all.iter()).map(|endpoint| endpoint.answers()).sum()
+    }
+
     /// A mirror gets one more chance only: there is somebody else to ask.
     pub(crate) fn tries(&self, endpoint: &Endpoint, what: &str, last: bool) -> Tries {
         let retries = self.client.0.net.endpoint_limiter(endpoint).budgets().retries;

@@ -57,6 +57,15 @@ impl Source {
         }
     }
 
+    /// Returns how many answers the registry and its mirrors have given since the start: whether it grows tells a
+    /// slow registry from one that is out of reach.
+    pub fn answers(&self) -> u64 {
+        match &self.0 {
+            Place::Registry(repository, _) => repository.answers(),
+            Place::Layout(..) => 0,
+        }
+    }
+
     /// Returns the image for a platform: manifest, config and layers.
     pub async fn image(&self, platform: &Platform) -> Result<Image, Error> {
         let what = self.to_string();

@@ -5,7 +5,7 @@
 //! a limit. Which endpoint to ask and what to ask is left to the callers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -45,7 +45,8 @@ pub(crate) struct Endpoint {
     first: Semaphore,
     /// Held for a look only.
     contact: Mutex<Contact>,
-    answered: AtomicBool,
+    /// Answers of any kind, since the start.
+    answers: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -96,12 +97,16 @@ impl Endpoint {
             plain_http_elsewhere: plain.collect(),
             first: Semaphore::new(1),
             contact: Mutex::new(Contact::Unknown),
-            answered: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn host(&self) -> &Host {
         &self.config.host
+    }
+
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     pub(crate) fn challenge(&self) -> Option<Challenge> {
@@ -300,7 +305,7 @@ impl Net {
             let header = auth.header(self, endpoint, &call.scopes, refused.as_ref(), call.priority).await?;
             let result = self.follow(endpoint, &own, call, &url, header.as_ref()).await;
             if let Ok(reply) = &result {
-                endpoint.answered.store(true, Ordering::Relaxed);
+                endpoint.answers.fetch_add(1, Ordering::Relaxed);
                 if reply.status() == StatusCode::UNAUTHORIZED && reply.elsewhere.is_none() {
                     auth::learn(endpoint, reply.headers(), &call.what)?;
                 } else if matches!(endpoint.contact(), Contact::Unknown) {
@@ -312,7 +317,7 @@ impl Net {
                 Ok(reply) => reply,
                 Err(Trouble::Fatal(error)) => return Err(error),
                 // With no network at all a user must hear of it at once, not after all retries.
-                Err(Trouble::Connect(_, fault)) if !endpoint.answered.load(Ordering::Relaxed) => {
+                Err(Trouble::Connect(_, fault)) if endpoint.answers() == 0 => {
                     return Err(unreachable(&call.what, endpoint, fault));
                 }
                 Err(Trouble::Connect(limiter, fault) | Trouble::Fault(limiter, fault)) => {

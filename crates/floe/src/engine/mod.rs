@@ -137,7 +137,7 @@ impl Engine {
 
     /// Fetches everything and proves it.
     pub fn pull(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<ImageReport> {
-        let image = self.open(image, Purpose::Look, talk)?;
+        let image = self.open(image, Purpose::Pull, talk)?;
         self.complete(&image, talk)?;
         Ok(self.report(&image))
     }
@@ -149,7 +149,7 @@ impl Engine {
         wanted: &publish::Wanted<'_>,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Indexed> {
-        let image = self.open(image, Purpose::Look, talk)?;
+        let image = self.open(image, Purpose::Pull, talk)?;
         publish::publish(self, &image, wanted)
     }
 

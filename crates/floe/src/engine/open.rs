@@ -1,7 +1,8 @@
 //! From a reference to an image whose every name can be read.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -19,6 +20,13 @@ use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
 use crate::exit::Hint;
 
+/// How an image was opened the last time.
+struct LastOpening {
+    times: Opening,
+    /// Why what the store knew of the reference was taken for true, if it was.
+    unasked: Option<String>,
+}
+
 /// An image that can be mounted.
 pub(super) struct OpenImage {
     reference: String,
@@ -30,7 +38,7 @@ pub(super) struct OpenImage {
     meta: PathBuf,
     why: String,
     /// Held for a look only.
-    opening: Mutex<Opening>,
+    last: Mutex<LastOpening>,
     /// Where it came from; nothing where it was opened without network.
     pub(super) source: Option<Arc<Source>>,
     /// What a start of it reads, as far as anybody has told.
@@ -96,7 +104,11 @@ impl OpenImage {
     }
 
     pub(super) fn mounted_in(&self, time: Duration) {
-        self.opening.lock().unwrap_or_else(PoisonError::into_inner).mount += time;
+        self.last().times.mount += time;
+    }
+
+    fn last(&self) -> MutexGuard<'_, LastOpening> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,6 +117,8 @@ impl OpenImage {
 pub(super) enum Purpose {
     /// A container is about to start: what a start reads is fetched at once.
     Start,
+    /// Somebody asks for what the reference means today: the registry is waited for.
+    Pull,
     /// Anything else.
     Look,
 }
@@ -131,6 +145,8 @@ pub(super) struct Resolved {
     config_digest: Digest,
     pub(super) layers: Vec<Place>,
     pub(super) source: Option<Arc<Source>>,
+    /// Why this is what the store knew, if it is and the registry could know better.
+    unasked: Option<String>,
 }
 
 impl Engine {
@@ -144,13 +160,13 @@ impl Engine {
         let reference = parse(image)?;
         let name = reference.to_string();
         let begun = Instant::now();
-        let resolved = self.resolve(&reference, talk).with_context(|| format!("opening {name}"))?;
+        let resolved = self.resolve(&reference, purpose, talk).with_context(|| format!("opening {name}"))?;
         let resolve = begun.elapsed();
 
         if let Some(known) = self.images().get(&name).filter(|known| known.serves(resolved.manifest)).cloned()
         {
-            *known.opening.lock().unwrap_or_else(PoisonError::into_inner) =
-                Opening { resolve, ..Opening::default() };
+            *known.last() =
+                LastOpening { times: Opening { resolve, ..Opening::default() }, unasked: resolved.unasked };
             known.hurry(self, purpose);
             return Ok(known);
         }
@@ -181,7 +197,10 @@ impl Engine {
             key,
             meta,
             why: found.why,
-            opening: Mutex::new(Opening { resolve, index, mount: begun.elapsed() }),
+            last: Mutex::new(LastOpening {
+                times: Opening { resolve, index, mount: begun.elapsed() },
+                unasked: resolved.unasked,
+            }),
             source: resolved.source,
             profile,
         });
@@ -190,7 +209,9 @@ impl Engine {
     }
 
     /// Asks the registry what the reference means today; without network, what it meant the last time.
-    fn resolve(&self, reference: &Reference, talk: &Talk<'_>) -> anyhow::Result<Resolved> {
+    ///
+    /// A start does not wait for a network that is not there: with the image in the store the registry has seconds.
+    fn resolve(&self, reference: &Reference, purpose: Purpose, talk: &Talk<'_>) -> anyhow::Result<Resolved> {
         let local =
             self.store.refs().get(&ref_name(&reference.to_string())?).context("looking into the store")?;
         // A digest means the same for ever: with everything at hand nobody needs to be asked.
@@ -201,23 +222,35 @@ impl Engine {
             return Ok(Resolved::local(local, source));
         }
         let source = self.net.source(reference)?;
-        match self.net.image(&source) {
-            Ok(image) => Ok(Resolved::remote(image, source)),
-            Err(error) if error.is_temporary() => match local {
-                Some(local) => {
-                    let text = format!(
-                        "{reference}: the registry cannot be reached; what is here is used ({error})"
-                    );
-                    talk(Event::Notice { text })?;
-                    Ok(Resolved::local(&local, Some(source)))
-                }
-                None => Err(anyhow::Error::new(error).context(Hint::new(
-                    "asking the registry",
-                    "nothing of this image is in the store, so the network is needed",
-                ))),
-            },
-            Err(error) => Err(error).context("asking the registry"),
-        }
+        let could_go_on = local.is_some() && purpose != Purpose::Pull;
+        let (mut too_late, mut told) = (None, Ok(()));
+        let image = self.net.image_unless(&source, |late| {
+            if could_go_on {
+                too_late = Some(late);
+                return ControlFlow::Break(());
+            }
+            told = talk(Event::Notice { text: format!("{reference}: {late}; waiting for it") });
+            if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        told?;
+        let error = match image {
+            Some(Ok(image)) => return Ok(Resolved::remote(image, source)),
+            Some(Err(error)) if error.is_temporary() => anyhow::Error::new(error),
+            Some(Err(error)) => return Err(error).context("asking the registry"),
+            None => anyhow::Error::new(too_late.context("nobody waited for the registry")?),
+        };
+        let Some(local) = local else {
+            return Err(error.context(Hint::new(
+                "asking the registry",
+                "nothing of this image is in the store, so the network is needed",
+            )));
+        };
+        let unasked = error.to_string();
+        tracing::warn!(%reference, "what is here is used, as it was last seen: {error:#}");
+        talk(Event::Notice {
+            text: format!("{reference}: what is here is used, as it was last seen: {unasked}"),
+        })?;
+        Ok(Resolved { unasked: Some(unasked), ..Resolved::local(&local, Some(source)) })
     }
 
     /// Returns the path of the metadata image of these layers, writing it if there is none.
@@ -292,12 +325,17 @@ impl Engine {
                 proved: found.proved(),
             }
         };
+        let last = image.last();
+        let mut why = image.why.clone();
+        if let Some(unasked) = &last.unasked {
+            why += &format!("; the tag is as it was last seen: {unasked}");
+        }
         ImageReport {
             reference: image.reference.clone(),
             manifest: image.manifest,
-            why: image.why.clone(),
+            why,
             layers: image.layers.iter().map(layer).collect(),
-            opening: *image.opening.lock().unwrap_or_else(PoisonError::into_inner),
+            opening: last.times,
         }
     }
 }
@@ -329,6 +367,7 @@ impl Resolved {
             config: image.config.to_vec(),
             config_digest: image.config_digest,
             source: Some(source),
+            unasked: None,
         }
     }
 
@@ -346,6 +385,7 @@ impl Resolved {
             config: image.config.clone(),
             config_digest: image.config_digest,
             source,
+            unasked: None,
         }
     }
 }
