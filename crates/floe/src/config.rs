@@ -5,6 +5,10 @@
 //! plain_http = true        # loopback hosts may speak plain HTTP anyway
 //! ca = "/etc/floe/ca.pem"  # one more certificate authority for this host
 //! trust = "registry"       # take unsigned indexes from this host, also for digests
+//! in_flight = 16           # requests under way at once, 1..=256
+//! background = 12          # of these, how many for what nobody waits for yet, 1..=256
+//! per_second = 100         # requests begun in any one second, 1..=10000
+//! retries = 5              # of one request or range, 0..=20
 //!
 //! [trust]
 //! keys = ["/etc/floe/keys/ci.pub"]       # ed25519 public keys (PEM) that may sign indexes
@@ -14,6 +18,8 @@
 //! background = true        # fetch the rest once the image is ready
 //! deadline_seconds = 300   # a read that cannot be served by then fails
 //! ```
+//!
+//! A storage host that a registry redirects to is a host of its own, with a section of its own.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +53,51 @@ pub struct Host {
     pub ca: Option<PathBuf>,
     /// Whether unsigned indexes from this host are believed.
     pub trust: HostTrust,
+    /// Requests under way at once.
+    pub in_flight: Option<Within<1, 256>>,
+    /// Of these, how many may be for what nobody waits for yet.
+    pub background: Option<Within<1, 256>>,
+    /// Requests begun in any one second.
+    pub per_second: Option<Within<1, 10_000>>,
+    /// Retries of one request or range.
+    pub retries: Option<Within<0, 20>>,
+}
+
+impl Host {
+    /// Returns the budgets of the host: what is written, else the usual.
+    pub fn budgets(&self) -> registry::Budgets {
+        let usual = registry::Budgets::default();
+        registry::Budgets {
+            in_flight: self.in_flight.map_or(usual.in_flight, Within::get),
+            background: self.background.map_or(usual.background, Within::get),
+            per_second: self.per_second.map_or(usual.per_second, Within::get),
+            retries: self.retries.map_or(usual.retries, Within::get),
+            ..usual
+        }
+    }
+}
+
+/// A number of at least `LOW` and at most `HIGH`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Within<const LOW: u32, const HIGH: u32>(u32);
+
+impl<const LOW: u32, const HIGH: u32> Within<LOW, HIGH> {
+    /// Returns the number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl<const LOW: u32, const HIGH: u32> TryFrom<u32> for Within<LOW, HIGH> {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        match number {
+            number if (LOW..=HIGH).contains(&number) => Ok(Self(number)),
+            number => Err(format!("{number} is not in {LOW}..={HIGH}")),
+        }
+    }
 }
 
 /// Whether unsigned indexes from a host are believed.
@@ -125,7 +176,33 @@ mod tests {
         let config: Config = toml::from_str(&example).unwrap();
         assert_eq!(config.registry["registry.example:5000"].trust, HostTrust::Registry);
         assert_eq!(config.fetch.deadline(), Duration::from_secs(300));
+        assert_eq!(config.registry["registry.example:5000"].budgets(), registry::Budgets::default());
         assert!(toml::from_str::<Config>("[fetch]\nbackgruond = true").is_err());
+    }
+
+    #[test]
+    fn budgets_have_bounds_and_complaints_name_the_key() {
+        let host = |line: &str| {
+            toml::from_str::<Config>(&format!("[registry.\"a.example\"]\n{line}\n"))
+                .map(|config| config.registry["a.example"].budgets())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(host("").unwrap(), registry::Budgets::default());
+        for (key, low, high) in
+            [("in_flight", 1, 256), ("background", 1, 256), ("per_second", 1, 10_000), ("retries", 0, 20)]
+        {
+            for good in [low, low + 1, high - 1, high] {
+                host(&format!("{key} = {good}")).unwrap();
+            }
+            for bad in [low - 1, high + 1] {
+                let error = host(&format!("{key} = {bad}")).unwrap_err();
+                assert!(error.contains(key), "{error}");
+            }
+        }
+        let budgets = host("in_flight = 3\nbackground = 2\nper_second = 7\nretries = 0").unwrap();
+        let all = (budgets.in_flight, budgets.background, budgets.per_second, budgets.retries);
+        assert_eq!(all, (3, 2, 7, 0));
+        assert!(host("in_fligth = 3").unwrap_err().contains("in_fligth"));
     }
 
     #[test]

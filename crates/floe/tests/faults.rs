@@ -307,3 +307,44 @@ fn many_readers_of_one_file_are_one_request() {
     assert_eq!(ranges.len(), asked, "a range was asked for twice");
     assert!(asked <= 4, "{ranges:?}");
 }
+
+#[test]
+fn a_registry_gets_no_more_requests_than_its_section_says() {
+    let scene = Scene { image: image::simple(28, 6), ..Scene::new(28) };
+    scene.image.put(&scene.server, "app", "v1");
+    image::refer(&scene.server, &scene.image, &image::index_of(&scene.image.layers[0]).encode());
+    let blob = image::blob_path("app", &scene.image.layers[0].digest());
+    let node = node!(&format!("{QUICK}[registry.{:?}]\nin_flight = 2\nretries = 0\n", scene.server.host()));
+    let at = node.mount(&scene.reference());
+
+    // A fault that passes is one to the reader all the same, because nothing is asked twice.
+    scene.server.fault(&blob, status(500, "0"), u32::MAX);
+    assert_eq!(errno(&at.join("data/0")), EIO);
+    assert_eq!(node.status()["traffic"]["retries"], 0);
+    scene.server.heal();
+
+    scene.server.hold();
+    let readers: Vec<_> = (0..6)
+        .map(|n| {
+            let path = at.join(format!("data/{n}"));
+            std::thread::spawn(move || {
+                until("the file can be read", || support::read(&path).is_ok()); // the fault may still be told
+                assert!(fs::read(path).unwrap() == big(28, n));
+            })
+        })
+        .collect();
+    scene.server.wait_for(2);
+    scene.server.release();
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    assert_eq!(scene.server.peak(), 2);
+
+    // What makes no sense is said before anything is done.
+    let host = scene.server.host();
+    for (line, key) in
+        [("in_flight = 0", "in_flight"), ("per_second = 10001", "per_second"), ("burst = 1", "burst")]
+    {
+        let node = Node::new(&format!("[registry.{host:?}]\n{line}\n"));
+        let outcome = node.run(&["status"]);
+        assert!(!outcome.status.success() && outcome.stderr.contains(key), "{line}: {outcome:?}");
+    }
+}

@@ -93,13 +93,17 @@ fn directory(config: &Config, registry: &Host) -> Option<PathBuf> {
     dirs.into_iter().find(|dir| dir.is_dir())
 }
 
-/// The registry itself.
-fn upstream(config: &Config, registry: &Host, tls: TlsProfile) -> EndpointConfig {
-    // Docker Hub is the one registry that is called otherwise than its host.
-    let host = match registry.as_str() {
+/// Where a registry is asked: Docker Hub is the one that is called otherwise than its host.
+pub(crate) fn api_host(registry: &Host) -> Host {
+    match registry.as_str() {
         "docker.io" => "registry-1.docker.io".parse().unwrap_or_else(|_| registry.clone()),
         _ => registry.clone(),
-    };
+    }
+}
+
+/// The registry itself.
+fn upstream(config: &Config, registry: &Host, tls: TlsProfile) -> EndpointConfig {
+    let host = api_host(registry);
     let mut endpoint = EndpointConfig {
         scheme: Scheme::Https,
         prefix: "/v2".into(),

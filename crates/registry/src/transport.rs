@@ -16,9 +16,9 @@ use tokio::sync::{OnceCell, Semaphore};
 use crate::auth::{self, Authorizer, Scopes};
 use crate::budget::{Limiter, Priority};
 use crate::challenge::Challenge;
-use crate::config::{Budgets, Config};
+use crate::config::{Budgets, Config, HostConfig};
 use crate::error::{Error, Fault};
-use crate::hosts::{EndpointConfig, Scheme};
+use crate::hosts::{self, EndpointConfig, Scheme};
 use crate::limits;
 use crate::names::Host;
 use crate::reply::{Answer, BodyError, Reply, is_temporary, message, throttle};
@@ -31,6 +31,8 @@ use crate::tls::{HttpClients, Proxy, TlsProblem, tls_problem};
 pub(crate) struct Net {
     pub(crate) config: Config,
     clients: HttpClients,
+    /// What hosts have of their own, by host and port as in URLs.
+    budgets: HashMap<String, Budgets>,
     /// Held for a look-up only. By host and port as in URLs.
     limiters: Mutex<HashMap<String, Arc<Limiter>>>,
 }
@@ -171,7 +173,13 @@ fn is_loopback(url: &Url) -> bool {
 
 impl Net {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, clients: HttpClients::default(), limiters: Mutex::default() }
+        let own = |(name, host): (&Host, &HostConfig)| {
+            let scheme = if host.plain_http == Some(true) { "http" } else { "https" };
+            let url = Url::parse(&format!("{scheme}://{}", hosts::api_host(name))).ok()?;
+            Some((authority(&url), host.budgets.clone()?))
+        };
+        let budgets = config.hosts.iter().filter_map(own).collect();
+        Self { config, clients: HttpClients::default(), budgets, limiters: Mutex::default() }
     }
 
     /// Returns the budget of a host.
@@ -192,9 +200,7 @@ impl Net {
     }
 
     pub(crate) fn budgets(&self, authority: &str) -> &Budgets {
-        let own =
-            authority.parse().ok().and_then(|host: Host| self.config.hosts.get(&host)?.budgets.as_ref());
-        own.unwrap_or(&self.config.budgets)
+        self.budgets.get(authority).unwrap_or(&self.config.budgets)
     }
 
     pub(crate) fn endpoint_limiter(&self, endpoint: &Endpoint) -> Arc<Limiter> {
@@ -518,4 +524,34 @@ fn unreachable(what: &str, endpoint: &Endpoint, fault: Fault) -> Error {
 
 pub(crate) fn parse_url(text: &str) -> Result<Url, Error> {
     Url::parse(text).map_err(|error| Error::invalid("URL", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_found_under_the_name_that_urls_have() {
+        let mut config = Config::isolated();
+        let names = ["docker.io", "a.example:443", "b.example:5000", "[::1]:80"];
+        for (n, name) in (1..).zip(names) {
+            let budgets = Some(Budgets { in_flight: n, ..Budgets::default() });
+            let plain_http = name.ends_with(":80").then_some(true);
+            config
+                .hosts
+                .insert(name.parse().unwrap(), HostConfig { budgets, plain_http, ..HostConfig::default() });
+        }
+        let net = Net::new(config);
+        let usual = Budgets::default().in_flight;
+        for (authority, in_flight) in [
+            ("registry-1.docker.io", 1),
+            ("docker.io", usual),
+            ("a.example", 2),
+            ("b.example:5000", 3),
+            ("b.example", usual),
+            ("[::1]", 4),
+        ] {
+            assert_eq!(net.limiter(authority).budgets().in_flight, in_flight, "{authority}");
+        }
+    }
 }
