@@ -81,6 +81,26 @@ class Floe:
         return f"docker://{registry.ADDRESS}/{self.name}/{image.name}:{image.tag}"
 
 
+@contextmanager
+def mounted(binary, home, image):
+    """Pulls an image of the lab and mounts it, everything local; yields the mount point."""
+    root = os.path.join(home, "floe-mounted")
+    machine.wipe(root)
+    point = os.path.join(root, "mnt")
+    os.makedirs(point)
+    try:
+        with closing(_Store(binary, os.path.join(root, "store"))) as store:
+            reference = f"oci:{image.layout}:{image.tag}"
+            store.command("pull", reference)
+            store.command("mount", reference, point)
+            try:
+                yield point
+            finally:
+                store.command("umount", point)
+    finally:
+        machine.wipe(root)
+
+
 class _Store:
     """One store of floe's, and the commands on it."""
 

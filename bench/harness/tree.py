@@ -2,9 +2,12 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
+import tempfile
 import time
+from contextlib import contextmanager
 
 from harness.process import Failed, run
 
@@ -26,6 +29,17 @@ def identity(root):
             digest.update(repr(facts).encode("utf8", "surrogateescape"))
             entries += 1
     return entries, digest.hexdigest()
+
+
+@contextmanager
+def copy(root, home):
+    """Copies a tree, with owners, times and extended attributes, into a folder of its own below `home`; yields it."""
+    into = tempfile.mkdtemp(prefix="tree.", dir=home)
+    try:
+        run(["cp", "-a", f"{root}/.", into])
+        yield into
+    finally:
+        shutil.rmtree(into)
 
 
 def large_files(root):
