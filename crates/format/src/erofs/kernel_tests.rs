@@ -533,17 +533,13 @@ fn find(tree: &Tree, names: &[Vec<u8>]) -> Option<InodeNo> {
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn random_trees_come_back_from_the_kernel(fixture in trees()) {
-        if let Some(why) = kernel_missing() {
-            eprintln!("SKIPPED: {why}");
-            return Ok(());
-        }
-        check(&fixture);
+#[test]
+fn random_trees_come_back_from_the_kernel() {
+    if let Some(why) = kernel_missing() {
+        testkit::skip!("{why}");
     }
+    let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(fixture in trees())| check(&fixture));
 }
 
 impl std::fmt::Debug for Fixture {
