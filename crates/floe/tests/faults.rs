@@ -14,6 +14,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use format::Digest;
 use rustix::process::Signal;
 use support::image::{self, Layer, Pack, TestImage};
 use support::servers::Embedded;
@@ -201,6 +202,55 @@ fn an_interrupted_pull_leaves_a_store_that_works() {
     node.ok(&["verify", &reference]);
     node.stop();
     assert_eq!(node.files("tmp"), 0);
+}
+
+/// A registry that takes the connection, sends some bytes and then nothing, first now and then, then for good.
+#[test]
+fn a_registry_that_stalls_is_given_up_named_and_asked_again() {
+    let scene = Scene::indexed(28);
+    let host = scene.server.host();
+    let node = node!(&format!("[registry.\"{host}\".budgets]\nstall = 0.5\nretries = 2\nretry_min = 0.01\n"));
+    let layer = scene.image.layers[0].digest().to_string();
+    let reference = scene.reference();
+    let at = node.mount(&reference);
+    let path = |n: u64| at.join(format!("data/{n}"));
+    for after in [0, 1, 70_000] {
+        scene.server.fault(&scene.blob, Fault::Stall { after }, 1);
+    }
+    assert!(fs::read(path(0)).unwrap() == big(28, 0), "a stall that passes is not noticed");
+
+    scene.server.fault(&scene.blob, Fault::Stall { after: 1000 }, u32::MAX);
+    assert_eq!(errno(&path(1)), EIO);
+    let words = [&*host, &*layer, "nothing came for 0.5 s"];
+    let named = |text: &str| words.iter().all(|word| text.contains(word));
+    assert!(named(&node.log()), "{}", node.log());
+    let complaint = node.fails(&["pull", &reference]);
+    assert!(named(&complaint), "{complaint}");
+    assert!(fs::read(path(0)).unwrap() == big(28, 0), "what is here stays readable");
+    scene.server.heal();
+    until("the file can be read", || support::read(&path(1)).is_ok());
+    assert!(fs::read(path(1)).unwrap() == big(28, 1));
+
+    // Before there is an image nothing can be read, but all can be told.
+    let fresh = Node::new(&fs::read_to_string(node.path("config.toml")).unwrap());
+    let image = image::simple(29, 1);
+    image.put(&scene.server, "app", "v2");
+    let reference = format!("{host}/app:v2");
+    let (blob, config) = (image.layers[0].digest(), Digest::of(&image.config));
+    for (path, word) in [
+        ("/v2/app/manifests/v2".to_owned(), "app:v2".to_owned()),
+        (image::blob_path("app", &config), config.to_string()),
+        (image::blob_path("app", &blob), blob.to_string()),
+    ] {
+        scene.server.fault(&path, Fault::Stall { after: 10 }, u32::MAX);
+        let complaint = fresh.fails(&["pull", &reference]);
+        for word in [&*host, &*word, "nothing came for 0.5 s"] {
+            assert!(complaint.contains(word), "{word}: {complaint}");
+        }
+        scene.server.heal();
+    }
+    assert_eq!(fresh.json(&["pull", &reference])["layers"][0]["proved"], true);
+    assert_eq!(fresh.files("tmp"), 0);
 }
 
 #[test]

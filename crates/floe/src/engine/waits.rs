@@ -69,7 +69,7 @@ impl Observer for Waits {
     }
 
     fn failed(&self, nid: Nid, why: &Failure) {
-        tracing::warn!(inode = nid.0, "a read failed: {why}");
+        tracing::warn!(inode = nid.0, "a read failed: {}", causes(why));
         self.counters.failed(nid, why);
     }
 
@@ -90,8 +90,14 @@ impl Observer for Waits {
         }
         drop(clock);
         if let Err(why) = wait.outcome {
-            tracing::warn!(inode = wait.nid.0, layer = %wait.missing.0, segment = wait.missing.1, "a read failed: {why}");
+            let (layer, segment) = wait.missing;
+            tracing::warn!(inode = wait.nid.0, %layer, segment, "a read failed: {}", causes(why));
         }
         self.counters.waited(wait);
     }
+}
+
+/// Returns an error with all its causes: the last of them names the host and what it did.
+fn causes(why: &Failure) -> String {
+    anyhow::Chain::new(why).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
