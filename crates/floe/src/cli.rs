@@ -192,7 +192,7 @@ pub struct Index {
     /// Store the index beside the image, as an artifact that refers to it
     #[arg(long)]
     pub push: bool,
-    /// Write the index artifact as an OCI layout directory
+    /// Write the index artifact to an OCI layout directory; made if absent
     #[arg(short = 'o', value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Sign with this ed25519 private key (PKCS#8 PEM)

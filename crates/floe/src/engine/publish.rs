@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use format::Digest;
-use registry::{Content, NewArtifact, NewLayerIndex};
+use registry::{Content, Layout, NewArtifact, NewLayerIndex};
 
 use super::Engine;
 use super::open::OpenImage;
@@ -66,7 +66,8 @@ pub(super) fn publish(engine: &Engine, image: &OpenImage, wanted: &Wanted<'_>) -
         let reference = format!("oci:{}", dir.display()).parse().context("naming the layout")?;
         let written = engine
             .net
-            .source(&reference)
+            .run(Layout::create_dir(dir))
+            .and_then(|_| engine.net.source(&reference))
             .and_then(|layout| engine.net.run(layout.push_index_artifact(&artifact)));
         digest = Some(written.with_context(|| format!("writing the index to {}", dir.display()))?);
     }
