@@ -7,6 +7,7 @@
 //! writes into a [`Staging`]. References ([`Refs`]) keep what they name from [`Store::gc`].
 
 mod claim;
+mod completion;
 mod contents;
 mod error;
 mod fill;

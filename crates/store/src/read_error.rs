@@ -104,6 +104,9 @@ pub enum CompleteError {
     /// The store could not record it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Whoever wanted it does not any more.
+    #[error("it is no longer wanted")]
+    Stopped,
     /// The layer is not what its image says. Recorded: it is neither mounted nor filled any more.
     #[error("layer {index}")]
     Refused {

@@ -7,8 +7,7 @@
 //! Leaves to others: retries and budgets of the network ([`Origin`]), which errno a [`ReadError`] is, and what
 //! to fetch before it is wanted (whoever calls [`ReadThrough::want`]).
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
@@ -18,7 +17,7 @@ use format::IndexId;
 use format::decode::SpanDecoder;
 use format::index::Codec;
 use format::layer::Layer;
-use format::proof::{Mismatch, Proved};
+use format::proof::Mismatch;
 
 use crate::claim::{Claim, Exposure};
 use crate::error::StoreError;
@@ -28,9 +27,9 @@ use crate::guard;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
-use crate::read_error::{AddError, CompleteError, ReadError};
+use crate::read_error::{AddError, ReadError};
 use crate::segments::{OpenLayer, SegmentFile};
-use crate::standing::{Proof, Standing};
+use crate::standing::Proof;
 use crate::store::Store;
 
 /// How long a reader waits unless it says otherwise.
@@ -45,9 +44,6 @@ const ENDING: Duration = Duration::from_secs(2);
 
 /// Segments of a span that is fetched in parts.
 const SPLIT: usize = 8;
-
-/// Requests that `complete` keeps under way: one is decoded while the others travel.
-const AHEAD: usize = 4;
 
 /// Segments as a read path sees them.
 pub trait Segments: Send + Sync {
@@ -95,7 +91,7 @@ impl Default for Workers {
 
 /// The read path from segment to origin.
 pub struct ReadThrough {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -228,100 +224,6 @@ impl ReadThrough {
         }
         self.inner.work.notify_all();
         room
-    }
-
-    /// Fetches all of a layer that is missing, and makes it durable.
-    pub fn complete(&self, index: IndexId, deadline: Instant) -> Result<(), CompleteError> {
-        let held = self.inner.held(index)?;
-        while held.open.missing() > 0 {
-            if Instant::now() >= deadline {
-                return Err(ReadError::Timeout { index, segment: 0 }.into());
-            }
-            let mut under_way = VecDeque::new();
-            for spans in runs(&held, 0..held.open.segments()) {
-                let signals = self.inner.watch(index, &spans, deadline);
-                if signals.is_empty() {
-                    // No room in the queue: one at a time, as a reader.
-                    self.begin(index, spans[0].start, deadline)?.wait()?;
-                }
-                under_way.push_back(signals);
-                if under_way.len() > AHEAD {
-                    self.inner.landed(index, under_way.pop_front(), deadline)?;
-                }
-            }
-            while let Some(signals) = under_way.pop_front() {
-                self.inner.landed(index, Some(signals), deadline)?;
-            }
-        }
-        let _one = guard::lock(&held.open.completing);
-        held.open.seal()?;
-        Ok(())
-    }
-
-    /// Proves a complete layer against its diffID, and records the verdict.
-    ///
-    /// Returns nothing if segments are missing.
-    pub fn prove(&self, index: IndexId) -> Result<Option<Proved>, CompleteError> {
-        let held = self.inner.held(index)?;
-        let _one = guard::lock(&held.open.completing);
-        if held.open.missing() > 0 {
-            return Ok(None);
-        }
-        let size = held.layer.layout().segment_size();
-        let verdict = Proved::by_payload(&held.layer, |mut buf, mut at| {
-            while !buf.is_empty() {
-                let segment = size.of(at);
-                let room = usize::try_from(size.start(segment) + size.bytes() - at).unwrap_or(usize::MAX);
-                let (now, later) = buf.split_at_mut(room.min(buf.len()));
-                held.open.read(segment, now, at - size.start(segment))?;
-                at += now.len() as u64;
-                buf = later;
-            }
-            Ok::<(), io::Error>(())
-        });
-        let verdict = verdict.map_err(|error| ReadError::disk(index, 0, error))?;
-        let standing = held.open.standing();
-        match verdict {
-            Ok(proved) => {
-                if standing.proof != Proof::Proved {
-                    held.open.save(Standing { proof: Proof::Proved, ..standing })?;
-                }
-                Ok(Some(proved))
-            }
-            Err(source) => {
-                // Only if every chunk is what the index says, it is the index that lies, and not the disk.
-                let wrong = Self::check(&held)?;
-                if let Some(segment) = wrong.first() {
-                    let damaged = io::Error::other(format!("{} segments were damaged on disk", wrong.len()));
-                    return Err(ReadError::disk(index, *segment, damaged).into());
-                }
-                tracing::error!(layer = %index, %source, "a layer is not what its image says");
-                let found = format::DiffId::new(source.found);
-                let saved = held.open.save(Standing { proof: Proof::Refused { found }, ..standing });
-                self.inner.observer.refused(index, &source);
-                saved?;
-                Err(CompleteError::Refused { index, source })
-            }
-        }
-    }
-
-    /// Re-hashes every whole segment of a layer; returns those that were wrong.
-    ///
-    /// They are fetched again when they are next read, unless the layer is mounted.
-    pub fn scrub(&self, index: IndexId) -> Result<Vec<u32>, CompleteError> {
-        let held = self.inner.held(index)?;
-        let _one = guard::lock(&held.open.completing);
-        Self::check(&held)
-    }
-
-    fn check(held: &Held) -> Result<Vec<u32>, CompleteError> {
-        let mut wrong = Vec::new();
-        for segment in 0..held.open.segments() {
-            if held.open.scrub(segment)? == Some(false) {
-                wrong.push(segment);
-            }
-        }
-        Ok(wrong)
     }
 
     /// Returns how many spans are on their way.
@@ -506,43 +408,6 @@ impl Inner {
         }
     }
 
-    /// Makes sure that spans are on their way; returns their signals.
-    fn watch(&self, index: IndexId, spans: &[Range<u32>], deadline: Instant) -> Vec<Arc<Signal>> {
-        let mut flights = guard::lock(&self.flights);
-        // Without room some are not on their way: `complete` looks again.
-        let _ = flights.want(index, spans, Priority::Background, deadline);
-        let signals =
-            spans.iter().filter_map(|span| flights.signal(Key { layer: index, span: span.start })).collect();
-        drop(flights);
-        self.work.notify_all();
-        signals
-    }
-
-    /// Waits for flights to end well.
-    fn landed(
-        &self,
-        index: IndexId,
-        signals: Option<Vec<Arc<Signal>>>,
-        deadline: Instant,
-    ) -> Result<(), ReadError> {
-        for signal in signals.into_iter().flatten() {
-            let mut flights = guard::lock(&self.flights);
-            loop {
-                match signal.outcome.get() {
-                    Some(Outcome::Failed(error)) => return Err(error.clone()),
-                    Some(Outcome::Landed | Outcome::Abandoned) => break,
-                    None => {}
-                }
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(ReadError::Timeout { index, segment: 0 });
-                }
-                flights = guard::wait_at_most(&signal.news, flights, left);
-            }
-        }
-        Ok(())
-    }
-
     fn close(&self) {
         guard::lock(&self.flights).close();
         self.work.notify_all();
@@ -558,7 +423,7 @@ fn splits(layer: &Layer, span: &Range<u32>) -> bool {
 
 /// Returns the missing spans of some segments, each as far as it is wanted, in runs of adjacent ones that are worth
 /// one request.
-fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
+pub(crate) fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
     let mut runs: Vec<Vec<Range<u32>>> = Vec::new();
     let mut begin = 0;
     let mut next = segments.start;

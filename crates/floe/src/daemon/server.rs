@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use super::protocol::{self, Call, Event, Failure, Hello, Ready, Request};
@@ -69,9 +70,9 @@ impl Server {
             match listener.accept() {
                 Ok((stream, _)) => self.admit(stream),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                    let mut fds = [rustix::event::PollFd::new(listener, rustix::event::PollFlags::IN)];
-                    let tick = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
-                    let _ = rustix::event::poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
+                    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+                    let tick = Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
+                    let _ = poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e).context("accepting a client"),
@@ -161,7 +162,8 @@ impl Server {
         reader: &mut BufReader<UnixStream>,
     ) -> anyhow::Result<serde_json::Value> {
         let engine = &self.engine;
-        let talk = &|event| talk.say(event);
+        let client = talk;
+        let talk = &|event| client.say(event);
         match call {
             Call::Ping => reply(&Hello { version: protocol::VERSION, pid: std::process::id() }),
             Call::Stop => {
@@ -171,7 +173,13 @@ impl Server {
             Call::Status => reply(&engine.status()),
             Call::Open { image } => reply(&engine.opened(&image, talk)?),
             Call::Mount { image, dir, background } => {
-                reply(&engine.mount_at(&image, &dir, background, talk)?)
+                let mounted = reply(&engine.mount_at(&image, &dir, background, talk)?)?;
+                // Whoever was killed meanwhile does not know of a mount to take away.
+                if client.has_gone() {
+                    engine.umount(&dir)?;
+                    bail!("the client has gone; {} was unmounted again", dir.display());
+                }
+                Ok(mounted)
             }
             Call::Umount { dir } => reply(&engine.umount(&dir)?),
             Call::Pull { image } => reply(&engine.pull(&image, talk)?),
@@ -210,5 +218,13 @@ struct Talk<'a> {
 impl Talk<'_> {
     fn say(&self, event: Event) -> anyhow::Result<()> {
         protocol::send(&mut &*self.stream, &event).context("the client has gone")
+    }
+
+    /// Returns whether the other side has closed.
+    fn has_gone(&self) -> bool {
+        let mut fds = [PollFd::new(self.stream, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Only HUP and ERR can be reported; an interrupted look has seen nothing.
+        poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 }

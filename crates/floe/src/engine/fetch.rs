@@ -61,9 +61,13 @@ impl Engine {
         for found in image.layers() {
             let blob = found.place.blob;
             say(talk, "fetching", &blob, 0, found.place.size)?;
-            self.through
-                .complete(found.id(), deadline)
-                .with_context(|| format!("completing layer {blob}"))?;
+            let mut gone = Ok(());
+            let completed = self.through.complete_while(found.id(), deadline, &mut |missing| {
+                gone = say(talk, "fetching", &blob, found.here(missing), found.place.size);
+                gone.is_ok()
+            });
+            gone?;
+            completed.with_context(|| format!("completing layer {blob}"))?;
             if !found.proved() {
                 say(talk, "proving", &blob, found.place.size, found.place.size)?;
                 self.prove(found)?;

@@ -75,6 +75,15 @@ impl FoundLayer {
     pub(super) fn proved(&self) -> bool {
         self.hold.files().standing().proof == Proof::Proved
     }
+
+    /// Returns about how many bytes of the blob are here when so many segments are missing.
+    pub(super) fn here(&self, missing: usize) -> u64 {
+        let all = u64::from(self.hold.files().segments()).max(1);
+        // In 128 bits: a blob of a terabyte times a million segments does not fit 64.
+        let share =
+            u128::from(self.place.size) * u128::from(all.saturating_sub(missing as u64)) / u128::from(all);
+        u64::try_from(share).unwrap_or(self.place.size)
+    }
 }
 
 /// All layers of an image.

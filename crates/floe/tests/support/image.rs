@@ -203,18 +203,30 @@ pub fn index_of(layer: &Layer) -> Index {
     convert::build(&layer.blob[..], options, &expected, convert::Threads::One, ignore).unwrap().0
 }
 
-/// Puts an index artifact with any bytes for an index beside an image on the misbehaving server.
+/// Puts an index artifact with any bytes for the index of the first layer beside an image on the misbehaving server.
 pub fn refer(server: &Faulty, image: &TestImage, index: &[u8]) {
+    ship(server, image, &[(&image.layers[0], index.to_vec())]);
+}
+
+/// Puts an index artifact with the indexes of all layers beside an image on the misbehaving server.
+pub fn refer_all(server: &Faulty, image: &TestImage) {
+    let indexes: Vec<_> = image.layers.iter().map(|layer| (layer, index_of(layer).encode())).collect();
+    ship(server, image, &indexes);
+}
+
+fn ship(server: &Faulty, image: &TestImage, indexes: &[(&Layer, Vec<u8>)]) {
     let descriptor = |kind: &str, bytes: &[u8]| json!({ "mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len() });
-    let mut entry = descriptor(media_type::FLOE_LAYER_INDEX, index);
-    let truth = index_of(&image.layers[0]);
-    entry["annotations"] = json!({
-        "dev.floe.layer": image.layers[0].digest().to_string(), "dev.floe.diffid": image.layers[0].diff_id().to_string(),
-        "dev.floe.index": truth.id().to_string()
-    });
+    let entry = |(layer, index): &(&Layer, Vec<u8>)| {
+        let mut entry = descriptor(media_type::FLOE_LAYER_INDEX, index);
+        entry["annotations"] = json!({
+            "dev.floe.layer": layer.digest().to_string(), "dev.floe.diffid": layer.diff_id().to_string(),
+            "dev.floe.index": index_of(layer).id().to_string()
+        });
+        entry
+    };
     let manifest: Value = json!({
         "schemaVersion": 2, "mediaType": media_type::MANIFEST, "artifactType": media_type::FLOE_INDEX,
-        "config": descriptor(media_type::EMPTY, b"{}"), "layers": [entry],
+        "config": descriptor(media_type::EMPTY, b"{}"), "layers": indexes.iter().map(entry).collect::<Vec<_>>(),
         "subject": descriptor(media_type::MANIFEST, &image.manifest),
         "annotations": { "org.opencontainers.image.created": "2026-01-31T12:00:00Z" }
     });
@@ -229,7 +241,7 @@ pub fn refer(server: &Faulty, image: &TestImage, index: &[u8]) {
         media_type::MANIFEST,
         manifest.as_bytes(),
     );
-    for bytes in [index, b"{}"] {
+    for bytes in indexes.iter().map(|(_, index)| &index[..]).chain([&b"{}"[..]]) {
         server.put(&blob_path("app", &Digest::of(bytes)), "application/octet-stream", bytes);
     }
 }

@@ -291,6 +291,12 @@ pub fn unmount_below(dir: &Path) {
     }
 }
 
+/// Returns the lines of the mount table that name a directory.
+pub fn mounts_of(dir: &Path) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().filter(|line| line.contains(dir.to_str().unwrap())).map(str::to_owned).collect()
+}
+
 /// Sends SIGKILL and waits until the process is gone.
 pub fn kill_and_wait(pid: Pid) {
     let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
@@ -321,9 +327,11 @@ impl Running {
 
     /// Waits for the end.
     pub fn end(mut self) -> Outcome {
-        let fd = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
-        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        let ended = poll(&mut fds, Some(&limit(PATIENCE))) == Ok(1);
+        let ended = self.child.try_wait().unwrap().is_some() || {
+            let fd = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
+            let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+            poll(&mut fds, Some(&limit(PATIENCE))) == Ok(1)
+        };
         if !ended {
             self.child.kill().unwrap();
         }

@@ -100,6 +100,11 @@ impl Embedded {
         self.server.as_ref().unwrap().stats()
     }
 
+    /// Sends at most so many bytes per second from now on.
+    pub fn rate(&self, rate: Option<u64>) {
+        self.server.as_ref().unwrap().set_rate(rate);
+    }
+
     /// Goes away, connections and all.
     pub fn down(&mut self) {
         self.server = None;

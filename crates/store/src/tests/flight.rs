@@ -378,6 +378,24 @@ fn a_byte_that_the_disk_has_changed_is_no_lie_of_the_index() {
 }
 
 #[test]
+fn completing_ends_when_it_is_no_longer_wanted_and_what_was_asked_for_comes() {
+    let sample = Sample::new(24, 4, Codec::Plain);
+    let bench = Bench::new(&[&sample]);
+    let hold = bench.add(&sample);
+    bench.origin.hold();
+    let mut heard = Vec::new();
+    let stopped = bench.read.complete_while(sample.id(), later(), &mut |missing| {
+        heard.push(missing);
+        false
+    });
+    assert!(matches!(stopped, Err(CompleteError::Stopped)), "{stopped:?}");
+    assert_eq!((heard, hold.files().standing().stage), (vec![4], Stage::Filling));
+    bench.origin.release();
+    bench.read.complete(sample.id(), later()).unwrap();
+    assert_eq!(bench.origin.count(), 1);
+}
+
+#[test]
 fn completing_fetches_the_rest_seals_and_proves() {
     let sample = Sample::new(10, 40, Codec::Plain);
     let bench = Bench::new(&[&sample]);
