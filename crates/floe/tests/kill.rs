@@ -1,7 +1,9 @@
-//! SIGKILL at random moments under checking readers: right bytes or an errno, and the next daemon goes on.
+//! SIGKILL at random moments, of the daemon and of its clients, under checking readers: right bytes or an errno, and
+//! the next command goes on.
 //!
-//! `FLOE_ROUNDS` says how many rounds (200 unless set). The readers are processes of this test binary: a page fault
-//! that cannot be served kills its process, which is an errno by another name.
+//! `FLOE_ROUNDS` says how many rounds (200 unless set; what takes longer gets a share of them). The readers are
+//! processes of this test binary: a page fault that cannot be served kills its process, which is an errno by
+//! another name.
 #![allow(missing_docs, reason = "a test crate has no public surface")]
 #![allow(
     clippy::unwrap_used,
@@ -22,11 +24,16 @@ use std::process::{Child, Command, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::json;
+use support::image::{self, Layer, Pack, TestImage};
 use support::servers::Embedded;
-use support::{Node, PATIENCE, image};
+use support::{Node, PATIENCE, until};
+use testkit::tar::Entry;
 
 /// Readers at once: half read, half map.
 const READERS: u64 = 16;
+
+/// Bytes per second of a registry whose transfers are to be cut: a layer takes some tenths of a second.
+const SLOW: u64 = 30 << 20;
 
 /// What a reader ends with that saw other bytes.
 const WRONG: i32 = 66;
@@ -105,8 +112,8 @@ fn mapped(path: &Path, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
     Ok(map.as_ref()[at..at + len].to_vec())
 }
 
-/// Starts the readers; returns them and a pipe that gets a byte for each right read.
-fn readers(image: &Path, truth: &Path, dice: &mut Dice) -> (Vec<Child>, std::io::PipeReader) {
+/// Starts readers; returns them and a pipe that gets a byte for each right read.
+fn readers(count: u64, image: &Path, truth: &Path, dice: &mut Dice) -> (Vec<Child>, std::io::PipeReader) {
     let (seen, said) = std::io::pipe().unwrap();
     let start = |n: u64| {
         let how = if n.is_multiple_of(2) { "map" } else { "read" };
@@ -120,7 +127,7 @@ fn readers(image: &Path, truth: &Path, dice: &mut Dice) -> (Vec<Child>, std::io:
             .spawn()
             .unwrap()
     };
-    ((0..READERS).map(start).collect(), seen)
+    ((0..count).map(start).collect(), seen)
 }
 
 /// Waits until so many reads were right, or all readers have ended.
@@ -133,6 +140,13 @@ fn see(pipe: &mut std::io::PipeReader, reads: u64) {
             return;
         }
     }
+}
+
+/// Waits for the end of all readers of a truth.
+fn finish_all(readers: Vec<Child>, truth: &Path) {
+    fs::write(stop(truth), "").unwrap();
+    readers.into_iter().for_each(finish);
+    fs::remove_file(stop(truth)).unwrap();
 }
 
 /// Waits for a reader's end; none may have seen wrong bytes, none may hang.
@@ -174,13 +188,11 @@ fn the_daemon_dies_under_readers() {
             _ => node.ok(&["mount", "--no-background", &reference, target]),
         };
         let pid = node.daemon().unwrap();
-        let (readers, mut pipe) = readers(&at.join("data"), &truth, &mut dice);
+        let (readers, mut pipe) = readers(READERS, &at.join("data"), &truth, &mut dice);
         see(&mut pipe, dice.below(60));
         support::kill_and_wait(pid);
         drop(pipe);
-        fs::write(stop(&truth), "").unwrap();
-        readers.into_iter().for_each(finish);
-        fs::remove_file(stop(&truth)).unwrap();
+        finish_all(readers, &truth);
 
         // What is left of the mount only has to be taken away; the next daemon knows what is here already.
         node.umount(&at);
@@ -200,6 +212,119 @@ fn the_daemon_dies_under_readers() {
     let report = node.json(&["pull", &reference]);
     assert_eq!(report["layers"][0]["proved"], true);
     node.ok(&["verify", &reference]);
+}
+
+/// Returns an image of two layers, the upper one some megabytes long.
+fn two_layers() -> TestImage {
+    let small = [Entry::dir("etc/"), Entry::file("etc/hello", "hello\n")];
+    let large = [Entry::dir("data/"), Entry::file("data/0", image::noise(43_000, 6_000_000))];
+    let layers = [&small[..], &large].map(|entries| Layer::of(entries, Pack::Gzip));
+    TestImage::new(layers.into(), &json!({}))
+}
+
+/// Asserts that an image of [`two_layers`] can be had whole, proved and right, and that nothing else is left of it.
+fn assert_whole(node: &Node, reference: &str) {
+    let report = node.json(&["pull", reference]);
+    assert!(report["layers"].as_array().unwrap().iter().all(|layer| layer["proved"] == true), "{report}");
+    assert!(node.run(&["cat", reference, "/data/0"]).stdout == image::noise(43_000, 6_000_000));
+    assert_eq!(node.files("tmp"), 0, "{}", node.log());
+    assert!(node.status()["alerts"].as_array().unwrap().is_empty(), "{}", node.status());
+}
+
+#[test]
+fn the_daemon_dies_in_a_first_pull_under_readers() {
+    let node = node!("[fetch]\ndeadline_seconds = 60\n");
+    let registry = Embedded::start(&node.path("registry"));
+    let [mounted, pulled] = ["mounted", "pulled"].map(|name| format!("{}/{name}:v1", registry.host()));
+    let other = image::simple(42, 4);
+    other.push(&mounted);
+    Node::new("").ok(&["index", "--push", &mounted]);
+    let image = two_layers();
+    image.push(&pulled);
+    let truth = node.path("truth");
+    other.extract(&truth);
+    let truth = truth.join("root/data");
+
+    let seed = u64::from(std::process::id()) | 1;
+    eprintln!("seed {seed}");
+    let mut dice = Dice(seed);
+    for _ in 0..rounds().div_ceil(10) {
+        let at = node.mount(&mounted);
+        let pid = node.daemon().unwrap();
+        let (readers, mut pipe) = readers(4, &at.join("data"), &truth, &mut dice);
+        see(&mut pipe, dice.below(8));
+        registry.rate(Some(SLOW));
+        let enough = registry.stats().bytes_sent + dice.below(image.packed());
+        let pull = node.spawn(node.command(&["pull", &pulled]));
+        until("so much is on its way", || registry.stats().bytes_sent >= enough);
+        support::kill_and_wait(pid);
+        let outcome = pull.end();
+        let told = outcome.stderr.lines().any(|line| line.starts_with("floe: "));
+        assert!(outcome.status.success() || (outcome.status.code() == Some(1) && told), "{outcome:?}");
+        drop(pipe);
+        finish_all(readers, &truth);
+        registry.rate(None);
+
+        node.umount(&at);
+        assert_whole(&node, &pulled);
+        let forgotten = if dice.below(3) == 0 { &[&pulled, &mounted][..] } else { &[&pulled] };
+        forgotten.iter().for_each(|reference| drop(node.ok(&["rm", reference])));
+        node.ok(&["gc"]);
+    }
+}
+
+#[test]
+fn clients_die_at_any_moment() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let [streamed, lazy] = ["streamed", "lazy"].map(|name| format!("{}/{name}:v1", registry.host()));
+    let image = two_layers();
+    [&streamed, &lazy].iter().for_each(|reference| image.push(reference));
+    Node::new("").ok(&["index", "--push", &lazy]);
+
+    let seed = u64::from(std::process::id()) | 1;
+    eprintln!("seed {seed}");
+    let mut dice = Dice(seed);
+    node.ok(&["gc"]); // and with it a daemon
+    for _ in 0..rounds().div_ceil(5) {
+        let reference = if dice.below(3) == 0 { &lazy } else { &streamed };
+        let (at, layout) = (node.mount_point(), node.fresh("layout"));
+        let (at, layout) = (at.to_str().unwrap(), layout.to_str().unwrap());
+        let command = match dice.below(4) {
+            0 => &["mount", reference, at][..],
+            1 => &["mount", "--no-background", reference, at],
+            2 => &["index", "-o", layout, reference],
+            _ => &["pull", reference],
+        };
+        registry.rate(Some(SLOW));
+        let enough = registry.stats().bytes_sent + dice.below(image.packed());
+        let mut client = node.spawn(node.command(command));
+        until("so much is on its way", || {
+            registry.stats().bytes_sent >= enough || client.child.try_wait().unwrap().is_some()
+        });
+        support::kill_and_wait(client.pid());
+        drop(client);
+        registry.rate(None);
+
+        assert_whole(&node, reference);
+        // It was told so late that the image is mounted, or it is not.
+        if !support::mounts_of(Path::new(at)).is_empty() {
+            assert_eq!(fs::read(Path::new(at).join("etc/hello")).unwrap(), b"hello\n");
+            node.ok(&["umount", at]);
+        }
+        node.ok(command);
+        if command[0] == "mount" {
+            assert_eq!(fs::read(Path::new(at).join("etc/hello")).unwrap(), b"hello\n");
+            node.ok(&["umount", at]);
+        }
+        node.ok(&["rm", reference]);
+        node.ok(&["gc"]);
+        assert!(node.status()["mounts"].as_array().unwrap().is_empty(), "{}", node.status());
+    }
+    node.stop();
+    for dir in [node.path("mnt"), floe::daemon::run_dir(&node.store()).unwrap()] {
+        assert_eq!(support::mounts_of(&dir), [""; 0]);
+    }
 }
 
 #[test]
@@ -231,11 +356,8 @@ fn a_killed_run_leaves_nothing() {
         let outcome = node.run(&["run", &reference, "--", "sh", "-c", "wc -c </data/1; exit 5"]);
         assert_eq!((outcome.status.code(), outcome.text().as_str()), (Some(5), "4000000\n"), "{outcome:?}");
         assert_eq!(node.files("run"), 0);
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let left = mounts
-            .lines()
-            .filter(|line| line.contains(node.store().to_str().unwrap()) && line.contains(" - overlay "))
-            .count();
-        assert_eq!(left, 0, "{mounts}");
+        let mut left = support::mounts_of(&node.store());
+        left.retain(|line| line.contains(" - overlay "));
+        assert_eq!(left, [""; 0]);
     }
 }
