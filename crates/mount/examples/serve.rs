@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let open = |path: &std::ffi::OsString| {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        Ok(Arc::new(SegmentFile { file, len }))
+        Ok(Arc::new(SegmentFile::new(file, len)))
     };
     let files = Files(segments.iter().map(open).collect::<io::Result<_>>()?);
     let mut options = Options::default();

@@ -37,9 +37,20 @@ pub struct SegmentFile {
     pub file: File,
     /// Its length in bytes, which is the segment's.
     pub len: u64,
+    withdrawn: AtomicBool,
 }
 
 impl SegmentFile {
+    /// Returns a segment's file.
+    pub fn new(file: File, len: u64) -> Self {
+        Self { file, len, withdrawn: AtomicBool::new(false) }
+    }
+
+    /// Returns whether its bytes turned out bad: whoever keeps it open must ask for the segment again.
+    pub fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Relaxed)
+    }
+
     /// Reads up to a buffer's length at an offset; 0 at the end.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(buf, offset)
@@ -80,7 +91,16 @@ impl Content for Layer {
 struct Slot {
     claim: AtomicU8,
     used: AtomicBool,
-    file: RwLock<Option<Arc<SegmentFile>>>,
+    file: RwLock<Kept>,
+}
+
+/// A segment's file while it is open. There is one at a time, so that all who have it can be told.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Kept open by us.
+    ours: Option<Arc<SegmentFile>>,
+    /// By anybody.
+    any: Weak<SegmentFile>,
 }
 
 /// A layer whose segments are in use.
@@ -233,23 +253,25 @@ impl OpenLayer {
             return Ok(None);
         }
         let slot = &self.slots[segment as usize];
-        if let Some(file) = guard::read(&slot.file).as_ref() {
+        if let Some(file) = guard::read(&slot.file).ours.as_ref() {
             // Stored only when it changes, so that readers on many cores share the line.
             if !slot.used.load(Ordering::Relaxed) {
                 slot.used.store(true, Ordering::Relaxed);
             }
             return Ok(Some(Arc::clone(file)));
         }
-        let file = self.store.disk().open(&self.file_of(segment))?;
-        let file = Arc::new(SegmentFile { file, len: self.content.len(segment) });
-        {
-            let mut cached = guard::write(&slot.file);
+        let opened = self.store.disk().open(&self.file_of(segment))?;
+        let file = {
+            let mut kept = guard::write(&slot.file);
             // `scrub` changes the claim before it clears the slot: what it threw out must not come back.
             if self.claim(segment) != Some(Claim::Whole) {
                 return Ok(None);
             }
-            *cached = Some(Arc::clone(&file));
-        }
+            let new = || Arc::new(SegmentFile::new(opened, self.content.len(segment)));
+            let file = kept.any.upgrade().unwrap_or_else(new);
+            *kept = Kept { ours: Some(Arc::clone(&file)), any: Arc::downgrade(&file) };
+            file
+        };
         self.store.files.opened(self, segment);
         Ok(Some(file))
     }
@@ -259,7 +281,7 @@ impl OpenLayer {
         let slot = &self.slots[segment as usize];
         let idle = !slot.used.swap(false, Ordering::Relaxed);
         if idle {
-            *guard::write(&slot.file) = None;
+            guard::write(&slot.file).ours = None;
         }
         idle
     }
@@ -267,7 +289,7 @@ impl OpenLayer {
     /// Returns whether a segment's file is kept open.
     #[cfg(test)]
     pub(crate) fn is_open(&self, segment: u32) -> bool {
-        guard::read(&self.slots[segment as usize].file).is_some()
+        guard::read(&self.slots[segment as usize].file).ours.is_some()
     }
 
     /// Tells that the kernel is about to mount the files: first, all must be there, and nothing wrong may be below
@@ -501,7 +523,9 @@ impl OpenLayer {
         // Whatever fails below, nobody is served these bytes again.
         let _owned = Owned { layer: self, segment, was: Claim::Whole, then: Claim::Missing };
         self.missing.fetch_add(1, Ordering::AcqRel);
-        *guard::write(&slot.file) = None;
+        if let Some(file) = std::mem::take(&mut *guard::write(&slot.file)).any.upgrade() {
+            file.withdrawn.store(true, Ordering::Relaxed);
+        }
         // The stage first: a complete layer is not looked at again, one that is filling is.
         let standing = self.standing();
         if standing.stage != Stage::Filling {

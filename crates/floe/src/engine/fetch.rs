@@ -10,6 +10,7 @@ use store::{CompleteError, Priority};
 use super::layers::FoundLayer;
 use super::open::OpenImage;
 use super::{Engine, Talk, say};
+use crate::daemon::protocol::Event;
 
 /// How long a whole image may take in the background; then the rest stays lazy.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -19,6 +20,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// How long the link is left to readers before the rest is fetched.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Damaged segments that are named; a disk that has lost more than that has lost them all.
+const NAMED: usize = 8;
 
 impl Engine {
     /// Begins to fetch what a start reads, in its order. What is here already costs nothing.
@@ -118,11 +122,13 @@ impl Engine {
             say(talk, "reading", &blob, 0, found.place.size)?;
             let wrong = self.through.scrub(found.id()).with_context(|| format!("reading layer {blob}"))?;
             if !wrong.is_empty() {
-                self.alert(format!(
-                    "layer {blob}: {} segments on disk were damaged and are fetched again; mounts that have shown them \
+                let text = format!(
+                    "layer {blob}: segments damaged on disk: {}; they are fetched again, and mounts that have shown them \
                      must be made anew",
-                    wrong.len()
-                ));
+                    numbers(&wrong)
+                );
+                self.alert(text.clone());
+                talk(Event::Notice { text })?;
             }
         }
         Ok(())
@@ -155,4 +161,13 @@ impl Engine {
             tracing::warn!("starting a background thread: {error}; the image stays lazy");
         }
     }
+}
+
+/// Names the first few.
+fn numbers(segments: &[u32]) -> String {
+    let mut text = segments.iter().take(NAMED).map(u32::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(rest) = segments.len().checked_sub(NAMED).filter(|rest| *rest > 0) {
+        text += &format!(" and {rest} more");
+    }
+    text
 }

@@ -167,7 +167,9 @@ impl Engine {
                 Ok(Some(index)) => index,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::warn!(index = %id, "an index in the store is left aside: {error}");
+                    self.alert(format!(
+                        "an index in the store is left aside and will be made again: {error}"
+                    ));
                     continue;
                 }
             };

@@ -2,8 +2,8 @@
 //!
 //! A table of fixed size in which a device has one place, so a lookup is one short lock and nothing is ever
 //! searched or evicted by rule; a neighbour may take the place, which costs the next read one question to the
-//! store. A segment that is whole stays as it is while it is mounted, so what is here is never stale.
-
+//! store. A segment that is whole stays as it is while it is mounted; one whose bytes turn out bad is withdrawn, and
+//! asked for again.
 //!
 //! A segment is mapped as well, so that an answer goes from the page cache to the kernel in one call and with one
 //! copy. Only the kernel reads the map, when it is handed the answer: should the disk fail or somebody cut the
@@ -87,7 +87,9 @@ impl Files {
     /// Returns the file of a device if it is kept.
     pub(super) fn get(&self, device: u16) -> Option<Arc<OpenSegment>> {
         let place = self.place(device).lock().unwrap_or_else(PoisonError::into_inner);
-        place.as_ref().filter(|(owner, _)| *owner == device).map(|(_, file)| Arc::clone(file))
+        let (_, open) =
+            place.as_ref().filter(|(owner, open)| *owner == device && !open.file.is_withdrawn())?;
+        Some(Arc::clone(open))
     }
 
     /// Keeps the file of a device.

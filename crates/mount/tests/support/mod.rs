@@ -179,7 +179,7 @@ impl Arriving {
     fn open(&self, segment: u32) -> Arc<SegmentFile> {
         let file = File::open(self.path(segment)).unwrap();
         let len = file.metadata().unwrap().len();
-        Arc::new(SegmentFile { file, len })
+        Arc::new(SegmentFile::new(file, len))
     }
 }
 

@@ -477,11 +477,17 @@ fn a_segment_that_rots_is_found_and_fetched_again_unless_it_is_mounted() {
         bytes[5] ^= 1;
         std::fs::write(hold.files().path(1), &bytes).unwrap();
     };
+    // Closed by us and kept by somebody else, who must hear of it as well.
+    let kept = bench.read.local(sample.id(), 1).unwrap();
+    while hold.files().is_open(1) {
+        hold.files().let_go(1);
+    }
     rot();
     assert_eq!(bench.read.scrub(sample.id()).unwrap(), [1]);
-    assert!(bench.read.local(sample.id(), 1).is_none());
+    assert!(bench.read.local(sample.id(), 1).is_none() && kept.is_withdrawn());
     assert_eq!(hold.files().standing().stage, Stage::Filling);
     bench.check(&sample, 1);
+    assert!(!bench.read.local(sample.id(), 1).unwrap().is_withdrawn());
     let _mounted = bench.read.add(sample.layer.clone(), Exposure::Mounted).unwrap();
     rot();
     let before = std::fs::read(hold.files().path(1)).unwrap();
