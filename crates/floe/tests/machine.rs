@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{MountFlags, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use store::{RefName, Store};
 use support::Node;
 use support::image;
@@ -98,6 +98,49 @@ fn a_read_only_store_is_named() {
     );
     mount_remount(node.store(), MountFlags::empty(), "").unwrap();
     node.ok(&["gc"]);
+}
+
+/// As when a disk fails and its file system goes read-only under everybody.
+#[test]
+fn a_store_that_turns_read_only_serves_what_is_here() {
+    let node = node!();
+    let (_registry, reference) = shipped(&node, 38, 3);
+    let at = node.mount(&reference);
+    assert!(fs::read(at.join("data/0")).unwrap() == big(38, 0));
+    let dirs = ["refs", "index", "device", "meta", "profile", "tmp"].map(|dir| node.store().join(dir));
+    for dir in &dirs {
+        mount_bind(dir, dir).unwrap();
+        mount_remount(dir, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    }
+
+    assert!(fs::read(at.join("data/0")).unwrap() == big(38, 0), "what is here stays readable");
+    for path in ["data/1", "data/2"] {
+        let error = support::read(&at.join(path)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    }
+    assert!(node.log().contains("Read-only file system"), "{}", node.log());
+    assert!(node.run(&["cat", &reference, "/data/0"]).stdout == big(38, 0));
+    assert!(node.ok(&["ls", &reference, "/data"]).contains(" 2\n"));
+    let second = node.mount(&reference);
+    assert!(fs::read(second.join("data/0")).unwrap() == big(38, 0));
+    for command in [&["pull", &reference][..], &["cat", &reference, "/data/1"], &["rm", &reference]] {
+        let complaint = node.fails(command);
+        assert!(complaint.contains("Read-only file system"), "{command:?}: {complaint}");
+        assert!(
+            !complaint.contains("127.0.0.1") || command[0] == "rm",
+            "not the registry's fault: {complaint}"
+        );
+    }
+    assert!(node.run(&["status"]).status.success());
+
+    dirs.iter().for_each(|dir| unmount(dir, UnmountFlags::empty()).unwrap());
+    for n in 0..3 {
+        let path = at.join(format!("data/{n}"));
+        support::until("the file can be read", || support::read(&path).is_ok());
+        assert!(fs::read(path).unwrap() == big(38, n));
+    }
+    node.ok(&["pull", &reference]);
+    node.ok(&["rm", &reference]);
 }
 
 #[test]
