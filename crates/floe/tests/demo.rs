@@ -1,10 +1,16 @@
-//! The demo's image for real, pulled whole and run until READY. Takes minutes and a Debian mirror, so it runs only
-//! where `FLOE_TEST_DEMO` names a cache directory.
-
-#![expect(
+//! The demo from its command line to its chart, with an image of busybox. And the demo's own image for real, pulled whole
+//! and run until READY: that takes minutes and a Debian mirror, so it runs only where `FLOE_TEST_DEMO` names a cache
+//! directory.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
     clippy::unwrap_used,
-    reason = "helpers of tests; the lint's own exception knows #[test] functions only"
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
 )]
+
+mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use floe::demo::{full_pull, image};
 use floe::run::{Input, Options, Output, ReadyWhen};
+use rustix::mount::MountFlags;
+use serde_json::json;
 
 /// Serves an OCI layout as repository `demo`, for as long as the test lives.
 fn serve(layout: PathBuf) -> SocketAddr {
@@ -82,4 +90,60 @@ fn the_image_is_made_and_the_machine_stays_as_it_is() {
     assert!(measured.ready.is_some() && measured.outcome.code() == 0);
     assert_eq!(measured.requests, 5);
     assert!(!store.path().join("pull").exists());
+}
+
+/// Returns the command lines of the processes that name a directory.
+fn processes_of(dir: &Path) -> Vec<String> {
+    let processes = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.unwrap().path().join("cmdline")).ok());
+    let mut lines: Vec<_> = processes.map(|line| String::from_utf8_lossy(&line).replace('\0', " ")).collect();
+    lines.retain(|line| line.contains(dir.to_str().unwrap()));
+    lines
+}
+
+#[test]
+fn four_ways_are_compared_and_nothing_stays_behind() {
+    let node = node!();
+    if support::program("runc").is_none() {
+        testkit::skip!("there is no runc");
+    }
+    let script = "cat /etc/name; wc -c </data/0; trap 'exit 0' TERM; echo READY; sleep 600 & wait";
+    let config = json!({ "Cmd": ["sh", "-c", script], "Env": ["PATH=/bin"] });
+    let Some(image) = support::image::runnable(&config) else {
+        testkit::skip!("there is no busybox");
+    };
+    let (layout, cache, svg) = (node.path("layout"), node.path("cache"), node.path("chart.svg"));
+    image.layout(&layout, "v1");
+    fs::create_dir(&cache).unwrap();
+    rustix::mount::mount("floe-e2e", &cache, "tmpfs", MountFlags::empty(), c"size=1g").unwrap();
+    let image = format!("oci:{}:v1", layout.display());
+    let mut demo =
+        node.command(&["demo", "--image", &image, "--rate", "400mbit", "--svg", svg.to_str().unwrap()]);
+    demo.env("XDG_CACHE_HOME", &cache);
+    let demo = node.spawn(demo);
+    let work = cache.join(format!("floe/demo-run-{}", demo.child.id()));
+    let outcome = demo.end();
+    assert!(outcome.status.success(), "{outcome:?}");
+
+    let (table, chart) = (outcome.text(), fs::read_to_string(&svg).unwrap());
+    let rows: Vec<&str> = table.lines().filter(|line| line.contains(" MB")).collect();
+    assert_eq!(rows.len(), 4, "{table}");
+    for (row, name) in rows.iter().zip(["full pull", "floe, first", "floe, lazy", "floe, profile"]) {
+        assert!(row.trim_start().starts_with(name) && row.contains(" s"), "{row}");
+        assert!(chart.contains(name), "{chart}");
+    }
+    assert!(chart.starts_with("<svg") && chart.trim_end().ends_with("</svg>"), "{chart}");
+    assert!(table.contains("400 Mbit/s") && table.contains(svg.to_str().unwrap()), "{table}");
+    for step in ["1/4 ", "2/4 ", "3/4 ", "4/4 "] {
+        assert!(outcome.stderr.contains(step), "{outcome:?}");
+    }
+
+    let left = support::mounts_of(&cache.join("floe"));
+    assert_eq!(left, [""; 0]);
+    assert_eq!(fs::read_dir(cache.join("floe")).unwrap().count(), 0, "stores");
+    assert_eq!(processes_of(&cache), [""; 0]);
+    for store in ["first", "lazy", "profile"] {
+        assert!(!floe::daemon::run_dir(&work.join(store)).unwrap().exists(), "{store}");
+    }
 }

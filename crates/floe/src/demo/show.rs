@@ -13,6 +13,7 @@ use crate::commands::Session;
 use crate::commands::run::start;
 use crate::daemon::client::{Address, Client};
 use crate::daemon::protocol::{Call, Indexed};
+use crate::daemon::run_dir;
 use crate::origin::Net;
 use crate::run::{self, Options, ReadyWhen};
 
@@ -20,14 +21,21 @@ use crate::run::{self, Options, ReadyWhen};
 const REPOSITORY: &str = "demo";
 const TAG: &str = "v1";
 
+/// The stores of the three machines.
+const STORES: [&str; 3] = ["first", "lazy", "profile"];
+
 /// Runs the demo and shows what came out.
 pub(crate) fn run(session: &Session, args: &cli::Demo) -> anyhow::Result<()> {
     let cache = cache()?;
     let work = cache.join(format!("demo-run-{}", std::process::id()));
     let result = compare(session, args, &cache, &work);
     // Daemons first: a store cannot be removed under one.
-    let stopped = ["first", "lazy", "profile"].map(|name| stop(&work.join(name)));
+    let stores = STORES.map(|name| work.join(name));
+    let stopped = stores.each_ref().map(|store| stop(store));
     let removed = if work.exists() { std::fs::remove_dir_all(&work) } else { Ok(()) };
+    for store in &stores {
+        let _ = std::fs::remove_dir_all(run_dir(store)?); // logs and locks of daemons that will never run again
+    }
     let rows = result?;
     for outcome in stopped {
         outcome?;
