@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Session, out};
 use crate::cli;
 use crate::daemon::client::Client;
-use crate::daemon::{server, socket_path};
+use crate::daemon::server;
 use crate::engine::Engine;
 use crate::exit::Code;
 
@@ -27,9 +27,9 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
         return Ok(Code::Done);
     }
     let socket = match args.listen.as_deref() {
-        None => socket_path(&session.address.root)?,
+        None => None,
         Some(listen) => match listen.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') => path.into(),
+            Some(path) if path.starts_with('/') => Some(Path::new(path)),
             _ => bail!(crate::exit::misused(format!(
                 "--listen {listen}: only unix:/absolute/path is understood"
             ))),
@@ -38,7 +38,7 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     log();
     sys::heap::share_arenas();
     let engine = start(session)?;
-    server::serve(&engine, &socket, || {
+    server::serve(&engine, socket, || {
         if args.notify {
             notify()
         }

@@ -2,7 +2,7 @@
 
 use std::io::BufReader;
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,9 +26,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the daemon looks whether it is idle or asked to stop.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Serves until stopped or idle; calls `ready` once the socket answers.
-pub fn serve(engine: &Arc<Engine>, socket: &Path, ready: impl FnOnce()) -> anyhow::Result<()> {
+/// Serves until stopped or idle, at the usual socket of the store or at another one; calls `ready` once it answers.
+pub fn serve(engine: &Arc<Engine>, at: Option<&Path>, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let usual = super::socket_path(engine.root())?;
+    let dir = usual.parent().context("a socket has a directory")?;
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
+        .with_context(|| format!("opening {}", dir.display()))?;
+    let socket = at.unwrap_or(&usual);
     let listener = listen(socket)?;
+    if socket != usual {
+        // Commands look in one place, and connecting follows a link.
+        give_way(&usual)?;
+        std::os::unix::fs::symlink(socket, &usual).with_context(|| format!("linking {}", usual.display()))?;
+    }
     let server = Arc::new(Server {
         engine: engine.clone(),
         clients: AtomicUsize::new(0),
@@ -37,24 +48,35 @@ pub fn serve(engine: &Arc<Engine>, socket: &Path, ready: impl FnOnce()) -> anyho
     ready();
     tracing::info!(socket = %socket.display(), "serving");
     let outcome = server.accept(&listener);
-    let _ = std::fs::remove_file(socket); // a leftover socket only refuses connections
+    for leftover in [&*usual, socket] {
+        let _ = std::fs::remove_file(leftover); // it would only refuse connections
+    }
     engine.shutdown();
     outcome
 }
 
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    let dir = socket.parent().context("a socket has a directory")?;
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
-        .with_context(|| format!("opening {}", dir.display()))?;
     // We hold the store's lock, so a socket found here belongs to a daemon that is gone.
-    let _ = std::fs::remove_file(socket);
+    give_way(socket)?;
     let listener =
         UnixListener::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("closing {} to other users", socket.display()))?;
     listener.set_nonblocking(true).context("preparing the socket")?;
     Ok(listener)
+}
+
+/// Removes a socket, or a link to one, that nobody serves any more; whatever else is there is somebody's file.
+fn give_way(socket: &Path) -> anyhow::Result<()> {
+    let removed = match std::fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() || found.file_type().is_symlink() => {
+            std::fs::remove_file(socket)
+        }
+        Ok(_) => bail!("{} is there and no socket", socket.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.with_context(|| format!("making room for the socket {}", socket.display()))
 }
 
 struct Server {

@@ -97,6 +97,11 @@ impl Engine {
         }))
     }
 
+    /// Returns the directory of the store.
+    pub fn root(&self) -> &Path {
+        self.store.root()
+    }
+
     /// Makes an image readable and tells where its metadata image is.
     pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<Opened> {
         let image = self.open(image, Purpose::Look, talk)?;
