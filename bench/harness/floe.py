@@ -107,6 +107,7 @@ class _Store:
     def __init__(self, binary, root):
         self.binary, self.root = binary, root
         self.log = f"{root}.log"  # beside the store: a store wants a directory of its own
+        self.timings = f"{root}.timings"
         self.config = f"{root}.toml"
         with open(self.config, "w") as out:
             out.write(CONFIG)
@@ -133,20 +134,19 @@ class _Session:
 
     def to_ready(self):
         """Runs the image; returns the moments of the start and of READY."""
-        argv = self._store.argv("run", "--net", "host", "--ready", self._ready, "--exit-when-ready", "--timings",
-                                "--output", "json", self._reference)
+        argv = self._store.argv("run", "--net", "host", "--ready", self._ready, "--exit-when-ready",
+                                f"--timings={self._store.timings}", "--output", "json", self._reference)
         start = time.monotonic()
         self._child = Child(argv, stderr=self._store.log)
         end = ready.wait(self._child, self._ready, self._deadline)
         return start, end
 
     def finish(self):
-        """Waits for the command's end and returns the timings it printed."""
+        """Waits for the command's end and returns the timings it wrote."""
         if self._child.wait(60):
             raise self._child.complaint()
-        output = self._child.output()
-        begin = output.find("{")  # the container's own lines may come before
-        return json.loads(output[begin:]) if begin >= 0 else {}
+        with open(self._store.timings) as timings:
+            return json.load(timings)
 
     def pids(self):
         return self._store.pids()

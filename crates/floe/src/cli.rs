@@ -152,9 +152,9 @@ pub struct Run {
     /// Stop the container once it is ready
     #[arg(long)]
     pub exit_when_ready: bool,
-    /// End with a table of where the time went
-    #[arg(long)]
-    pub timings: bool,
+    /// End with where the time went: on stderr, or in a file of its own
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
+    pub timings: Option<PathBuf>,
     /// Do not fetch the rest of the image in the background
     #[arg(long)]
     pub no_background: bool,
@@ -199,7 +199,7 @@ pub struct Index {
     #[arg(long, value_name = "KEY")]
     pub sign: Option<PathBuf>,
     /// Ship what a start of the image reads: a profile file, or what the last run here recorded
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "recorded")]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "recorded")]
     pub profile: Option<PathBuf>,
 }
 
@@ -207,7 +207,7 @@ pub struct Index {
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Daemon {
-    /// Socket to listen on [default: below /run/floe, one per store]
+    /// Socket to listen on [default: below /run/floe, one per store; commands find either]
     #[arg(long, value_name = "unix:PATH")]
     pub listen: Option<String>,
     /// Write one byte to stdout once the socket answers, then let stdout go
@@ -292,8 +292,25 @@ mod tests {
         let cli = Cli::try_parse_from(["floe", "run", "-e", "A=b", "img", "--", "sh", "-c", "id"]).unwrap();
         let Command::Run(run) = cli.command else { panic!("run") };
         assert_eq!(run.command, ["sh", "-c", "id"]);
-        let cli = Cli::try_parse_from(["floe", "index", "img", "--profile", "--push"]).unwrap();
-        let Command::Index(index) = cli.command else { panic!("index") };
-        assert_eq!(index.profile, Some("recorded".into()));
+    }
+
+    #[test]
+    fn a_value_that_may_be_left_out_takes_no_image_for_itself() {
+        let profile = |flag| {
+            let cli = Cli::try_parse_from(["floe", "index", flag, "img"]).unwrap();
+            let Command::Index(index) = cli.command else { panic!("index") };
+            assert_eq!(index.image, "img");
+            index.profile
+        };
+        assert_eq!(profile("--profile"), Some("recorded".into()));
+        assert_eq!(profile("--profile=file"), Some("file".into()));
+        let timings = |flag| {
+            let cli = Cli::try_parse_from(["floe", "run", flag, "img"]).unwrap();
+            let Command::Run(run) = cli.command else { panic!("run") };
+            assert_eq!(run.image, "img");
+            run.timings
+        };
+        assert_eq!(timings("--timings"), Some("-".into()));
+        assert_eq!(timings("--timings=file"), Some("file".into()));
     }
 }

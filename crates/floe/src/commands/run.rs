@@ -1,5 +1,6 @@
 //! `floe run`: the daemon mounts the image, this process puts a container on it.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -17,13 +18,28 @@ pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
     let options = options(session, &args)?;
     let background = !args.no_background && session.config.fetch.background;
     let started = start(session, user_image(args.image), background, options)?;
-    if let (true, Some(timings)) = (args.timings, &started.timings) {
-        match session.output {
-            Output::Json => session.print(timings, show::timings)?,
-            Output::Human => eprint(&show::timings(timings)),
-        }
+    if let (Some(place), Some(timings)) = (&args.timings, &started.timings) {
+        tell_timings(session.output, timings, place);
     }
     Ok(started.code)
+}
+
+/// Never on stdout, which is the container's; and never instead of its exit code, for it has run.
+fn tell_timings(output: Output, timings: &Timings, place: &Path) {
+    let text = match output {
+        Output::Human => Ok(show::timings(timings)),
+        Output::Json => serde_json::to_string_pretty(timings).map(|text| text + "\n").context("writing JSON"),
+    };
+    let told = text.and_then(|text| {
+        if place == Path::new("-") {
+            eprint(&text);
+            return Ok(());
+        }
+        std::fs::write(place, text).with_context(|| format!("writing {}", place.display()))
+    });
+    if let Err(error) = told {
+        eprint(&format!("floe: no timings: {error:#}\n"));
+    }
 }
 
 /// How a run went.
