@@ -118,11 +118,22 @@ fn four_ways_are_compared_and_nothing_stays_behind() {
     fs::create_dir(&cache).unwrap();
     rustix::mount::mount("floe-e2e", &cache, "tmpfs", MountFlags::empty(), c"size=1g").unwrap();
     let image = format!("oci:{}:v1", layout.display());
-    let mut demo =
-        node.command(&["demo", "--image", &image, "--rate", "400mbit", "--svg", svg.to_str().unwrap()]);
-    demo.env("XDG_CACHE_HOME", &cache);
-    let demo = node.spawn(demo);
-    let work = cache.join(format!("floe/demo-run-{}", demo.child.id()));
+    let demo = |rate: &str| {
+        let svg = svg.to_str().unwrap();
+        let mut demo = node.command(&["demo", "--image", &image, "--rate", rate, "--svg", svg]);
+        demo.env("XDG_CACHE_HOME", &cache);
+        let demo = node.spawn(demo);
+        let work = cache.join(format!("floe/demo-run-{}", demo.child.id()));
+        (demo, work)
+    };
+    // What one leaves that is killed in the middle, the next takes away.
+    let (killed, left) = demo("40mbit");
+    support::until("a store is there", || left.join("first/LOCK").exists());
+    support::kill_and_wait(killed.pid());
+    drop(killed);
+    assert!(left.exists() && !svg.exists());
+
+    let (demo, work) = demo("400mbit");
     let outcome = demo.end();
     assert!(outcome.status.success(), "{outcome:?}");
 
@@ -139,11 +150,12 @@ fn four_ways_are_compared_and_nothing_stays_behind() {
         assert!(outcome.stderr.contains(step), "{outcome:?}");
     }
 
-    let left = support::mounts_of(&cache.join("floe"));
-    assert_eq!(left, [""; 0]);
+    assert_eq!(support::mounts_of(&cache.join("floe")), [""; 0]);
     assert_eq!(fs::read_dir(cache.join("floe")).unwrap().count(), 0, "stores");
     assert_eq!(processes_of(&cache), [""; 0]);
-    for store in ["first", "lazy", "profile"] {
-        assert!(!floe::daemon::run_dir(&work.join(store)).unwrap().exists(), "{store}");
+    for store in
+        [&left, &work].into_iter().flat_map(|work| ["first", "lazy", "profile"].map(|name| work.join(name)))
+    {
+        assert!(!floe::daemon::run_dir(&store).unwrap().exists(), "{}", store.display());
     }
 }

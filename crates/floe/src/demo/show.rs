@@ -21,26 +21,25 @@ use crate::run::{self, Options, ReadyWhen};
 const REPOSITORY: &str = "demo";
 const TAG: &str = "v1";
 
-/// The stores of the three machines.
-const STORES: [&str; 3] = ["first", "lazy", "profile"];
+/// Where a demo works, below the cache: its process's number follows.
+const WORK: &str = "demo-run-";
+
+/// The stores it makes there: of the full pull, which only runs a container, and of three machines.
+const STORES: [&str; 4] = ["full-run", "first", "lazy", "profile"];
 
 /// Runs the demo and shows what came out.
 pub(crate) fn run(session: &Session, args: &cli::Demo) -> anyhow::Result<()> {
     let cache = cache()?;
-    let work = cache.join(format!("demo-run-{}", std::process::id()));
+    for work in leftovers(&cache) {
+        if let Err(error) = clear(&work) {
+            tell(&format!("(a demo that was killed has left {}: {error:#})", work.display()));
+        }
+    }
+    let work = cache.join(format!("{WORK}{}", std::process::id()));
     let result = compare(session, args, &cache, &work);
-    // Daemons first: a store cannot be removed under one.
-    let stores = STORES.map(|name| work.join(name));
-    let stopped = stores.each_ref().map(|store| stop(store));
-    let removed = if work.exists() { std::fs::remove_dir_all(&work) } else { Ok(()) };
-    for store in &stores {
-        let _ = std::fs::remove_dir_all(run_dir(store)?); // logs and locks of daemons that will never run again
-    }
+    let cleared = clear(&work);
     let rows = result?;
-    for outcome in stopped {
-        outcome?;
-    }
-    removed.with_context(|| format!("removing {}", work.display()))?;
+    cleared?;
 
     std::fs::write(&args.svg, chart::svg(&title(args), &rows))
         .with_context(|| format!("writing {}", args.svg.display()))?;
@@ -58,6 +57,32 @@ pub(crate) fn run(session: &Session, args: &cli::Demo) -> anyhow::Result<()> {
         args.svg.display()
     );
     crate::commands::out(text.as_bytes())
+}
+
+/// Returns where demos worked whose process is gone.
+fn leftovers(cache: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(cache).into_iter().flatten().flatten();
+    let gone = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let process = name.strip_prefix(WORK).and_then(|number| number.parse::<u32>().ok());
+        process.is_some_and(|number| !Path::new(&format!("/proc/{number}")).exists())
+    };
+    entries.map(|entry| entry.path()).filter(gone).collect()
+}
+
+/// Ends the containers and daemons of a demo, then removes all it made: a store cannot be removed under a daemon.
+fn clear(work: &Path) -> anyhow::Result<()> {
+    let stores = STORES.map(|name| work.join(name));
+    let stopped = stores.each_ref().map(|store| {
+        run::sweep(store);
+        stop(store)
+    });
+    let removed = if work.exists() { std::fs::remove_dir_all(work) } else { Ok(()) };
+    for store in &stores {
+        let _ = std::fs::remove_dir_all(run_dir(store)?); // logs and locks of daemons that will never run again
+    }
+    stopped.into_iter().collect::<anyhow::Result<()>>()?;
+    removed.with_context(|| format!("removing {}", work.display()))
 }
 
 fn title(args: &cli::Demo) -> String {
