@@ -159,6 +159,21 @@ fn segments_that_are_cut_under_a_mount_are_an_error_until_they_are_mended() {
     assert!(segments.iter().zip(&whole).all(|(segment, whole)| fs::read(segment).unwrap() == *whole));
 }
 
+/// Not that anybody should, under a daemon; but verify once ended at the first of them, and mended nothing.
+#[test]
+fn segments_that_are_removed_under_a_mount_come_back() {
+    let scene = Scene::new(node!(), 75, 1);
+    let node = &scene.node;
+    let at = node.mount(&scene.reference);
+    let segments = scene.segments();
+    segments.iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    let outcome = node.run(&["verify", &scene.reference]);
+    assert!(outcome.status.success() && outcome.stderr.contains("damaged on disk: 0, 1, "), "{outcome:?}");
+    assert_eq!(scene.segments(), segments);
+    assert!(fs::read(at.join("data/0")).unwrap() == scene.wanted);
+    scene.assert_right("removed");
+}
+
 #[test]
 fn a_damaged_index_is_named_and_made_again() {
     let mut scene = Scene::new(node!(), 72, 1);

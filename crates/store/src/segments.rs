@@ -330,11 +330,7 @@ impl OpenLayer {
         if owned.was != Claim::Suspect {
             return Ok(false);
         }
-        // What cannot be read is as good as wrong: it can be fetched.
-        let right = self.right(segment).unwrap_or_else(|error| {
-            tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
-            false
-        });
+        let right = self.readable_and_right(segment);
         if !right {
             tracing::warn!(layer = %self.id, segment, "a segment was lost in a crash and will be fetched again");
             self.empty(segment)?;
@@ -368,15 +364,14 @@ impl OpenLayer {
         })
     }
 
-    /// Hashes a segment that is whole. One that is wrong and not mounted is emptied, to be fetched again.
+    /// Hashes a segment that is whole. One that is wrong or gone, and not mounted, is emptied, to be fetched again.
     ///
     /// Returns whether it was right, nothing if it was not whole to begin with.
     pub(crate) fn scrub(&self, segment: u32) -> Result<Option<bool>, StoreError> {
         if self.claim(segment) != Some(Claim::Whole) {
             return Ok(None);
         }
-        let failed = |error| StoreError::io("checking", &self.store.path(&self.file_of(segment)), error);
-        let right = self.right(segment).map_err(failed)?;
+        let right = self.readable_and_right(segment);
         if !right {
             self.unclaim(segment)?;
         }
@@ -498,6 +493,14 @@ impl OpenLayer {
             offset += piece.len() as u64;
         }
         Ok(true)
+    }
+
+    /// Returns whether a segment is right; what cannot be read is as good as wrong: it can be fetched.
+    fn readable_and_right(&self, segment: u32) -> bool {
+        self.right(segment).unwrap_or_else(|error| {
+            tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
+            false
+        })
     }
 
     fn right(&self, segment: u32) -> io::Result<bool> {
