@@ -325,3 +325,31 @@ fn damage_to_small_files_is_named_or_healed() {
         }
     }
 }
+
+#[test]
+fn the_log_is_turned_over_before_it_fills_anything() {
+    let node = node!();
+    let dir = floe::daemon::run_dir(&node.store()).unwrap();
+    let (log, older) = (dir.join("daemon.log"), dir.join("daemon.log.1"));
+    let grow = || File::options().write(true).open(&log).unwrap().set_len(floe::daemon::log::LIMIT).unwrap();
+    let complain =
+        |name: &str| assert!(node.fails(&["rm", &format!("{name}.example/app:v1")]).contains(name));
+    complain("first");
+    let pid = node.daemon();
+    grow();
+    // The line that finds it long is its last.
+    complain("second");
+    complain("third");
+    let text = node.log();
+    assert!(text.contains("third") && !text.contains("second"), "{text}");
+    assert!(fs::metadata(&older).unwrap().len() > floe::daemon::log::LIMIT);
+    assert_eq!(node.daemon(), pid, "by the daemon that runs");
+
+    // And by whoever starts one.
+    node.stop();
+    grow();
+    complain("fourth");
+    let text = node.log();
+    assert!(text.contains("fourth") && !text.contains("third"), "{} bytes", text.len());
+    assert_eq!(fs::metadata(&older).unwrap().len(), floe::daemon::log::LIMIT);
+}

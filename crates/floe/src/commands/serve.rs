@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::fmt::MakeWriter;
 
 use super::{Session, out};
 use crate::cli;
 use crate::daemon::client::Client;
+use crate::daemon::log::Log;
 use crate::daemon::server;
 use crate::engine::Engine;
 use crate::exit::Code;
@@ -35,7 +37,7 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
             ))),
         },
     };
-    log();
+    log_to(std::sync::Mutex::new(Log::stderr(&session.address.root)?));
     sys::heap::share_arenas();
     let engine = start(session)?;
     server::serve(&engine, socket, || {
@@ -74,14 +76,14 @@ fn notify() {
     }
 }
 
-/// Log lines go to stderr; `FLOE_LOG` chooses which (`info` unless set).
-fn log() {
+/// `FLOE_LOG` chooses which lines are logged (`info` unless set).
+fn log_to<W: for<'a> MakeWriter<'a> + Send + Sync + 'static>(writer: W) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLOE_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
 }
 
 pub(super) fn registry(dir: &Path, listen: std::net::SocketAddr, rate: Option<u64>) -> anyhow::Result<Code> {
-    log();
+    log_to(std::io::stderr);
     let runtime = tokio::runtime::Runtime::new().context("starting the network threads")?;
     runtime.block_on(async {
         let config = registry::ServerConfig { dir: dir.to_owned(), listen, rate };

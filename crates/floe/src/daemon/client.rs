@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
 use super::protocol::{self, Call, Event, Failure, Hello, Request};
-use super::socket_path;
+use super::{log, socket_path};
 use crate::exit::Hint;
 
 /// Where the store and its configuration are; enough to find or start the daemon.
@@ -130,7 +130,7 @@ fn start(address: &Address) -> anyhow::Result<()> {
         command.arg("--config").arg(config);
     }
     command.args(["daemon", "--notify"]).current_dir("/").process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log(&address.root)?);
+    command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&address.root)?);
     let mut child = command.spawn().context("starting the daemon")?;
     drop(command); // and with it our end of the pipe
 
@@ -143,8 +143,8 @@ fn start(address: &Address) -> anyhow::Result<()> {
     if Client::connect_running(address)?.is_some() {
         return Ok(());
     }
-    let log = std::fs::read_to_string(log_path(&address.root)?).unwrap_or_default();
-    Err(complaint(&log).into_error().context(format!("the daemon did not start ({status})")))
+    let said = std::fs::read_to_string(log::path(&address.root)?).unwrap_or_default();
+    Err(complaint(&said).into_error().context(format!("the daemon did not start ({status})")))
 }
 
 /// Returns the last error in a log, as [`crate::exit::write_error`] wrote it there.
@@ -191,19 +191,6 @@ fn wait_gone(pid: u32) -> anyhow::Result<()> {
         0 => bail!("the daemon was told to stop and has not ended in 30 s"),
         _ => Ok(()),
     }
-}
-
-/// The daemon's own words go to a file beside its socket.
-fn log(root: &Path) -> anyhow::Result<Stdio> {
-    let path = log_path(root)?;
-    let dir = super::run_dir(root)?;
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    let file = std::fs::File::options().create(true).append(true).open(&path);
-    Ok(file.with_context(|| format!("opening {}", path.display()))?.into())
-}
-
-fn log_path(root: &Path) -> anyhow::Result<PathBuf> {
-    Ok(super::run_dir(root)?.join("daemon.log"))
 }
 
 #[cfg(test)]
