@@ -380,3 +380,44 @@ fn a_wrong_blob_shows_nothing_and_leaves_nothing() {
     assert_eq!(node.files("refs") + node.files("index") + node.files("device"), 0);
     unmount_below(&dir);
 }
+
+#[test]
+fn status_counts_what_was_streamed_by_reason() {
+    let node = node!();
+    let count = || node.status()["fallbacks"].clone();
+    let scene = |seed: u64, index: Option<&[u8]>| {
+        let (server, image) = (Faulty::start(), image::simple(seed, 1));
+        image.put(&server, "app", "v1");
+        let truth = image::index_of(&image.layers[0]).encode();
+        image::refer(&server, &image, index.unwrap_or(&truth));
+        let reference = format!("{}/app:v1", server.host());
+        (server, image, reference)
+    };
+
+    let registry = Embedded::start(&node.path("registry"));
+    let nobodys = format!("{}/app:v1", registry.host());
+    image::simple(50, 1).push(&nobodys);
+    assert_eq!(why(&node, &nobodys).0, "streamed");
+    assert_eq!(count(), json!({ "no-index": 1 }));
+
+    let (_first, image, reference) = scene(51, None);
+    assert_eq!(why(&node, &by_digest(&reference, &image)).0, "streamed");
+    assert_eq!(count(), json!({ "no-index": 1, "unsigned": 1 }));
+
+    // What cannot be read, and the index of another layer.
+    let (_second, _, reference) = scene(52, Some(b"no index"));
+    assert_eq!(why(&node, &reference).0, "streamed");
+    let (_of_another, _, reference) = scene(53, Some(&image::index_of(&image.layers[0]).encode()));
+    assert_eq!(why(&node, &reference).0, "streamed");
+    assert_eq!(count(), json!({ "no-index": 1, "unsigned": 1, "unusable": 2 }));
+    assert!(node.ok(&["status"]).contains("2 layers streamed whole: the index cannot be used"));
+
+    // One that is used is none.
+    let (_third, _, reference) = scene(54, None);
+    assert_eq!(why(&node, &reference).0, "registry");
+    // And a registry that does not say so.
+    let (third, _, reference) = scene(55, None);
+    third.fault("/v2/app/referrers/", Fault::Status { code: 403, retry_after: None }, u32::MAX);
+    assert_eq!(why(&node, &reference).0, "streamed");
+    assert_eq!(count(), json!({ "no-index": 1, "unsigned": 1, "unusable": 2, "no-answer": 1 }));
+}

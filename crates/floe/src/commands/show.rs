@@ -54,6 +54,9 @@ pub(super) fn status(status: &Status) -> String {
             mount.dir, mount.path, mount.reference, mount.reads, mount.misses
         );
     }
+    for (reason, layers) in &status.fallbacks {
+        let _ = writeln!(text, "{layers} layers streamed whole: {reason}");
+    }
     let _ =
         writeln!(text, "received {} in {} requests", bytes(status.traffic.bytes), status.traffic.requests);
     text

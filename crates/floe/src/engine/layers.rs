@@ -17,7 +17,7 @@ use store::{Blob, Exposure, Hold, Origin, Pin, Priority, Proof, RefName};
 use super::open::Resolved;
 use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
-use super::report::IndexOrigin;
+use super::report::{Fallback, IndexOrigin};
 use super::{Engine, Talk, say};
 use crate::trust::{Asked, Claim, Signature, Verdict};
 
@@ -103,6 +103,31 @@ struct Shipped {
     signatures: Vec<Signature>,
 }
 
+/// Why layers have no index that can be used.
+struct WhyNot {
+    /// In words, the first of them.
+    text: Option<String>,
+    /// Of single layers, by number.
+    layers: HashMap<usize, Fallback>,
+    /// Of all others.
+    usual: Fallback,
+}
+
+impl Default for WhyNot {
+    fn default() -> Self {
+        Self { text: None, layers: HashMap::new(), usual: Fallback::NoIndex }
+    }
+}
+
+/// An index that is not signed where it must be.
+#[derive(Debug, thiserror::Error)]
+enum NotSigned {
+    #[error("the image is named by digest and no trusted key signed the index")]
+    ForDigest,
+    #[error("a policy asks for a signed index and no trusted key signed this one")]
+    UnderPolicy,
+}
+
 /// For which reference a layer is wanted.
 struct Question<'a> {
     asked: Asked<'a>,
@@ -134,7 +159,7 @@ impl Engine {
             layers.push(self.local_layer(place, &asked)?);
         }
         let mut profile = None;
-        let mut why_not = None;
+        let mut why_not = WhyNot::default();
         if layers.iter().any(Option::is_none)
             && let Some(source) = &resolved.source
         {
@@ -144,7 +169,8 @@ impl Engine {
                     profile = self.shipped_profile(source, &shipped);
                 }
                 Err(error) => {
-                    why_not = Some(format!("the registry did not say whether it has an index: {error}"))
+                    why_not.usual = Fallback::NoAnswer;
+                    why_not.text = Some(format!("the registry did not say whether it has an index: {error}"));
                 }
             }
         }
@@ -152,10 +178,16 @@ impl Engine {
         let streamed =
             parallel(&missing, STREAMS, |n| self.stream_layer(&resolved.layers[*n], &asked, talk))?;
         for (n, layer) in missing.iter().zip(streamed) {
+            // It may have become local while we waited for whoever streamed it.
+            if layer.origin == IndexOrigin::Streamed {
+                let reason = why_not.layers.get(n).copied().unwrap_or(why_not.usual);
+                let mut fallbacks = self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
+                *fallbacks.entry(reason).or_default() += 1;
+            }
             layers[*n] = Some(layer);
         }
         let layers: Vec<_> = layers.into_iter().flatten().collect();
-        Ok(Found { why: why(&layers, why_not), layers, profile })
+        Ok(Found { why: why(&layers, why_not.text), layers, profile })
     }
 
     /// Returns a layer whose index is in the store and believed for this reference.
@@ -267,11 +299,8 @@ impl Engine {
         asked: &Question<'_>,
         resolved: &Resolved,
         layers: &mut [Option<FoundLayer>],
-    ) -> anyhow::Result<Option<String>> {
-        if shipped.artifacts.is_empty() {
-            return Ok(Some("no index anywhere".into()));
-        }
-        let why_not = Mutex::new(None);
+    ) -> anyhow::Result<WhyNot> {
+        let why_not = Mutex::new(WhyNot::default());
         for artifact in &shipped.artifacts {
             let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
             let fetched = parallel(&missing, INDEXES, |n| {
@@ -279,10 +308,13 @@ impl Engine {
                 let found = self.fetch_layer(source, artifact, &shipped.signatures, asked, place);
                 Ok(found.unwrap_or_else(|error| {
                     tracing::warn!(layer = %place.blob, "the fetched index is not used: {error:#}");
-                    why_not
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .get_or_insert(format!("{error:#}"));
+                    let reason = match error.downcast_ref::<NotSigned>() {
+                        Some(_) => Fallback::Unsigned,
+                        None => Fallback::Unusable,
+                    };
+                    let mut why_not = why_not.lock().unwrap_or_else(PoisonError::into_inner);
+                    why_not.layers.insert(*n, reason);
+                    why_not.text.get_or_insert(format!("{error:#}"));
                     None
                 }))
             })?;
@@ -309,9 +341,8 @@ impl Engine {
         let verdict = self.rule.judge(asked.asked, &claim, signatures);
         if !verdict.accepted() {
             bail!(match verdict {
-                Verdict::UnsignedForDigest =>
-                    anyhow!("the image is named by digest and no trusted key signed the index"),
-                _ => anyhow!("a policy asks for a signed index and no trusted key signed this one"),
+                Verdict::UnsignedForDigest => NotSigned::ForDigest,
+                _ => NotSigned::UnderPolicy,
             });
         }
         let limit = limits::INDEX.min(SMALL_INDEX + place.size);

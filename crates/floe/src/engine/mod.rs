@@ -36,7 +36,7 @@ use store::{GarbageKind, GcMode, ReadThrough, RefName, Segments, Store, Workers}
 use self::mounts::{LiveMount, Mounts};
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
-use self::report::{ImageReport, Status, Timings, Traffic};
+use self::report::{Fallback, ImageReport, Status, Timings, Traffic};
 use crate::config::Config;
 use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Progress, Ready, Segment};
 use crate::exit::Hint;
@@ -65,6 +65,8 @@ pub struct Engine {
     streams: places::Places<8>,
     /// The indexes of the layers streamed by this daemon: some hundred bytes for each. Held for a look only.
     built: Mutex<HashMap<(format::Digest, format::DiffId), IndexId>>,
+    /// Layers streamed for want of an index, by reason. Held for a look only.
+    fallbacks: Mutex<BTreeMap<Fallback, u64>>,
     alerts: Arc<Alerts>,
     stopping: AtomicBool,
 }
@@ -92,6 +94,7 @@ impl Engine {
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
             built: Mutex::default(),
+            fallbacks: Mutex::default(),
             alerts,
             stopping: AtomicBool::new(false),
         }))
@@ -218,6 +221,7 @@ impl Engine {
             images,
             mounts: self.mounts.report(),
             traffic: self.net.traffic(),
+            fallbacks: self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             alerts: self.alerts.list(),
         }
     }

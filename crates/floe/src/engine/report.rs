@@ -124,6 +124,17 @@ pub struct Traffic {
     pub retries: u64,
 }
 
+impl std::fmt::Display for Fallback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NoIndex => "no index anywhere",
+            Self::Unsigned => "the index is not signed as it must be",
+            Self::Unusable => "the index cannot be used",
+            Self::NoAnswer => "the registry did not say whether there is an index",
+        })
+    }
+}
+
 impl std::ops::Sub for Traffic {
     type Output = Self;
     fn sub(self, earlier: Self) -> Self {
@@ -133,6 +144,20 @@ impl std::ops::Sub for Traffic {
             retries: self.retries - earlier.retries,
         }
     }
+}
+
+/// Why a layer was streamed instead of being lazy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fallback {
+    /// Nobody has made an index of it.
+    NoIndex,
+    /// There is one, and no trusted key has signed it where that is asked for.
+    Unsigned,
+    /// There is one that cannot be had, cannot be read, or is of something else.
+    Unusable,
+    /// The registry did not say whether there is one.
+    NoAnswer,
 }
 
 /// Reply to `floe status`.
@@ -146,6 +171,9 @@ pub struct Status {
     pub mounts: Vec<MountReport>,
     /// Traffic since the daemon started.
     pub traffic: Traffic,
+    /// Layers streamed since the daemon started because no index could be used, by reason.
+    #[serde(default)]
+    pub fallbacks: BTreeMap<Fallback, u64>,
     /// What an administrator has to look at: layers that did not prove, damaged files.
     pub alerts: Vec<String>,
 }
