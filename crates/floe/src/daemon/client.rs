@@ -84,7 +84,7 @@ impl Client {
     pub fn reply<R: DeserializeOwned>(&mut self, talk: &mut dyn FnMut(Event)) -> anyhow::Result<R> {
         loop {
             match protocol::receive(&mut self.reader).context("reading the daemon's answer")? {
-                None => bail!("the daemon ended before it answered; `floe status` starts it again"),
+                None => bail!("the daemon ended before it answered; the next that needs one starts another"),
                 Some(Event::Done { reply }) => {
                     return serde_json::from_value(reply).context("reading the daemon's reply");
                 }
