@@ -5,10 +5,15 @@
 //! plain_http = true        # loopback hosts may speak plain HTTP anyway
 //! ca = "/etc/floe/ca.pem"  # one more certificate authority for this host
 //! trust = "registry"       # take unsigned indexes from this host, also for digests
+//! [registry."registry.example:5000".budgets]
 //! in_flight = 16           # requests under way at once, 1..=256
 //! background = 12          # of these, how many for what nobody waits for yet, 1..=256
 //! per_second = 100         # requests begun in any one second, 1..=10000
-//! retries = 5              # of one request or range, 0..=20
+//! retries = 5              # of one request or range, 0..=20; progress begins them anew
+//! retry_min = 0.2          # seconds before the first retry, doubled with each, 0..=3600
+//! retry_max = 20           # and at most so many, unless the registry asks for more, 0..=3600
+//! stall = 20               # seconds without a byte after which a request is given up, 0.1..=3600
+//! connect = 10             # seconds to establish a connection, 0.1..=3600
 //!
 //! [trust]
 //! keys = ["/etc/floe/keys/ci.pub"]       # ed25519 public keys (PEM) that may sign indexes
@@ -26,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/floe/config.toml";
@@ -53,51 +59,38 @@ pub struct Host {
     pub ca: Option<PathBuf>,
     /// Whether unsigned indexes from this host are believed.
     pub trust: HostTrust,
-    /// Requests under way at once.
-    pub in_flight: Option<Within<1, 256>>,
-    /// Of these, how many may be for what nobody waits for yet.
-    pub background: Option<Within<1, 256>>,
-    /// Requests begun in any one second.
-    pub per_second: Option<Within<1, 10_000>>,
-    /// Retries of one request or range.
-    pub retries: Option<Within<0, 20>>,
+    /// How much of the host's attention is taken; what is not said is as usual.
+    #[serde(deserialize_with = "bounded")]
+    pub budgets: registry::Budgets,
 }
 
-impl Host {
-    /// Returns the budgets of the host: what is written, else the usual.
-    pub fn budgets(&self) -> registry::Budgets {
-        let usual = registry::Budgets::default();
-        registry::Budgets {
-            in_flight: self.in_flight.map_or(usual.in_flight, Within::get),
-            background: self.background.map_or(usual.background, Within::get),
-            per_second: self.per_second.map_or(usual.per_second, Within::get),
-            retries: self.retries.map_or(usual.retries, Within::get),
-            ..usual
+/// Reads budgets that neither stop all requests nor send thousands.
+fn bounded<'de, D: Deserializer<'de>>(from: D) -> Result<registry::Budgets, D::Error> {
+    let budgets = registry::Budgets::deserialize(from)?;
+    let counts = [
+        ("in_flight", budgets.in_flight, 1..=256),
+        ("background", budgets.background, 1..=256),
+        ("per_second", budgets.per_second, 1..=10_000),
+        ("retries", budgets.retries, 0..=20),
+    ];
+    for (key, count, range) in counts {
+        if !range.contains(&count) {
+            return Err(D::Error::custom(format!("{key} = {count} is not in {range:?}")));
         }
     }
-}
-
-/// A number of at least `LOW` and at most `HIGH`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "u32")]
-pub struct Within<const LOW: u32, const HIGH: u32>(u32);
-
-impl<const LOW: u32, const HIGH: u32> Within<LOW, HIGH> {
-    /// Returns the number.
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-impl<const LOW: u32, const HIGH: u32> TryFrom<u32> for Within<LOW, HIGH> {
-    type Error = String;
-
-    fn try_from(number: u32) -> Result<Self, String> {
-        match number {
-            number if (LOW..=HIGH).contains(&number) => Ok(Self(number)),
-            number => Err(format!("{number} is not in {LOW}..={HIGH}")),
+    let times = [
+        ("retry_min", budgets.retry_min, 0.0..=3600.0),
+        ("retry_max", budgets.retry_max, 0.0..=3600.0),
+        ("stall", budgets.stall, 0.1..=3600.0),
+        ("connect", budgets.connect, 0.1..=3600.0),
+    ];
+    for (key, time, range) in times {
+        let seconds = time.as_secs_f64();
+        if !range.contains(&seconds) {
+            return Err(D::Error::custom(format!("{key} = {seconds} is not in {range:?} seconds")));
         }
     }
+    Ok(budgets)
 }
 
 /// Whether unsigned indexes from a host are believed.
@@ -176,32 +169,39 @@ mod tests {
         let config: Config = toml::from_str(&example).unwrap();
         assert_eq!(config.registry["registry.example:5000"].trust, HostTrust::Registry);
         assert_eq!(config.fetch.deadline(), Duration::from_secs(300));
-        assert_eq!(config.registry["registry.example:5000"].budgets(), registry::Budgets::default());
+        assert_eq!(config.registry["registry.example:5000"].budgets, registry::Budgets::default());
         assert!(toml::from_str::<Config>("[fetch]\nbackgruond = true").is_err());
     }
 
     #[test]
     fn budgets_have_bounds_and_complaints_name_the_key() {
         let host = |line: &str| {
-            toml::from_str::<Config>(&format!("[registry.\"a.example\"]\n{line}\n"))
-                .map(|config| config.registry["a.example"].budgets())
+            toml::from_str::<Config>(&format!("[registry.\"a.example\".budgets]\n{line}\n"))
+                .map(|config| config.registry["a.example"].budgets.clone())
                 .map_err(|error| error.to_string())
         };
         assert_eq!(host("").unwrap(), registry::Budgets::default());
-        for (key, low, high) in
-            [("in_flight", 1, 256), ("background", 1, 256), ("per_second", 1, 10_000), ("retries", 0, 20)]
-        {
-            for good in [low, low + 1, high - 1, high] {
-                host(&format!("{key} = {good}")).unwrap();
+        for (key, good, bad) in [
+            ("in_flight", ["1", "256"], ["0", "257"]),
+            ("background", ["1", "256"], ["0", "257"]),
+            ("per_second", ["1", "10000"], ["0", "10001"]),
+            ("retries", ["0", "20"], ["21", "-1"]),
+            ("retry_min", ["0", "3600"], ["3600.5", "-1"]),
+            ("retry_max", ["0.01", "3600"], ["3601", "nan"]),
+            ("stall", ["0.1", "3600"], ["0.09", "inf"]),
+            ("connect", ["0.1", "3600"], ["0", "3601"]),
+        ] {
+            for value in good {
+                host(&format!("{key} = {value}")).unwrap();
             }
-            for bad in [low - 1, high + 1] {
-                let error = host(&format!("{key} = {bad}")).unwrap_err();
+            for value in bad {
+                let error = host(&format!("{key} = {value}")).unwrap_err();
                 assert!(error.contains(key), "{error}");
             }
         }
-        let budgets = host("in_flight = 3\nbackground = 2\nper_second = 7\nretries = 0").unwrap();
-        let all = (budgets.in_flight, budgets.background, budgets.per_second, budgets.retries);
-        assert_eq!(all, (3, 2, 7, 0));
+        let budgets = host("in_flight = 3\nretries = 0\nstall = 0.5").unwrap();
+        assert_eq!((budgets.in_flight, budgets.retries, budgets.stall), (3, 0, Duration::from_millis(500)));
+        assert_eq!(budgets.per_second, registry::Budgets::default().per_second);
         assert!(host("in_fligth = 3").unwrap_err().contains("in_fligth"));
     }
 

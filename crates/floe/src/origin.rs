@@ -67,7 +67,7 @@ impl Net {
             let parsed = name.parse().with_context(|| format!("registry {name:?} of the configuration"))?;
             let plain_http = host.plain_http.then_some(true);
             let ca = host.ca.iter().cloned().collect();
-            settings.hosts.insert(parsed, HostConfig { plain_http, ca, budgets: Some(host.budgets()) });
+            settings.hosts.insert(parsed, HostConfig { plain_http, ca, budgets: Some(host.budgets.clone()) });
         }
         Ok(Self { runtime, client: Client::new(settings), sources: Mutex::default() })
     }

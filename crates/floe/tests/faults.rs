@@ -364,7 +364,8 @@ fn a_registry_gets_no_more_requests_than_its_section_says() {
     scene.image.put(&scene.server, "app", "v1");
     image::refer(&scene.server, &scene.image, &image::index_of(&scene.image.layers[0]).encode());
     let blob = image::blob_path("app", &scene.image.layers[0].digest());
-    let node = node!(&format!("{QUICK}[registry.{:?}]\nin_flight = 2\nretries = 0\n", scene.server.host()));
+    let node =
+        node!(&format!("{QUICK}[registry.{:?}.budgets]\nin_flight = 2\nretries = 0\n", scene.server.host()));
     let at = node.mount(&scene.reference());
 
     // A fault that passes is one to the reader all the same, because nothing is asked twice.
@@ -393,7 +394,7 @@ fn a_registry_gets_no_more_requests_than_its_section_says() {
     for (line, key) in
         [("in_flight = 0", "in_flight"), ("per_second = 10001", "per_second"), ("burst = 1", "burst")]
     {
-        let node = Node::new(&format!("[registry.{host:?}]\n{line}\n"));
+        let node = Node::new(&format!("[registry.{host:?}.budgets]\n{line}\n"));
         let outcome = node.run(&["status"]);
         assert!(!outcome.status.success() && outcome.stderr.contains(key), "{line}: {outcome:?}");
     }
