@@ -248,7 +248,7 @@ fn the_daemon_dies_in_a_first_pull_under_readers() {
     let seed = u64::from(std::process::id()) | 1;
     eprintln!("seed {seed}");
     let mut dice = Dice(seed);
-    for _ in 0..rounds().div_ceil(10) {
+    for _ in 0..rounds().div_ceil(16) {
         let at = node.mount(&mounted);
         let pid = node.daemon().unwrap();
         let (readers, mut pipe) = readers(4, &at.join("data"), &truth, &mut dice);
@@ -286,7 +286,7 @@ fn clients_die_at_any_moment() {
     eprintln!("seed {seed}");
     let mut dice = Dice(seed);
     node.ok(&["gc"]); // and with it a daemon
-    for _ in 0..rounds().div_ceil(5) {
+    for _ in 0..rounds().div_ceil(10) {
         let reference = if dice.below(3) == 0 { &lazy } else { &streamed };
         let (at, layout) = (node.mount_point(), node.fresh("layout"));
         let (at, layout) = (at.to_str().unwrap(), layout.to_str().unwrap());
