@@ -4,7 +4,6 @@
 //! Budgets, retries, tokens and redirects are the registry client's. Which source has a blob is remembered
 //! here: a layer may be had from every image that names it, and one that refuses is not the last word.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::Write;
 use std::ops::{ControlFlow, Range};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use format::Digest;
 use registry::{Client, Descriptor, Error, HostConfig, Image, IndexArtifact, Platform, Reference, Source};
-use store::{Blob, Origin, OriginError, Priority};
+use store::{Blob, Origin, OriginError, Urgency};
 
 use crate::config::Config;
 use crate::engine::report::Traffic;
@@ -168,17 +167,14 @@ impl Net {
         blob: &Blob,
         at: &mut u64,
         end: u64,
-        priority: &Cell<Priority>,
+        urgency: &registry::Urgency,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let mut reader = source.read_range(&blob.digest, blob.size, *at..end, urgency(priority.get()));
+        let mut reader = source.read_range(&blob.digest, blob.size, *at..end, urgency.clone());
         while let Some(piece) = reader.chunk().await? {
             *at += piece.len() as u64;
             if sink(&piece).is_break() {
                 break;
-            }
-            if priority.get() == Priority::Demand {
-                reader.hurry();
             }
         }
         Ok(())
@@ -190,17 +186,22 @@ impl Origin for Net {
         &self,
         blob: &Blob,
         range: Range<u64>,
-        priority: &Cell<Priority>,
+        urgency: &Urgency,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), OriginError> {
         let mut last = OriginError::Unavailable("no image that is open has this blob".into());
         let mut at = range.start;
+        let there = registry::Urgency::from(registry::Priority::Background);
+        urgency.on_hurry({
+            let there = there.clone();
+            move || there.hurry()
+        });
         for source in self.known(&blob.digest) {
             // Stopped by the sink counts as done: `stream` returns early and without error.
             let limit = tokio::time::Instant::from_std(deadline);
             let streamed = self.runtime.block_on(async {
-                let work = Self::stream(&source, blob, &mut at, range.end, priority, sink);
+                let work = Self::stream(&source, blob, &mut at, range.end, &there, sink);
                 tokio::time::timeout_at(limit, work).await
             });
             match streamed {
@@ -211,13 +212,5 @@ impl Origin for Net {
             }
         }
         Err(last)
-    }
-}
-
-/// What waits for the network stands in the same order there.
-fn urgency(priority: Priority) -> registry::Priority {
-    match priority {
-        Priority::Demand => registry::Priority::Demand,
-        Priority::Profile | Priority::Hint | Priority::Background => registry::Priority::Background,
     }
 }

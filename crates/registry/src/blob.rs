@@ -18,7 +18,6 @@ use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::budget::Priority;
 use crate::client::{Inner, Repository};
 use crate::error::{Error, Fault};
 use crate::hosts::Capability;
@@ -27,6 +26,7 @@ use crate::limits;
 use crate::reply::{BodyError, Reply, is_temporary, refusal, throttle};
 use crate::retry::Tries;
 use crate::transport::{Call, Endpoint, Trouble};
+use crate::urgency::Urgency;
 pub(crate) use parts::AHEAD_IN_ALL;
 use parts::{PART, Parts};
 
@@ -47,10 +47,10 @@ impl RangeReader {
         blob: Digest,
         size: u64,
         range: Range<u64>,
-        priority: Priority,
+        urgency: Urgency,
     ) -> Self {
         let long = range.end.saturating_sub(range.start) > 2 * PART;
-        let range = RemoteRange::new(repository, blob, size, range, priority);
+        let range = RemoteRange::new(repository, blob, size, range, urgency);
         Self(match long {
             true => Inside::Parts(Box::new(Parts::new(range))),
             false => Inside::Remote(Box::new(range)),
@@ -59,15 +59,6 @@ impl RangeReader {
 
     pub(crate) fn local(range: LocalRange) -> Self {
         Self(Inside::Local(range))
-    }
-
-    /// Says that a reader has come to wait for the rest: it no longer gives way to others.
-    pub fn hurry(&mut self) {
-        match &mut self.0 {
-            Inside::Remote(remote) => remote.hurry(),
-            Inside::Parts(parts) => parts.hurry(),
-            Inside::Local(_) => {}
-        }
     }
 
     /// Returns the next bytes, or nothing at the end of the range. Dropping the future loses nothing but time.
@@ -162,7 +153,7 @@ struct RemoteRange {
     size: u64,
     next: u64,
     end: u64,
-    priority: Priority,
+    urgency: Urgency,
     body: Option<Body>,
     tries: Option<Tries>,
     /// Bytes since the last failure.
@@ -180,7 +171,7 @@ struct Body {
 }
 
 impl RemoteRange {
-    fn new(repository: Repository, blob: Digest, size: u64, range: Range<u64>, priority: Priority) -> Self {
+    fn new(repository: Repository, blob: Digest, size: u64, range: Range<u64>, urgency: Urgency) -> Self {
         Self {
             what: format!("bytes {}..{} of blob {blob} of {repository}", range.start, range.end),
             route: repository.route(&blob),
@@ -188,18 +179,11 @@ impl RemoteRange {
             size,
             next: range.start,
             end: range.end,
-            priority,
+            urgency,
             body: None,
             tries: None,
             progress: 0,
             repository,
-        }
-    }
-
-    fn hurry(&mut self) {
-        self.priority = Priority::Demand;
-        if let Some(body) = &mut self.body {
-            body.reply.hurry();
         }
     }
 
@@ -253,7 +237,7 @@ impl RemoteRange {
     /// Asks for what is still missing until a server begins to give it.
     async fn open(&mut self) -> Result<Body, Error> {
         let mut call = self.repository.call(Method::GET, format!("blobs/{}", self.blob), self.what.clone());
-        call.priority = self.priority;
+        call.urgency = self.urgency.clone();
         let whole = self.next == 0 && self.end == self.size;
         if !whole {
             let range = HeaderValue::try_from(format!("bytes={}-{}", self.next, self.end - 1));

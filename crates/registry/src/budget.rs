@@ -16,6 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::config::Budgets;
+use crate::urgency::Urgency;
 
 /// Who waits for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -180,6 +181,18 @@ impl Limiter {
                 () = clock => {}
             }
         }
+    }
+
+    /// The same for something that may become urgent while it waits.
+    pub(crate) async fn acquire_for(self: &Arc<Self>, urgency: &Urgency) -> Permit {
+        if urgency.priority() == Priority::Background {
+            tokio::select! {
+                biased;
+                permit = self.acquire(Priority::Background) => return permit,
+                () = urgency.hurried() => {}
+            }
+        }
+        self.acquire(Priority::Demand).await
     }
 
     /// Waits, but not long, until no reader has or wants a permit.
@@ -388,6 +401,19 @@ mod tests {
         assert!(poll(background.as_mut()).is_none());
         drop(second);
         assert!(poll(background.as_mut()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_becomes_urgent_while_waiting_is_let_through() {
+        let limiter = limiter(3, 1, 1000);
+        let _background = limiter.acquire(Priority::Background).await;
+        let urgency = Urgency::from(Priority::Background);
+        let mut waiting = pin!(limiter.acquire_for(&urgency));
+        assert!(poll(waiting.as_mut()).is_none());
+        urgency.clone().hurry();
+        let permit = poll(waiting.as_mut()).unwrap();
+        assert_eq!(permit.priority(), Priority::Demand);
+        assert_eq!((limiter.stats().in_flight, limiter.stats().waiting), (2, [0, 0]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ use crate::reference::ImageName;
 use crate::reply::Answer;
 use crate::retry::Tries;
 use crate::transport::{Call, Endpoint, Net, Target};
+use crate::urgency::Urgency;
 
 /// What manifests we can read, best first.
 const ACCEPT: [&str; 4] =
@@ -190,9 +191,9 @@ impl Repository {
         blob: &Digest,
         size: u64,
         range: std::ops::Range<u64>,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> RangeReader {
-        RangeReader::remote(self.clone(), *blob, size, range, priority)
+        RangeReader::remote(self.clone(), *blob, size, range, urgency.into())
     }
 
     /// Whether the registry has a blob in this repository.
@@ -248,7 +249,7 @@ impl Repository {
             headers,
             body: Bytes::new(),
             scopes: Scopes::pull(&self.name),
-            priority: Priority::Demand,
+            urgency: Priority::Demand.into(),
             what,
         }
     }

@@ -32,6 +32,7 @@ mod server;
 mod source;
 mod tls;
 mod transport;
+mod urgency;
 
 pub use artifact::{IndexArtifact, LayerIndexBlob, NewArtifact, NewLayerIndex};
 pub use blob::RangeReader;
@@ -50,3 +51,4 @@ pub use reference::{ImageName, LayoutPath, Reference, ReferenceError};
 pub use secret::Secret;
 pub use server::{Server, ServerConfig, ServerStats};
 pub use source::Source;
+pub use urgency::Urgency;

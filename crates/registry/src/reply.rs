@@ -13,6 +13,7 @@ use crate::error::{Error, Fault};
 use crate::limits;
 use crate::retry::retry_after;
 use crate::transport::Endpoint;
+use crate::urgency::Urgency;
 
 /// An answer whose body is still to come. The permit lives as long.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct Reply {
     /// Where it came from, if a redirect led to another origin.
     pub(crate) elsewhere: Option<Url>,
     permit: Permit,
+    urgency: Urgency,
 }
 
 /// A whole answer.
@@ -40,8 +42,13 @@ pub(crate) enum BodyError {
 }
 
 impl Reply {
-    pub(crate) fn new(response: reqwest::Response, limiter: Arc<Limiter>, permit: Permit) -> Self {
-        Self { response, limiter, elsewhere: None, permit }
+    pub(crate) fn new(
+        response: reqwest::Response,
+        limiter: Arc<Limiter>,
+        permit: Permit,
+        urgency: Urgency,
+    ) -> Self {
+        Self { response, limiter, elsewhere: None, permit, urgency }
     }
 
     pub(crate) fn url(&self) -> &Url {
@@ -60,7 +67,11 @@ impl Reply {
     /// readers go first here too, since requests that were begun share one line.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
         if self.permit.priority() == Priority::Background {
-            self.limiter.give_way().await;
+            tokio::select! {
+                biased;
+                () = self.urgency.hurried() => self.permit.hurry(),
+                () = self.limiter.give_way() => {}
+            }
         }
         let stall = self.limiter.budgets().stall;
         match tokio::time::timeout(stall, self.response.chunk()).await {
@@ -72,11 +83,6 @@ impl Reply {
                 Ok(piece)
             }
         }
-    }
-
-    /// Makes an answer of the background one that a reader waits for.
-    pub(crate) fn hurry(&mut self) {
-        self.permit.hurry();
     }
 
     /// Returns the whole body, if it is not larger than the limit.

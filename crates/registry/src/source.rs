@@ -19,6 +19,7 @@ use crate::manifest::{self, Descriptor, Image, Manifest, Platform, media_type};
 use crate::names::LayoutName;
 use crate::reference::Reference;
 use crate::referrers::referrer_entry;
+use crate::urgency::Urgency;
 
 /// Where one image is. Clones are cheap.
 #[derive(Debug, Clone)]
@@ -127,9 +128,15 @@ impl Source {
     }
 
     /// Reads a range of a blob, unchecked. Nothing is sent before the first piece is asked for.
-    pub fn read_range(&self, blob: &Digest, size: u64, range: Range<u64>, priority: Priority) -> RangeReader {
+    pub fn read_range(
+        &self,
+        blob: &Digest,
+        size: u64,
+        range: Range<u64>,
+        urgency: impl Into<Urgency>,
+    ) -> RangeReader {
         match &self.0 {
-            Place::Registry(repository, _) => repository.read_range(blob, size, range, priority),
+            Place::Registry(repository, _) => repository.read_range(blob, size, range, urgency),
             Place::Layout(layout, _) => layout.read_range(blob, size, range),
         }
     }

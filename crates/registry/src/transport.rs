@@ -14,7 +14,7 @@ use reqwest::Url;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::auth::{self, Authorizer, Scopes};
-use crate::budget::{Limiter, Priority};
+use crate::budget::Limiter;
 use crate::challenge::Challenge;
 use crate::config::{Budgets, Config, HostConfig};
 use crate::error::{Error, Fault};
@@ -25,6 +25,7 @@ use crate::reply::{Answer, BodyError, Reply, is_temporary, message, throttle};
 use crate::retry::Tries;
 use crate::secret::Secret;
 use crate::tls::{HttpClients, Proxy, TlsProblem, tls_problem};
+use crate::urgency::Urgency;
 
 /// What all requests share.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) scopes: Scopes,
-    pub(crate) priority: Priority,
+    pub(crate) urgency: Urgency,
     /// What errors call it.
     pub(crate) what: String,
 }
@@ -217,14 +218,14 @@ impl Net {
         &self,
         endpoint: &Endpoint,
         request: reqwest::Request,
-        priority: Priority,
+        urgency: &Urgency,
     ) -> Result<Reply, Trouble> {
         let authority = authority(request.url());
         let limiter = self.limiter(&authority);
         let proxy = if is_loopback(request.url()) { Proxy::None } else { Proxy::Environment };
         let client =
             self.clients.get(&endpoint.config.tls, proxy, limiter.budgets()).map_err(Trouble::Fatal)?;
-        let permit = limiter.acquire(priority).await;
+        let permit = limiter.acquire_for(urgency).await;
         limiter.counters.requests.fetch_add(1, Ordering::Relaxed);
         let stall = limiter.budgets().stall;
         let through = self.clients.proxy(proxy, request.url());
@@ -238,7 +239,7 @@ impl Net {
                     message: "it wants a user and a password, which go into the proxy's URL".into(),
                 }))
             }
-            Ok(Ok(response)) => Ok(Reply::new(response, limiter, permit)),
+            Ok(Ok(response)) => Ok(Reply::new(response, limiter, permit, urgency.clone())),
             Ok(Err(error)) => match tls_problem(&error) {
                 Some(problem) => Err(Trouble::Fatal(insecure(&authority, &problem))),
                 None if error.is_connect() => Err(Trouble::Connect(limiter, Fault::connect(error, through))),
@@ -248,10 +249,10 @@ impl Net {
     }
 
     /// Asks a loopback host whether it speaks plain HTTP; any other is known.
-    async fn scheme(&self, endpoint: &Endpoint, priority: Priority) -> Result<&'static str, Error> {
+    async fn scheme(&self, endpoint: &Endpoint, urgency: &Urgency) -> Result<&'static str, Error> {
         let ask = || async {
             let url = parse_url(&format!("http://{}{}/", endpoint.host(), endpoint.config.prefix))?;
-            match self.exchange(endpoint, reqwest::Request::new(Method::GET, url), priority).await {
+            match self.exchange(endpoint, reqwest::Request::new(Method::GET, url), urgency).await {
                 // What Go's and nginx's TLS listeners say to plain HTTP.
                 Ok(reply) if reply.status() == StatusCode::BAD_REQUEST => Ok(Scheme::Https),
                 Ok(_) => Ok(Scheme::Http),
@@ -282,7 +283,7 @@ impl Net {
             Target::Url(url) => return Ok(url.clone()),
             Target::Path(path) => path,
         };
-        let scheme = self.scheme(endpoint, call.priority).await?;
+        let scheme = self.scheme(endpoint, &call.urgency).await?;
         let mut url = parse_url(&format!("{scheme}://{}{}{path}", endpoint.host(), endpoint.config.prefix))?;
         if let Some(registry) = &endpoint.config.mirror_of {
             url.query_pairs_mut().append_pair("ns", registry.as_str());
@@ -300,7 +301,7 @@ impl Net {
     ) -> Result<Reply, Error> {
         let url = self.url(endpoint, call).await?;
         let own =
-            parse_url(&format!("{}://{}", self.scheme(endpoint, call.priority).await?, endpoint.host()))?;
+            parse_url(&format!("{}://{}", self.scheme(endpoint, &call.urgency).await?, endpoint.host()))?;
         let mut refused: Option<HeaderValue> = None;
         let mut refusals = 0;
         loop {
@@ -308,7 +309,7 @@ impl Net {
                 Contact::Unknown => endpoint.first.acquire().await.ok(),
                 Contact::Open | Contact::Asked(_) => None,
             };
-            let header = auth.header(self, endpoint, &call.scopes, refused.as_ref(), call.priority).await?;
+            let header = auth.header(self, endpoint, &call.scopes, refused.as_ref(), &call.urgency).await?;
             let result = self.follow(endpoint, &own, call, &url, header.as_ref()).await;
             if let Ok(reply) = &result {
                 endpoint.answers.fetch_add(1, Ordering::Relaxed);
@@ -371,7 +372,7 @@ impl Net {
             if !call.body.is_empty() {
                 *request.body_mut() = Some(call.body.clone().into());
             }
-            let mut reply = self.exchange(endpoint, request, call.priority).await?;
+            let mut reply = self.exchange(endpoint, request, &call.urgency).await?;
             let follows = matches!(call.method, Method::GET | Method::HEAD)
                 && matches!(reply.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             if !follows {
@@ -433,7 +434,7 @@ impl Net {
         &self,
         endpoint: &Endpoint,
         wanted: TokenRequest,
-        priority: Priority,
+        urgency: &Urgency,
     ) -> Result<Bytes, Error> {
         let host = authority(&wanted.url);
         let what = format!("token for {} from {host}", endpoint.host());
@@ -447,7 +448,7 @@ impl Net {
                 request.headers_mut().insert(header::CONTENT_TYPE, form_type);
                 *request.body_mut() = Some(form.expose().to_owned().into());
             }
-            let (limiter, fault, asked) = match self.exchange(endpoint, request, priority).await {
+            let (limiter, fault, asked) = match self.exchange(endpoint, request, urgency).await {
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(Trouble::Connect(limiter, fault) | Trouble::Fault(limiter, fault)) => {
                     (limiter, fault, None)
@@ -490,7 +491,7 @@ impl Net {
     ) -> Result<Reply, Trouble> {
         let mut request = reqwest::Request::new(call.method.clone(), url.clone());
         *request.headers_mut() = call.headers.clone();
-        let mut reply = self.exchange(endpoint, request, call.priority).await?;
+        let mut reply = self.exchange(endpoint, request, &call.urgency).await?;
         reply.elsewhere = Some(url.clone());
         Ok(reply)
     }

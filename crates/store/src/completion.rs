@@ -16,7 +16,7 @@ use crate::guard;
 use crate::origin::Priority;
 use crate::read_error::{CompleteError, ReadError};
 use crate::read_through::{Held, Inner, ReadThrough, runs};
-use crate::standing::{Proof, Standing};
+use crate::standing::Proof;
 
 /// Requests that `complete` keeps under way: one is decoded while the others travel.
 const AHEAD: usize = 4;
@@ -88,11 +88,10 @@ impl ReadThrough {
             Ok::<(), io::Error>(())
         });
         let verdict = verdict.map_err(|error| ReadError::disk(index, 0, error))?;
-        let standing = held.open.standing();
         match verdict {
             Ok(proved) => {
-                if standing.proof != Proof::Proved {
-                    held.open.save(Standing { proof: Proof::Proved, ..standing })?;
+                if held.open.standing().proof != Proof::Proved {
+                    held.open.update(|standing| standing.proof = Proof::Proved)?;
                 }
                 Ok(Some(proved))
             }
@@ -105,7 +104,7 @@ impl ReadThrough {
                 }
                 tracing::error!(layer = %index, %source, "a layer is not what its image says");
                 let found = format::DiffId::new(source.found);
-                let saved = held.open.save(Standing { proof: Proof::Refused { found }, ..standing });
+                let saved = held.open.update(|standing| standing.proof = Proof::Refused { found });
                 self.inner.observer.refused(index, &source);
                 saved?;
                 Err(CompleteError::Refused { index, source })

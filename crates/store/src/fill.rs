@@ -3,7 +3,6 @@
 //! Bytes that are wrong are asked for once more; the second time the flight fails and names the segment. A
 //! span that a reader has taken out of the job, or that nobody wants any more, ends the request.
 
-use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,14 +13,15 @@ use format::index::Codec;
 use crate::claim::{Claim, FillError};
 use crate::flights::{Job, Outcome};
 use crate::guard;
-use crate::origin::{Blob, OriginError, Priority};
+use crate::origin::{Blob, OriginError, Priority, Urgency};
 use crate::pace::Clock;
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
 
-/// Does a job; every flight of it has ended, or is another's, when this returns.
+/// Does a job; every flight of it has ended, is another's or was put back when this returns.
 pub(crate) fn run(inner: &Inner, job: Job) {
-    let mut fill = Fill { inner, job, at: 0, retried: None };
+    let urgency = Arc::new(Urgency::new(job.priority));
+    let mut fill = Fill { inner, job, urgency, at: 0, retried: None };
     match inner.held(fill.job.layer) {
         Err(error) => fill.finish_rest(&Outcome::Failed(error)),
         Ok(held) => fill.run(&held),
@@ -31,6 +31,8 @@ pub(crate) fn run(inner: &Inner, job: Job) {
 struct Fill<'a> {
     inner: &'a Inner,
     job: Job,
+    /// Of its request; shared with the flight that runs.
+    urgency: Arc<Urgency>,
     /// The span that is next, in `job.spans`.
     at: usize,
     /// The span whose bytes were wrong once.
@@ -55,14 +57,14 @@ impl Fill<'_> {
     fn run(&mut self, held: &Held) {
         self.settle(held);
         while self.at < self.job.spans.len() {
-            if self.is_whole(held, self.at) {
-                self.land();
-                continue;
-            }
             if !self.begin() {
                 // Its reader's own job has it; ours goes on behind it later.
                 self.put_back(self.at + 1);
                 return;
+            }
+            if self.is_whole(held, self.at) {
+                self.land();
+                continue;
             }
             match self.attempt(held) {
                 Stop::Complete => {}
@@ -123,10 +125,11 @@ impl Fill<'_> {
         let source = held.layer.source();
         let blob = Blob { digest: source.blob, size: source.size };
         let (range, priority, deadline) = (decoder.packed(), self.job.priority, self.job.deadline);
-        let urgency = Cell::new(priority);
-        let (inner, len) = (self.inner, range.end - range.start);
-        let mut left = len;
-        let mut stop = None;
+        let (inner, urgency) = (self.inner, Arc::clone(&self.urgency));
+        let mut left = range.end - range.start;
+        // A decoder that goes on may hold all it needs; then nobody is asked.
+        let mut stop = self.take(held, &mut decoder, past, &[]);
+        let asks = stop.is_none() && left > 0;
         let mut clock = Clock::start();
         let mut sink = |piece: &[u8]| {
             clock.took(piece.len());
@@ -135,9 +138,6 @@ impl Fill<'_> {
             left -= piece.len() as u64;
             self.inner.observer.received(held.open.id(), piece.len() as u64, priority);
             let taken = self.take(held, &mut decoder, past, piece);
-            if self.at < past && guard::lock(&self.inner.flights).has_readers(self.key()) {
-                urgency.set(Priority::Demand);
-            }
             match taken {
                 None if left > 0 => ControlFlow::Continue(()),
                 ended => {
@@ -146,14 +146,7 @@ impl Fill<'_> {
                 }
             }
         };
-        // A decoder that goes on may hold all it needs.
-        let read = match len {
-            0 => {
-                let _ = sink(&[]); // whether it goes on is in `stop`
-                Ok(())
-            }
-            _ => inner.origin.read(&blob, range, &urgency, deadline, &mut sink),
-        };
+        let read = if asks { inner.origin.read(&blob, range, &urgency, deadline, &mut sink) } else { Ok(()) };
         guard::lock(&self.inner.pace).learn(&clock);
         match (stop, read) {
             (Some(Stop::Complete), _) if decoder.is_done() => {
@@ -247,7 +240,7 @@ impl Fill<'_> {
     }
 
     fn begin(&self) -> bool {
-        guard::lock(&self.inner.flights).begin(self.key(), self.job.ticket, self.span().end)
+        guard::lock(&self.inner.flights).begin(self.key(), self.job.ticket, self.span().end, &self.urgency)
     }
 
     /// Ends the flight of a span that is whole.

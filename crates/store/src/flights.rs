@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use format::IndexId;
 
-use crate::origin::Priority;
+use crate::origin::{Priority, Urgency};
 use crate::read_error::ReadError;
 
 /// Jobs per kind of wish that may wait. A full queue refuses: hints are given again, readers wait anyway.
@@ -54,7 +54,8 @@ pub(crate) struct Signal {
 #[derive(Debug)]
 struct Flight {
     ticket: u64,
-    running: bool,
+    /// Set while it runs: how urgent the request is that fetches it.
+    running: Option<Arc<Urgency>>,
     /// True once a reader has put it before all that no reader waits for.
     hurried: bool,
     /// Readers that wait.
@@ -75,7 +76,7 @@ impl Flight {
         let signal = Arc::default();
         Self {
             ticket,
-            running: false,
+            running: None,
             hurried: false,
             waiters: 0,
             kept: false,
@@ -127,12 +128,15 @@ impl Flights {
         flight.deadline = flight.deadline.max(deadline);
         // Only the first reader hurries it. If it gives up, a flight that goes on without readers keeps its place:
         // readers that come and go must not fill the queue.
-        let queue = !flight.running && !flight.hurried;
+        if let Some(urgency) = &flight.running {
+            urgency.hurry();
+        }
+        let queue = flight.running.is_none() && !flight.hurried;
         if queue {
             flight.ticket = ticket;
             flight.hurried = true;
         }
-        if !flight.running {
+        if flight.running.is_none() {
             flight.end = flight.end.max(span.end);
         }
         let signal = Arc::clone(&flight.signal);
@@ -152,7 +156,7 @@ impl Flights {
         }
         flight.waiters -= 1;
         flight.kept |= served;
-        if flight.waiters == 0 && !flight.kept && !flight.running {
+        if flight.waiters == 0 && !flight.kept && flight.running.is_none() {
             let ticket = entry.remove().ticket;
             self.queues[Priority::Demand as usize].retain(|job| job.ticket != ticket);
         }
@@ -239,10 +243,14 @@ impl Flights {
     }
 
     /// Takes a span of a job for running, as far as the job goes; false if it has been taken out of the job.
-    pub(crate) fn begin(&mut self, key: Key, ticket: u64, end: u32) -> bool {
+    /// Its readers, there or to come, hurry the request.
+    pub(crate) fn begin(&mut self, key: Key, ticket: u64, end: u32, urgency: &Arc<Urgency>) -> bool {
         match self.flights.get_mut(&key) {
             Some(flight) if flight.ticket == ticket => {
-                flight.running = true;
+                flight.running = Some(Arc::clone(urgency));
+                if flight.waiters > 0 {
+                    urgency.hurry();
+                }
                 if flight.end > end {
                     // Wanted further since the job was made: readers ask again, and wishes are kept.
                     flight.more = Some((flight.end, Priority::Hint));
@@ -257,11 +265,6 @@ impl Flights {
     /// Returns whether somebody still wants a running span.
     pub(crate) fn is_wanted(&self, key: Key) -> bool {
         !self.closed && self.flights.get(&key).is_some_and(|flight| flight.waiters > 0 || flight.kept)
-    }
-
-    /// Returns whether a reader waits for a span.
-    pub(crate) fn has_readers(&self, key: Key) -> bool {
-        self.flights.get(&key).is_some_and(|flight| flight.waiters > 0)
     }
 
     /// Tells the readers of a span that one of its segments is there.
@@ -292,7 +295,7 @@ impl Flights {
     /// Has a flight go further, or another one follow it.
     fn extend(&mut self, key: Key, end: u32, priority: Priority) {
         let Some(flight) = self.flights.get_mut(&key).filter(|flight| flight.end < end) else { return };
-        if flight.running {
+        if flight.running.is_some() {
             let (further, urgency) = flight.more.unwrap_or((end, priority));
             flight.more = Some((further.max(end), urgency.min(priority)));
         } else {
@@ -351,7 +354,7 @@ mod tests {
         // As urgent as one that is still waited for.
         let job = flights.next(1).unwrap();
         assert_eq!((job.priority, job.spans.first()), (Priority::Demand, Some(&(2..4))));
-        assert!(flights.begin(Key { layer, span: 2 }, job.ticket, 4));
+        assert!(flights.begin(Key { layer, span: 2 }, job.ticket, 4, &Arc::new(Urgency::new(job.priority))));
         let job = flights.next(1).unwrap();
         assert_eq!((job.priority, job.spans.first()), (Priority::Hint, Some(&(0..2))));
         assert!(flights.next(1).is_none());

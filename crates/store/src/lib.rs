@@ -41,7 +41,7 @@ pub use claim::Exposure;
 pub use contents::{MetaImage, MetaKey};
 pub use error::StoreError;
 pub use gc::{Garbage, GarbageKind, GcMode};
-pub use origin::{Blob, Origin, OriginError, Priority};
+pub use origin::{Blob, Origin, OriginError, Priority, Urgency};
 pub use read_error::{AddError, CompleteError, ReadError};
 pub use read_through::{DEADLINE, Hold, Observer, ReadThrough, Segments, Waiter, Workers};
 pub use refs::{DamagedRef, ImageRef, RefLayer, RefName, RefNameError, Refs};

@@ -2,12 +2,15 @@
 //!
 //! The store asks for ranges and believes nothing it gets; retries, budgets and credentials are the origin's.
 
-use std::cell::Cell;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use format::Digest;
+
+use crate::guard;
 
 /// A blob of a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +32,55 @@ pub enum Priority {
     Hint,
     /// It is the rest of the image.
     Background,
+}
+
+/// How urgent something is that has begun: it may become a reader's at any moment.
+pub struct Urgency {
+    begun_as: Priority,
+    hurried: AtomicBool,
+    /// Who wants to hear of that.
+    listener: Mutex<Option<Listener>>,
+}
+
+type Listener = Box<dyn Fn() + Send>;
+
+impl Urgency {
+    /// Returns the urgency of something that begins with this priority.
+    pub fn new(priority: Priority) -> Self {
+        Self { begun_as: priority, hurried: AtomicBool::new(false), listener: Mutex::default() }
+    }
+
+    /// Returns how urgent it is now.
+    pub fn priority(&self) -> Priority {
+        if self.hurried.load(Ordering::Acquire) { Priority::Demand } else { self.begun_as }
+    }
+
+    /// Says that a reader has come to wait.
+    pub fn hurry(&self) {
+        if !self.hurried.swap(true, Ordering::AcqRel)
+            && let Some(listener) = guard::lock(&self.listener).as_ref()
+        {
+            listener();
+        }
+    }
+
+    /// Has `listener` called when a reader comes to wait, at once if one does. It must not block. There is one
+    /// listener at a time.
+    pub fn on_hurry(&self, listener: impl Fn() + Send + 'static) {
+        *guard::lock(&self.listener) = Some(Box::new(listener));
+        // Whoever came before that found nobody to tell.
+        if self.priority() == Priority::Demand
+            && let Some(listener) = guard::lock(&self.listener).as_ref()
+        {
+            listener();
+        }
+    }
+}
+
+impl fmt::Debug for Urgency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Urgency").field("priority", &self.priority()).finish_non_exhaustive()
+    }
 }
 
 /// Why an origin could not deliver.
@@ -65,14 +117,43 @@ impl std::error::Error for OriginError {
 pub trait Origin: Send + Sync {
     /// Streams a range of a blob into `sink`, in order; stops early and without error when `sink` says so.
     ///
-    /// Blocks, at most until the deadline. Called from several threads at once. The priority may rise while it
-    /// reads: `sink` hears of readers that have come to wait for what was begun for nobody.
+    /// Blocks, at most until the deadline. Called from several threads at once. The urgency may rise while it
+    /// reads: a reader has come to wait for what was begun for nobody.
     fn read(
         &self,
         blob: &Blob,
         range: Range<u64>,
-        priority: &Cell<Priority>,
+        urgency: &Urgency,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), OriginError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_hears_of_a_reader_once_whoever_comes_first() {
+        let heard = Arc::new(AtomicUsize::new(0));
+        let listener = || {
+            let heard = Arc::clone(&heard);
+            move || {
+                heard.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let urgency = Urgency::new(Priority::Hint);
+        urgency.on_hurry(listener());
+        assert_eq!((urgency.priority(), heard.load(Ordering::SeqCst)), (Priority::Hint, 0));
+        urgency.hurry();
+        urgency.hurry();
+        assert_eq!((urgency.priority(), heard.load(Ordering::SeqCst)), (Priority::Demand, 1));
+        urgency.on_hurry(listener());
+        assert_eq!(heard.load(Ordering::SeqCst), 2);
+        Urgency::new(Priority::Demand).on_hurry(listener());
+        assert_eq!(heard.load(Ordering::SeqCst), 3);
+    }
 }

@@ -185,7 +185,7 @@ impl ReadThrough {
         Ok(started)
     }
 
-    /// Takes a layer into use, making its files.
+    /// Takes a layer into use, looking at its files.
     ///
     /// With [`Exposure::Mounted`] all that is there has been checked when this returns, and files are only
     /// appended to from then on. If the same index is in use already, its decoder table stays the one in use.
@@ -438,7 +438,9 @@ pub(crate) fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
         }
         match runs.last_mut() {
             Some(run)
+                // Where a part of a span is there, a decoder waits behind it: the run ends, so that one goes on.
                 if run.last().is_some_and(|last| last.end == span.segments.start)
+                    && held.open.claim(span.segments.start) != Some(Claim::Whole)
                     && span.packed.end - begin <= COALESCED =>
             {
                 run.push(span.segments);

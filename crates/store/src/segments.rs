@@ -116,6 +116,8 @@ pub struct OpenLayer {
     suspects: AtomicUsize,
     mounted: AtomicBool,
     standing: Mutex<Standing>,
+    /// Held while the standing is changed and written; `standing` is taken under it, for a look.
+    saving: Mutex<()>,
     /// One thread proves or seals at a time; held across I/O for that.
     pub(crate) completing: Mutex<()>,
     /// Told when a segment is no longer busy; the lock guards nothing else and is taken last.
@@ -172,6 +174,7 @@ impl OpenLayer {
             suspects: AtomicUsize::new(0),
             mounted: AtomicBool::new(false),
             standing: Mutex::new(standing),
+            saving: Mutex::default(),
             completing: Mutex::default(),
             idle: Default::default(),
             _pin: pin,
@@ -185,9 +188,9 @@ impl OpenLayer {
         if layer.missing() > 0 && standing.stage == Stage::Sealed {
             // Somebody has cut files by hand. What is left was synced, what is gone can be fetched.
             tracing::warn!(layer = %id, missing = layer.missing(), "segments of a complete layer are gone");
-            layer.save(Standing { stage: Stage::Filling, ..standing })?;
+            layer.update(|standing| standing.stage = Stage::Filling)?;
         } else if !trusted && layer.suspects.load(Ordering::Relaxed) == 0 {
-            layer.save(standing)?;
+            layer.update(|_| ())?;
         }
         Ok(layer)
     }
@@ -383,8 +386,7 @@ impl OpenLayer {
         if self.missing() > 0 {
             return Ok(false);
         }
-        let standing = self.standing();
-        if standing.stage == Stage::Sealed {
+        if self.standing().stage == Stage::Sealed {
             return Ok(true);
         }
         let disk = self.store.disk();
@@ -399,18 +401,17 @@ impl OpenLayer {
         disk.sync_dir(&self.dir)
             .and_then(|()| self.store.sync_parent(&self.dir))
             .map_err(|error| StoreError::io("syncing", &self.store.path(&self.dir), error))?;
-        self.save(Standing { stage: Stage::Sealed, ..standing })?;
+        self.update(|standing| standing.stage = Stage::Sealed)?;
         Ok(true)
     }
 
-    /// Records what is known of the layer, and that its segments are good in this era.
-    pub(crate) fn save(&self, standing: Standing) -> Result<(), StoreError> {
-        record::write(
-            &self.store,
-            Kind::Layer,
-            &self.dir.join(STATE),
-            &standing::state(&self.store, standing),
-        )?;
+    /// Changes what is known of the layer and records it, and that its segments are good in this era.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Standing)) -> Result<(), StoreError> {
+        let _one = guard::lock(&self.saving);
+        let mut standing = self.standing();
+        change(&mut standing);
+        let state = standing::state(&self.store, standing);
+        record::write(&self.store, Kind::Layer, &self.dir.join(STATE), &state)?;
         *guard::lock(&self.standing) = standing;
         Ok(())
     }
@@ -530,9 +531,8 @@ impl OpenLayer {
             file.withdrawn.store(true, Ordering::Relaxed);
         }
         // The stage first: a complete layer is not looked at again, one that is filling is.
-        let standing = self.standing();
-        if standing.stage != Stage::Filling {
-            self.save(Standing { stage: Stage::Filling, ..standing })?;
+        if self.standing().stage != Stage::Filling {
+            self.update(|standing| standing.stage = Stage::Filling)?;
         }
         self.empty(segment)
             .and_then(|()| self.store.disk().sync_dir(&self.dir))
@@ -551,7 +551,7 @@ impl OpenLayer {
         if self.suspects.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        if let Err(error) = self.save(self.standing()) {
+        if let Err(error) = self.update(|_| ()) {
             tracing::warn!(layer = %self.id, %error, "cannot record that a layer was checked");
         }
     }

@@ -117,8 +117,10 @@ impl Staging {
     /// its proof has failed before, then because the disk had changed a byte.
     fn fill_in(&self, layer: &OpenLayer) -> Result<(), StoreError> {
         let mut all = true;
+        // Nobody may seal the layer between the end of a bad segment and the sync of the one that takes its place.
+        let _one = guard::lock(&layer.completing);
         if let Proof::Refused { .. } = layer.standing().proof {
-            layer.save(Standing { proof: Proof::Open, ..layer.standing() })?;
+            layer.update(|standing| standing.proof = Proof::Open)?;
         }
         for segment in 0..layer.segments() {
             let path = self.dir.join(segment.to_string());
@@ -139,7 +141,7 @@ impl Staging {
                 Err(FillError::Io(error)) => return Err(failed(error)),
             }
         }
-        if all { layer.save(Standing { proof: Proof::Proved, ..layer.standing() }) } else { Ok(()) }
+        if all { layer.update(|standing| standing.proof = Proof::Proved) } else { Ok(()) }
     }
 }
 

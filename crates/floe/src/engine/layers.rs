@@ -1,6 +1,5 @@
 //! Where a layer's index comes from: the store, the registry, or the layer itself.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +11,7 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Exposure, Hold, Origin, Pin, Priority, Proof, RefName};
+use store::{Blob, Exposure, Hold, Origin, Pin, Priority, Proof, RefName, Urgency};
 
 use super::open::Resolved;
 use super::pipe::{Pipe, PipeEnd};
@@ -419,7 +418,7 @@ impl Engine {
         let blob = Blob { digest: place.blob, size: place.size };
         let deadline = Instant::now() + STREAM_DEADLINE;
         let (mut received, mut said, mut gone) = (0, 0, Ok(()));
-        self.net.read(&blob, 0..place.size, &Cell::new(Priority::Demand), deadline, &mut |piece| {
+        self.net.read(&blob, 0..place.size, &Urgency::new(Priority::Demand), deadline, &mut |piece| {
             received += piece.len() as u64;
             if received - said >= SAY || received == place.size {
                 said = received;

@@ -56,11 +56,6 @@ impl Parts {
         Self { next: own.end, end, own, current: None, coming: VecDeque::new(), known: false }
     }
 
-    /// Says that a reader waits: what has not been asked for yet is asked for first.
-    pub(super) fn hurry(&mut self) {
-        self.own.hurry();
-    }
-
     /// Returns what is being read, for messages.
     pub(super) fn what(&self) -> &str {
         &self.own.what
@@ -166,6 +161,6 @@ impl RemoteRange {
 
     /// Returns a reader of another part of the same blob.
     fn part(&self, range: Range<u64>) -> Self {
-        Self::new(self.repository.clone(), self.blob, self.size, range, self.priority)
+        Self::new(self.repository.clone(), self.blob, self.size, range, self.urgency.clone())
     }
 }

@@ -1,6 +1,5 @@
 //! Layers, origins and stores to test with.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
@@ -16,7 +15,9 @@ use format::tar::{Parser, Placer, Step};
 use format::unpack::Unpacker;
 use format::{ChunkId, DiffId, Digest, IndexId};
 
-use crate::origin::{Blob, Origin, OriginError, Priority};
+use crate::claim::Exposure;
+use crate::origin::{Blob, Origin, OriginError, Priority, Urgency};
+use crate::read_through::{Hold, Observer, ReadThrough, Segments, Workers};
 use crate::refs::{ImageRef, RefLayer, RefName};
 use crate::segments::Content;
 use crate::sim::{Dice, SimDisk};
@@ -192,6 +193,32 @@ impl Sample {
         Self { layer: Arc::new(Layer::open(index).unwrap()), blob, files }
     }
 
+    /// Returns a layer of which every two segments are a gzip member, and a span.
+    pub(crate) fn members(seed: u64, segments: usize) -> Self {
+        let plain = Self::new(seed, segments, Codec::Plain);
+        let plain_end = |n: usize| plain.layer.layout().plain_of(u32::try_from(n).unwrap()).end;
+        let (mut blob, mut starts, mut reach, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for first in (0..segments).step_by(2) {
+            let next = (first + 2).min(segments);
+            let end = if next == segments { plain.blob.len() as u64 } else { plain_end(next - 1) };
+            let range = usize::try_from(at).unwrap()..usize::try_from(end).unwrap();
+            let member = sys::deflate::compress(&plain.blob[range], sys::inflate::Wrap::Gzip, 6).unwrap();
+            let packed = blob.len() as u64;
+            let start = u32::try_from(starts.len()).unwrap();
+            starts.push(Start { plain: at, packed: packed + 10, bits: 0, window: Box::default() });
+            let end_of = |n| packed + packed_end(&member, plain_end(n) - at);
+            reach.extend((first..next).map(|n| Reach { start, packed_end: end_of(n) }));
+            blob.extend(member);
+            at = end;
+        }
+        let index = plain.layer.index();
+        let (facts, chunks) = (index.facts().clone(), index.chunks().to_vec());
+        let size = blob.len() as u64;
+        let source = Source { blob: Digest::of(&blob), size, codec: Codec::Gzip, starts, reach };
+        let index = Index::new(facts, index.skeleton().into(), chunks, source).unwrap();
+        Self { layer: Arc::new(Layer::open(index).unwrap()), blob, files: plain.files }
+    }
+
     pub(crate) fn id(&self) -> IndexId {
         self.layer.id()
     }
@@ -205,6 +232,8 @@ pub(crate) struct Memory {
     blobs: Mutex<HashMap<Digest, Vec<u8>>>,
     pub(crate) reads: AtomicUsize,
     pub(crate) asked: Mutex<Vec<(Range<u64>, Priority)>>,
+    /// How urgent each read was when its first byte came.
+    pub(crate) answered: Mutex<Vec<Priority>>,
     answer: Mutex<Option<Answer>>,
     /// Reads stop before their first byte while this is true.
     held: Mutex<bool>,
@@ -252,12 +281,12 @@ impl Origin for Memory {
         &self,
         blob: &Blob,
         range: Range<u64>,
-        priority: &Cell<Priority>,
+        urgency: &Urgency,
         _deadline: Instant,
         sink: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), OriginError> {
         let number = self.reads.fetch_add(1, Ordering::SeqCst);
-        self.asked.lock().unwrap().push((range.clone(), priority.get()));
+        self.asked.lock().unwrap().push((range.clone(), urgency.priority()));
         {
             let held = self.held.lock().unwrap();
             self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -265,6 +294,7 @@ impl Origin for Memory {
             drop(self.changed.wait_while(held, |held| *held).unwrap());
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
+        self.answered.lock().unwrap().push(urgency.priority());
         let bytes = self.blobs.lock().unwrap()[&blob.digest]
             [usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
             .to_vec();
@@ -278,6 +308,49 @@ impl Origin for Memory {
             }
         }
         Ok(())
+    }
+}
+
+/// A store whose layers come from memory.
+pub(crate) struct Bench {
+    _home: tempfile::TempDir,
+    pub(crate) store: Arc<Store>,
+    pub(crate) origin: Arc<Memory>,
+    pub(crate) read: ReadThrough,
+}
+
+impl Bench {
+    pub(crate) fn new(samples: &[&Sample]) -> Self {
+        Self::watched(samples, Arc::new(()), Workers::default())
+    }
+
+    pub(crate) fn watched(samples: &[&Sample], observer: Arc<dyn Observer>, workers: Workers) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let store = store(home.path());
+        let origin = Memory::of(samples);
+        let read = ReadThrough::start(store.clone(), origin.clone(), observer, workers).unwrap();
+        Self { _home: home, store, origin, read }
+    }
+
+    pub(crate) fn add(&self, sample: &Sample) -> Hold {
+        self.read.add(sample.layer.clone(), Exposure::Served).unwrap()
+    }
+
+    /// Waits until nothing is on its way: a reader has its segment a moment before its flight has ended.
+    pub(crate) fn settle(&self) {
+        let until = later();
+        while self.read.under_way() > 0 {
+            assert!(Instant::now() < until);
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn check(&self, sample: &Sample, segment: u32) {
+        let file = self.read.fetch(sample.id(), segment, later()).unwrap();
+        let mut bytes = vec![0; sample.files[segment as usize].len()];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), bytes.len());
+        assert!(bytes == sample.files[segment as usize], "segment {segment}");
+        assert!(self.read.local(sample.id(), segment).is_some());
     }
 }
 

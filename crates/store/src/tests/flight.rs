@@ -1,6 +1,5 @@
 //! Read-through: one fetch however many read, nobody cancelled by another, no error remembered.
 
-use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -9,55 +8,12 @@ use std::time::{Duration, Instant};
 use format::index::Codec;
 use format::proof::Mismatch;
 
-use super::fixture::{Memory, Sample, later, noise, store};
+use super::fixture::{Bench, Memory, Sample, later, noise};
 use crate::claim::Exposure;
 use crate::origin::{OriginError, Priority};
 use crate::read_error::{CompleteError, ReadError};
-use crate::read_through::{Hold, Observer, ReadThrough, Segments, Workers};
+use crate::read_through::{Observer, Segments, Workers};
 use crate::standing::{Proof, Stage};
-use crate::store::Store;
-
-struct Bench {
-    _home: tempfile::TempDir,
-    store: Arc<Store>,
-    origin: Arc<Memory>,
-    read: ReadThrough,
-}
-
-impl Bench {
-    fn new(samples: &[&Sample]) -> Self {
-        Self::watched(samples, Arc::new(()), Workers::default())
-    }
-
-    fn watched(samples: &[&Sample], observer: Arc<dyn Observer>, workers: Workers) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let store = store(home.path());
-        let origin = Memory::of(samples);
-        let read = ReadThrough::start(store.clone(), origin.clone(), observer, workers).unwrap();
-        Self { _home: home, store, origin, read }
-    }
-
-    fn add(&self, sample: &Sample) -> Hold {
-        self.read.add(sample.layer.clone(), Exposure::Served).unwrap()
-    }
-
-    /// Waits until nothing is on its way: a reader has its segment a moment before its flight has ended.
-    fn settle(&self) {
-        let until = later();
-        while self.read.under_way() > 0 {
-            assert!(Instant::now() < until);
-            std::thread::yield_now();
-        }
-    }
-
-    fn check(&self, sample: &Sample, segment: u32) {
-        let file = self.read.fetch(sample.id(), segment, later()).unwrap();
-        let mut bytes = vec![0; sample.files[segment as usize].len()];
-        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), bytes.len());
-        assert!(bytes == sample.files[segment as usize], "segment {segment}");
-        assert!(self.read.local(sample.id(), segment).is_some());
-    }
-}
 
 #[test]
 fn thirty_two_readers_of_one_segment_are_one_read_of_the_origin() {
@@ -237,127 +193,6 @@ fn hints_are_one_request_and_a_reader_overtakes_them() {
     for segment in 0..12 {
         bench.check(&sample, segment);
     }
-}
-
-#[test]
-fn a_span_is_fetched_as_far_as_it_is_wanted_and_never_twice() {
-    let sample = Sample::new(20, 6, Codec::Gzip);
-    let bench = Bench::new(&[&sample]);
-    let _hold = bench.add(&sample);
-    bench.check(&sample, 1);
-    assert!(bench.read.local(sample.id(), 0).is_some() && bench.read.local(sample.id(), 2).is_none());
-    // The decoder has waited there.
-    bench.check(&sample, 2);
-    bench.read.hint(sample.id(), 4..5);
-    bench.check(&sample, 5);
-    let asked: Vec<_> = bench.origin.asked.lock().unwrap().iter().map(|(range, _)| range.clone()).collect();
-    assert_eq!(asked[0], sample.layer.packed(0..2).unwrap());
-    for pair in asked.windows(2) {
-        // What was read after a segment's last byte comes again.
-        assert!(pair[1].start <= pair[0].end && pair[1].start + 512 >= pair[0].end, "{asked:?}");
-    }
-    assert_eq!(asked.last().unwrap().end, sample.layer.packed(0..6).unwrap().end);
-    (0..6).for_each(|segment| bench.check(&sample, segment));
-    bench.settle();
-}
-
-#[test]
-fn a_segment_that_has_been_decoded_already_needs_no_request() {
-    // The second file is the second segment, and comes out of the bytes that the first one needs.
-    let files = |n: usize| vec![noise(26, 47_000 + 64 * n), vec![7; 17_000], noise(27, 60_001)];
-    let samples = (0..8).map(|n| Sample::of(files(n), Codec::Gzip));
-    let both = |sample: &Sample| sample.layer.packed(0..1) == sample.layer.packed(0..2);
-    let sample = samples.into_iter().find(both).unwrap();
-    let bench = Bench::new(&[&sample]);
-    let _hold = bench.add(&sample);
-    bench.check(&sample, 0);
-    bench.settle();
-    assert!(bench.read.local(sample.id(), 1).is_none());
-    bench.check(&sample, 1);
-    assert_eq!(bench.origin.count(), 1);
-}
-
-#[test]
-fn a_reader_of_more_than_a_flight_brings_asks_again_and_a_wish_follows_it() {
-    let sample = Sample::new(21, 6, Codec::Gzip);
-    let bench = Bench::new(&[&sample]);
-    let _hold = bench.add(&sample);
-    bench.origin.hold();
-    let first = bench.read.begin(sample.id(), 0, later()).unwrap();
-    bench.origin.wait_for_held(1);
-    let further = bench.read.begin(sample.id(), 3, later()).unwrap();
-    bench.read.hint(sample.id(), 5..6);
-    bench.origin.release();
-    first.wait().unwrap();
-    further.wait().unwrap();
-    bench.check(&sample, 5);
-    let asked = bench.origin.asked.lock().unwrap().clone();
-    assert_eq!(asked[0].0, sample.layer.packed(0..1).unwrap());
-    assert!(asked.len() <= 3, "{asked:?}");
-    assert!(asked[1..].iter().all(|(range, _)| range.start > asked[0].0.start), "{asked:?}");
-}
-
-#[test]
-fn a_decoder_that_is_gone_or_fails_costs_the_beginning_of_its_span() {
-    let sample = Sample::new(22, 3, Codec::Gzip);
-    let bench = Bench::new(&[&sample]);
-    let hold = bench.add(&sample);
-    bench.check(&sample, 0);
-    // Wrong bytes for the decoder that goes on: asked for once more, from the start.
-    bench.origin.answer(|read, _, mut bytes| {
-        if read == 1 {
-            bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
-        }
-        Ok(bytes)
-    });
-    bench.check(&sample, 1);
-    let asked = |n: usize| bench.origin.asked.lock().unwrap()[n].0.clone();
-    assert!(asked(1).start > asked(0).start);
-    assert_eq!(asked(2), sample.layer.packed(0..2).unwrap());
-    // Out of use, nothing of the layer is kept.
-    bench.settle();
-    drop(hold);
-    let _hold = bench.add(&sample);
-    bench.check(&sample, 2);
-    assert_eq!(asked(3), sample.layer.packed(0..3).unwrap());
-}
-
-#[test]
-fn a_decoder_does_not_outlive_the_table_it_was_made_by() {
-    let gzip = Sample::new(24, 3, Codec::Gzip);
-    // The same layer, packed anew: another blob under the same identity.
-    let member = sys::deflate::compress(b"", sys::inflate::Wrap::Gzip, 6).unwrap();
-    let index = gzip.layer.index();
-    let mut source = index.source().clone();
-    let longer = member.len() as u64;
-    source.starts[0].packed += longer;
-    source.reach.iter_mut().for_each(|reach| reach.packed_end += longer);
-    source.size += longer;
-    let blob = [member, gzip.blob.clone()].concat();
-    source.blob = format::Digest::of(&blob);
-    let index = format::index::Index::new(
-        index.facts().clone(),
-        index.skeleton().into(),
-        index.chunks().to_vec(),
-        source,
-    );
-    let layer = Arc::new(format::layer::Layer::open(index.unwrap()).unwrap());
-    let anew = Sample { layer, blob, files: gzip.files.clone() };
-    assert_eq!(gzip.id(), anew.id());
-    let bench = Bench::new(&[&gzip, &anew]);
-    let hold = bench.add(&gzip);
-    bench.origin.hold();
-    let waiter = bench.read.begin(gzip.id(), 0, later()).unwrap();
-    bench.origin.wait_for_held(1);
-    // Out of use and in use again while a fill is under way.
-    drop(hold);
-    let _hold = bench.add(&anew);
-    bench.origin.release();
-    waiter.wait().unwrap();
-    bench.settle();
-    bench.check(&anew, 1);
-    let asked: Vec<_> = bench.origin.asked.lock().unwrap().iter().map(|(range, _)| range.clone()).collect();
-    assert_eq!(asked[1..], [anew.layer.packed(0..2).unwrap()]);
 }
 
 #[test]
@@ -643,10 +478,17 @@ fn a_sink_may_break_at_any_piece() {
     let origin = Memory::of(&[&sample]);
     let blob = crate::Blob { digest: sample.layer.source().blob, size: sample.blob.len() as u64 };
     let mut pieces = 0;
-    crate::Origin::read(&*origin, &blob, 0..blob.size, &Cell::new(Priority::Demand), later(), &mut |_| {
-        pieces += 1;
-        ControlFlow::Break(())
-    })
+    crate::Origin::read(
+        &*origin,
+        &blob,
+        0..blob.size,
+        &crate::Urgency::new(Priority::Demand),
+        later(),
+        &mut |_| {
+            pieces += 1;
+            ControlFlow::Break(())
+        },
+    )
     .unwrap();
     assert_eq!(pieces, 1);
 }

@@ -6,3 +6,4 @@ mod files;
 mod fixture;
 mod flight;
 mod locking;
+mod spans;
