@@ -27,7 +27,7 @@ use crate::reply::{BodyError, Reply, is_temporary, refusal, throttle};
 use crate::retry::Tries;
 use crate::transport::{Call, Endpoint, Trouble};
 use crate::urgency::Urgency;
-pub(crate) use parts::AHEAD_IN_ALL;
+pub(crate) use parts::AHEAD;
 use parts::{PART, Parts};
 
 /// Reads a range of a blob piece by piece.

@@ -12,7 +12,7 @@ use format::{Digest, limits as sizes};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::auth::{Authorizer, Scopes};
-use crate::blob::{AHEAD_IN_ALL, RangeReader, Route};
+use crate::blob::{AHEAD, RangeReader, Route};
 use crate::budget::{HostStats, Priority};
 use crate::config::Config;
 use crate::credentials;
@@ -63,7 +63,7 @@ impl Client {
             endpoints: Mutex::default(),
             routes: Mutex::default(),
             fallback_lists: tokio::sync::Mutex::default(),
-            ahead: Arc::new(tokio::sync::Semaphore::new(AHEAD_IN_ALL)),
+            ahead: Arc::new(tokio::sync::Semaphore::new(AHEAD)),
         }))
     }
 

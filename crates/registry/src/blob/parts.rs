@@ -18,11 +18,9 @@ use crate::error::Error;
 /// Bytes of one part: at 1 Gbit/s a request takes longer than the way there and back.
 pub(super) const PART: u64 = 8 << 20;
 
-/// Parts of one range that are on their way beside the one that is read.
-const AHEAD: usize = 2;
-
-/// The same for all ranges of a client: what waits in memory is at most this many parts, 32 MiB.
-pub(crate) const AHEAD_IN_ALL: usize = 4;
+/// Parts that are on their way beside those that are read, of all ranges of a client together: what waits in memory
+/// is at most 16 MiB.
+pub(crate) const AHEAD: usize = 2;
 
 /// Reads a long range, part by part.
 #[derive(Debug)]
@@ -97,7 +95,7 @@ impl Parts {
 
     /// Begins parts as far ahead as there is room for.
     fn go_ahead(&mut self) {
-        while self.coming.len() < AHEAD && self.next < self.end {
+        while self.next < self.end {
             let room = Arc::clone(&self.own.repository.client.0.ahead);
             let Ok(permit) = room.try_acquire_owned() else { return };
             let range = self.claim();
