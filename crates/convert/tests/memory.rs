@@ -1,0 +1,136 @@
+//! A build takes no more memory for a long layer than for a short one, but for the index itself.
+//!
+//! The only test of this file: it looks at the memory of its whole process.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::io::{self, Read};
+
+use convert::{Expected, Options, Threads, build};
+use format::payload::SegmentSize;
+use format::{DiffId, DigestHasher};
+use sys::deflate::{Deflate, Flush};
+use sys::inflate::Wrap;
+use testkit::tar::{Header, Variant};
+
+/// Bytes of one file.
+const FILE: usize = 1 << 20;
+
+/// Files of the layer.
+const FILES: u32 = 160;
+
+/// What a build may hold beside its index: four batches of 400 KB between the threads, the places that wait for
+/// their proof with 100 KB each, a segment, zstd's tables for the skeleton. 5.4 MB were seen.
+const MOST: u64 = 12 << 20;
+
+/// The layer as gzip, made while it is read.
+struct Blob {
+    deflate: Deflate,
+    content: Vec<u8>,
+    files: u32,
+    ready: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+impl Blob {
+    fn new() -> Self {
+        // Half of it noise: what compresses to nothing would be no load for the compressed half.
+        let mut state = 1_u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        let mut content = Vec::with_capacity(FILE + 8);
+        while content.len() < FILE {
+            content.extend_from_slice(format!("{:x} ", random()).as_bytes());
+        }
+        content.truncate(FILE);
+        let deflate = Deflate::new(Wrap::Gzip, 1).unwrap();
+        Self { deflate, content, files: 0, ready: Vec::new(), at: 0, ended: false }
+    }
+
+    /// Returns the next piece of the tar, or nothing at its end.
+    fn piece(&mut self) -> Option<Vec<u8>> {
+        if self.ended {
+            return None;
+        }
+        if self.files == FILES {
+            self.ended = true;
+            return Some(vec![0; 1024]);
+        }
+        let mut header = Header::new(Variant::Ustar, b'0');
+        header.put(0, format!("data/{}", self.files).as_bytes());
+        header.number(100, 8, 0o644);
+        header.number(124, 12, i64::try_from(FILE).unwrap());
+        // Each file is another.
+        self.content.rotate_left(977);
+        self.files += 1;
+        Some([&header.seal()[..], &self.content].concat())
+    }
+}
+
+impl Read for Blob {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.ready.len() {
+            (self.at, self.ready) = (0, std::mem::take(&mut self.ready));
+            self.ready.clear();
+            let Some(piece) = self.piece() else { return Ok(0) };
+            let flush = if self.ended { Flush::End } else { Flush::None };
+            self.deflate.push(&piece, flush, &mut self.ready).map_err(io::Error::other)?;
+        }
+        let n = buf.len().min(self.ready.len() - self.at);
+        buf[..n].copy_from_slice(&self.ready[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// Returns the most memory this process has had at once since the last [`forget_peak`], in bytes.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+fn forget_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+#[test]
+fn memory_is_bounded_however_long_the_layer_is() {
+    let (mut tar, mut blob) = (DigestHasher::new(), DigestHasher::new());
+    let mut source = Blob::new();
+    while let Some(piece) = source.piece() {
+        tar.update(&piece);
+    }
+    let (mut source, mut size, mut buf) = (Blob::new(), 0, vec![0; 1 << 16]);
+    loop {
+        let n = source.read(&mut buf).unwrap();
+        if n == 0 {
+            break;
+        }
+        blob.update(&buf[..n]);
+        size += n as u64;
+    }
+    drop(source);
+    let expected = Expected { blob: blob.finish(), diff_id: DiffId::new(tar.finish()) };
+    let options = Options { segment: SegmentSize::from_bits(19).unwrap(), blob_size: size };
+    assert!(size > 10 * MOST, "{size} bytes prove nothing");
+
+    for threads in [Threads::One, Threads::Two] {
+        if !forget_peak() {
+            testkit::skip!("/proc/self/clear_refs cannot be written");
+        }
+        let before = peak();
+        let mut segments = 0;
+        let built = build(Blob::new(), options, &expected, threads, |_, bytes: &[u8]| {
+            segments += bytes.len() as u64;
+            Ok(())
+        });
+        let grown = peak().saturating_sub(before);
+        let index = built.unwrap().0.encode().len() as u64;
+        assert_eq!(segments, u64::from(FILES) * FILE as u64);
+        assert!(grown < MOST + 3 * index, "{threads:?}: {grown} bytes, of which the index is {index}");
+    }
+}
