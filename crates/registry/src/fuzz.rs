@@ -1,13 +1,15 @@
 //! An entry point for fuzzers: takes any bytes and holds what must hold of them.
 
 use std::io::Cursor;
+use std::path::Path;
 
 use bytes::Bytes;
 use format::Digest;
 
 use crate::artifact::IndexArtifact;
+use crate::config::Config;
 use crate::manifest::{Image, Manifest, check_image};
-use crate::{archive, challenge};
+use crate::{archive, challenge, hosts};
 
 /// Reads bytes as one of the things that come from a registry or in an archive; the first byte says which.
 ///
@@ -16,7 +18,7 @@ use crate::{archive, challenge};
 /// On a defect.
 pub fn answer(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else { return };
-    match kind % 4 {
+    match kind % 5 {
         0 => manifest(rest),
         1 => {
             let text = String::from_utf8_lossy(rest);
@@ -26,6 +28,19 @@ pub fn answer(data: &[u8]) {
             let end = rest.len() as u64;
             let Ok(members) = archive::members(&mut Cursor::new(rest)) else { return };
             assert!(members.values().all(|member| member.offset <= end && member.len <= end - member.offset));
+        }
+        3 => {
+            // Of a mirror for a host; what comes out has a name and a path.
+            let Ok(registry) = "registry.example".parse() else { return };
+            let text = String::from_utf8_lossy(rest);
+            let config = Config::isolated();
+            if let Ok(endpoints) = hosts::from_toml(&config, &registry, Path::new("/none"), &text) {
+                assert!(
+                    endpoints
+                        .iter()
+                        .all(|endpoint| endpoint.prefix.is_empty() || endpoint.prefix.starts_with('/'))
+                );
+            }
         }
         _ => {
             // A manifest and its config, with a NUL between them.
@@ -72,10 +87,17 @@ mod tests {
         let image = format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[{descriptor}]}}"#);
         let config = format!(r#"{{"rootfs":{{"diff_ids":["sha256:{zeros}"]}}}}"#);
         let list = format!(r#"{{"schemaVersion":2,"manifests":[{descriptor},{{}}]}}"#);
-        for good in [format!("\0{image}"), format!("\0{list}"), format!("\u{3}{image}\0{config}")] {
+        for good in [
+            format!("\0{image}"),
+            format!("\0{list}"),
+            format!("\u{4}{image}\0{config}"),
+            "\u{3}server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\n".into(),
+        ] {
             super::answer(good.as_bytes());
         }
-        for bad in [&b""[..], b"\0", b"\0{", b"\x01Bearer realm=\"", b"\x02ustar", b"\x03{}\0{}"] {
+        for bad in
+            [&b""[..], b"\0", b"\0{", b"\x01Bearer realm=\"", b"\x02ustar", b"\x04{}\0{}", b"\x03[host"]
+        {
             super::answer(bad);
         }
     }

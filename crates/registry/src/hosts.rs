@@ -175,7 +175,12 @@ enum Client {
     Pairs(Vec<(String, String)>),
 }
 
-fn from_toml(config: &Config, registry: &Host, dir: &Path, text: &str) -> Result<Vec<EndpointConfig>, Error> {
+pub(crate) fn from_toml(
+    config: &Config,
+    registry: &Host,
+    dir: &Path,
+    text: &str,
+) -> Result<Vec<EndpointConfig>, Error> {
     let file = dir.join("hosts.toml");
     let bad = |why: String| Error::config(file.display().to_string(), why);
     let parsed: HostsFile = toml::from_str(text).map_err(|error| bad(error.to_string()))?;
