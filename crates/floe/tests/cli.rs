@@ -304,6 +304,8 @@ fn timings_never_mix_with_what_the_container_prints() {
         for field in ["running", "waiting"] {
             assert!(timings[field]["secs"].is_u64(), "{timings}");
         }
+        // Not what the first start said, which streamed it.
+        assert!(timings["report"]["why"].as_str().unwrap().starts_with("lazy: "), "{timings}");
         assert!(timings["traffic"]["requests"].is_u64() && timings["waits"].is_array(), "{timings}");
     };
     assert_eq!(run(&[]), "");

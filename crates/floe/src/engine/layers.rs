@@ -465,12 +465,15 @@ fn segment_size(blob: u64) -> SegmentSize {
     SegmentSize::from_bits(bits).unwrap_or(SegmentSize::DEFAULT)
 }
 
+/// What is said of an image that needed nothing from the registry to be opened.
+pub(super) const LOCAL: &str = "lazy: the indexes are in the store";
+
 /// One line for people: lazy or full, and why.
 fn why(layers: &[FoundLayer], why_not: Option<String>) -> String {
     let count = |origin| layers.iter().filter(|layer| layer.origin == origin).count();
     let (streamed, fetched) = (count(IndexOrigin::Streamed), count(IndexOrigin::Registry));
     match (streamed, fetched) {
-        (0, 0) => "lazy: the indexes are in the store".into(),
+        (0, 0) => LOCAL.into(),
         (0, _) => "lazy: the registry has the index".into(),
         (n, _) => {
             let reason = why_not.unwrap_or_else(|| "no index anywhere".into());

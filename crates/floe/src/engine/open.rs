@@ -15,7 +15,7 @@ use store::{ImageRef, MetaKey, Proof, RefLayer};
 use sys::map::Map;
 
 use super::layers::{FoundLayer, Place};
-use super::report::{ImageReport, LayerReport, Opening};
+use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
 use crate::exit::Hint;
@@ -23,6 +23,8 @@ use crate::exit::Hint;
 /// How an image was opened the last time.
 struct LastOpening {
     times: Opening,
+    /// Whether it was a start for which everything was open already; anybody else asks where it came from.
+    again: bool,
     /// Why what the store knew of the reference was taken for true, if it was.
     unasked: Option<String>,
 }
@@ -165,8 +167,11 @@ impl Engine {
 
         if let Some(known) = self.images().get(&name).filter(|known| known.serves(resolved.manifest)).cloned()
         {
-            *known.last() =
-                LastOpening { times: Opening { resolve, ..Opening::default() }, unasked: resolved.unasked };
+            *known.last() = LastOpening {
+                times: Opening { resolve, ..Opening::default() },
+                again: purpose == Purpose::Start,
+                unasked: resolved.unasked,
+            };
             known.hurry(self, purpose);
             return Ok(known);
         }
@@ -199,6 +204,7 @@ impl Engine {
             why: found.why,
             last: Mutex::new(LastOpening {
                 times: Opening { resolve, index, mount: begun.elapsed() },
+                again: false,
                 unasked: resolved.unasked,
             }),
             source: resolved.source,
@@ -310,6 +316,7 @@ impl Engine {
     }
 
     pub(super) fn report(&self, image: &OpenImage) -> ImageReport {
+        let last = image.last();
         let layer = |found: &FoundLayer| {
             let segments = found.hold.files().segments();
             let missing = u32::try_from(found.hold.files().missing()).unwrap_or(segments);
@@ -318,15 +325,14 @@ impl Engine {
                 size: found.place.size,
                 diff_id: found.place.diff_id,
                 index: found.id(),
-                origin: found.origin,
+                origin: if last.again { IndexOrigin::Local } else { found.origin },
                 index_size: found.index_size,
                 segments,
                 local: segments - missing.min(segments),
                 proved: found.proved(),
             }
         };
-        let last = image.last();
-        let mut why = image.why.clone();
+        let mut why = if last.again { super::layers::LOCAL.to_owned() } else { image.why.clone() };
         if let Some(unasked) = &last.unasked {
             why += &format!("; the tag is as it was last seen: {unasked}");
         }
