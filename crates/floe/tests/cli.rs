@@ -183,6 +183,55 @@ fn a_daemon_at_another_socket_is_found_and_harms_nothing() {
 }
 
 #[test]
+fn a_socket_of_another_program_is_left_alone_and_one_of_another_user_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let node = node!();
+    let theirs = node.path("theirs.sock");
+    let _listener = UnixListener::bind(&theirs).unwrap();
+    let complaint = node.fails(&["daemon", "--listen", &format!("unix:{}", theirs.display())]);
+    assert!(complaint.contains("theirs.sock"), "{complaint}");
+    assert!(UnixStream::connect(&theirs).is_ok());
+
+    // The usual place under another name.
+    let run = floe::daemon::run_dir(&node.store()).unwrap();
+    fs::create_dir_all(&run).unwrap();
+    let linked = node.path("run");
+    std::os::unix::fs::symlink(&run, &linked).unwrap();
+    let listen = format!("unix:{}", linked.join("daemon.sock").display());
+    let daemon = node.spawn(node.command(&["daemon", "--listen", &listen]));
+    until("it answers", || node.status()["pid"] == daemon.child.id());
+    node.stop();
+    assert_eq!(daemon.end().status.code(), Some(0));
+
+    node.ok(&["gc"]);
+    node.stop();
+    for file in ["daemon.log", "start.lock"] {
+        let mode = fs::metadata(run.join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file} is {mode:o}");
+    }
+    if support::program("setpriv").is_none() || !Path::new("/usr/bin/python3").exists() {
+        testkit::skip!("being somebody else needs setpriv and python3");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let socket = dir.path().join("floe.sock");
+    let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(600)";
+    let mut nobody = std::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", "-c", script])
+        .arg(&socket)
+        .spawn()
+        .unwrap();
+    until("nobody listens", || UnixStream::connect(&socket).is_ok());
+    std::os::unix::fs::symlink(&socket, run.join("daemon.sock")).unwrap();
+    let complaint = node.fails(&["gc"]);
+    nobody.kill().unwrap();
+    nobody.wait().unwrap();
+    assert!(complaint.contains("65534"), "{complaint}");
+    fs::remove_file(run.join("daemon.sock")).unwrap();
+}
+
+#[test]
 fn the_registry_command_serves_until_it_is_told_to_end() {
     let node = node!();
     let dir = node.path("registry");

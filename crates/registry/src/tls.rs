@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
@@ -22,7 +23,7 @@ use crate::hosts::{TlsProfile, read};
 #[derive(Debug)]
 pub(crate) struct HttpClients {
     /// Held while a client is made, which reads certificate files: rare and short.
-    made: Mutex<BTreeMap<(TlsProfile, Proxy), reqwest::Client>>,
+    made: Mutex<BTreeMap<(TlsProfile, Proxy, Duration), reqwest::Client>>,
     /// What the HTTP library asks too, so that an error names the proxy that was used.
     environment: Matcher,
 }
@@ -50,11 +51,12 @@ impl HttpClients {
         budgets: &Budgets,
     ) -> Result<reqwest::Client, Error> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = made.get(&(profile.clone(), proxy)) {
+        let key = (profile.clone(), proxy, budgets.connect);
+        if let Some(client) = made.get(&key) {
             return Ok(client.clone());
         }
         let client = build(profile, proxy, budgets)?;
-        made.insert((profile.clone(), proxy), client.clone());
+        made.insert(key, client.clone());
         Ok(client)
     }
 
@@ -228,4 +230,19 @@ pub(crate) fn tls_problem(error: &(dyn std::error::Error + 'static)) -> Option<T
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_are_waited_for_differently_have_clients_of_their_own() {
+        let clients = HttpClients::default();
+        for (seconds, made) in [(10, 1), (10, 1), (1, 2)] {
+            let budgets = Budgets { connect: Duration::from_secs(seconds), ..Budgets::default() };
+            clients.get(&TlsProfile::default(), Proxy::None, &budgets).unwrap();
+            assert_eq!(clients.made.lock().unwrap().len(), made);
+        }
+    }
 }

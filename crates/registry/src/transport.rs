@@ -150,8 +150,9 @@ impl Endpoint {
     fn may_redirect_to(&self, from: &Url, to: &Url) -> bool {
         match to.scheme() {
             "https" => true,
-            "http" if from.scheme() == "http" => true,
-            "http" => self.is_plain_by_configuration(to) || (is_loopback(from) && is_loopback(to)),
+            "http" if self.is_plain_by_configuration(to) => true,
+            "http" if is_loopback(to) => is_loopback(from),
+            "http" => from.scheme() == "http",
             _ => false,
         }
     }
@@ -240,10 +241,25 @@ impl Net {
                 }))
             }
             Ok(Ok(response)) => Ok(Reply::new(response, limiter, permit, urgency.clone())),
-            Ok(Err(error)) => match tls_problem(&error) {
-                Some(problem) => Err(Trouble::Fatal(insecure(&authority, &problem))),
-                None if error.is_connect() => Err(Trouble::Connect(limiter, Fault::connect(error, through))),
-                None => Err(Trouble::Fault(limiter, Fault::http(error))),
+            Ok(Err(error)) => match (tls_problem(&error), &through) {
+                (Some(problem), Some(proxy)) if proxy.starts_with("https:") => {
+                    let problem = match problem {
+                        TlsProblem::Certificate(why) => format!("a certificate is not trusted: {why}"),
+                        TlsProblem::NoTls => "what answers does not speak TLS".into(),
+                    };
+                    let why = format!(
+                        "{problem}; whether that is the proxy or the host cannot be told: try the proxy's URL with http"
+                    );
+                    Err(Trouble::Fatal(Error::config(
+                        format!("connecting to {authority} through the proxy {proxy}"),
+                        why,
+                    )))
+                }
+                (Some(problem), _) => Err(Trouble::Fatal(insecure(&authority, &problem))),
+                (None, _) if error.is_connect() => {
+                    Err(Trouble::Connect(limiter, Fault::connect(error, through)))
+                }
+                (None, _) => Err(Trouble::Fault(limiter, Fault::http(error))),
             },
         }
     }

@@ -101,7 +101,7 @@ pub(crate) struct Inner {
     pub(crate) observer: Arc<dyn Observer>,
     /// Layers in use and how often. Not held across I/O; `parked` is locked under it.
     layers: RwLock<HashMap<IndexId, (Arc<Held>, usize)>>,
-    /// Not held across I/O. Nothing else is locked under it.
+    /// Not held across I/O. Under it only what an [`Urgency`](crate::Urgency) tells is locked, for a look.
     pub(crate) flights: Mutex<Flights>,
     /// Decoders that stand inside a span. Held for a look only.
     pub(crate) parked: Mutex<Parked>,

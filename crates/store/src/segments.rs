@@ -263,15 +263,20 @@ impl OpenLayer {
             }
             return Ok(Some(Arc::clone(file)));
         }
-        let opened = self.store.disk().open(&self.file_of(segment))?;
         let file = {
+            // Held while the file is opened: `scrub` changes the claim before it clears the slot, and what it threw
+            // out must not come back as what was fetched since.
             let mut kept = guard::write(&slot.file);
-            // `scrub` changes the claim before it clears the slot: what it threw out must not come back.
             if self.claim(segment) != Some(Claim::Whole) {
                 return Ok(None);
             }
-            let new = || Arc::new(SegmentFile::new(opened, self.content.len(segment)));
-            let file = kept.any.upgrade().unwrap_or_else(new);
+            let file = match kept.any.upgrade() {
+                Some(file) => file,
+                None => {
+                    let opened = self.store.disk().open(&self.file_of(segment))?;
+                    Arc::new(SegmentFile::new(opened, self.content.len(segment)))
+                }
+            };
             *kept = Kept { ours: Some(Arc::clone(&file)), any: Arc::downgrade(&file) };
             file
         };

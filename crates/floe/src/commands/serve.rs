@@ -79,7 +79,9 @@ fn notify() {
 /// `FLOE_LOG` chooses which lines are logged (`info` unless set).
 fn log_to<W: for<'a> MakeWriter<'a> + Send + Sync + 'static>(writer: W) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLOE_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
+    // One that cannot be written is nobody's fault, and telling so on the same file would panic.
+    let lines = tracing_subscriber::fmt().log_internal_errors(false);
+    lines.with_env_filter(filter).with_writer(writer).with_ansi(false).init();
 }
 
 pub(super) fn registry(dir: &Path, listen: std::net::SocketAddr, rate: Option<u64>) -> anyhow::Result<Code> {

@@ -1,6 +1,7 @@
 //! The command side of the socket: finds the daemon of a store, or starts it.
 
 use std::io::{BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,11 @@ impl Client {
             }
             Err(e) => return Err(doing(format!("connecting to the daemon at {}", socket.display()), e)),
         };
+        // The socket may lie where `--listen` put it, and others may write there: what answers decides what we run.
+        let peer = rustix::net::sockopt::socket_peercred(&writer).context("asking who the daemon is")?;
+        if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+            bail!("what listens at {} is uid {}, and no daemon of ours", socket.display(), peer.uid.as_raw());
+        }
         let reader = BufReader::new(writer.try_clone().context("sharing the daemon's socket")?);
         Ok(Some(Self { writer, reader }))
     }
@@ -113,7 +119,8 @@ fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
     let dir = super::run_dir(root)?;
     let path = dir.join("start.lock");
     let taken = std::fs::create_dir_all(&dir).and_then(|()| {
-        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
+        let file =
+            std::fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
         file.lock()?;
         Ok(file)
     });

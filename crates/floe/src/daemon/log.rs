@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -115,13 +115,20 @@ impl Write for Log {
         self.line.extend_from_slice(text);
         if text.ends_with(b"\n") {
             let line = std::mem::take(&mut self.line);
-            self.log(&line)?;
+            // Who logs has something better to do than to fail because the log's disk is full.
+            let _ = self.log(&line);
         }
         Ok(text.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let _ = self.say_again(); // as for any line
     }
 }
 
@@ -135,7 +142,7 @@ fn turn(path: &Path) -> io::Result<File> {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 fn is_same(file: &File, path: &Path) -> bool {
@@ -197,6 +204,14 @@ mod tests {
             writeln!(log, "time {n}").unwrap();
         }
         assert_eq!(place.lines("daemon.log"), ["time here", "time 0", "time 1", "time 2"]);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_fails_nobody() {
+        let mut log = Log::new(OpenOptions::new().write(true).open("/dev/full").unwrap(), None, LIMIT);
+        for n in [1, 2, 2, 3] {
+            writeln!(log, "time {n}").unwrap();
+        }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::io::BufReader;
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -33,8 +33,16 @@ pub fn serve(engine: &Arc<Engine>, at: Option<&Path>, ready: impl FnOnce()) -> a
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
         .with_context(|| format!("opening {}", dir.display()))?;
-    let socket = at.unwrap_or(&usual);
+    // The usual place may be written in another way: /var/run is a link.
+    let socket = match at {
+        Some(at) if resolved(at)? != resolved(&usual)? => at,
+        _ => &usual,
+    };
+    if socket != usual {
+        is_free(socket)?;
+    }
     let listener = listen(socket)?;
+    let made = identity(socket);
     if socket != usual {
         // Commands look in one place, and connecting follows a link.
         give_way(&usual)?;
@@ -48,15 +56,44 @@ pub fn serve(engine: &Arc<Engine>, at: Option<&Path>, ready: impl FnOnce()) -> a
     ready();
     tracing::info!(socket = %socket.display(), "serving");
     let outcome = server.accept(&listener);
-    for leftover in [&*usual, socket] {
-        let _ = std::fs::remove_file(leftover); // it would only refuse connections
+    // They would only refuse connections; what somebody else has put in their place is theirs.
+    if identity(socket) == made {
+        let _ = std::fs::remove_file(socket);
+    }
+    if socket != usual && std::fs::read_link(&usual).is_ok_and(|to| to == socket) {
+        let _ = std::fs::remove_file(&usual);
     }
     engine.shutdown();
     outcome
 }
 
+/// Returns the path of a socket without links in its directory.
+fn resolved(socket: &Path) -> anyhow::Result<PathBuf> {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+        bail!("{} is no path of a socket", socket.display());
+    };
+    let dir = dir.canonicalize().with_context(|| format!("looking for {}", dir.display()))?;
+    Ok(dir.join(name))
+}
+
+/// Makes sure that nobody serves a socket of the user's choice: it may be any program's.
+fn is_free(socket: &Path) -> anyhow::Result<()> {
+    if std::fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_symlink()) {
+        bail!("{} is there and no socket", socket.display());
+    }
+    match UnixStream::connect(socket) {
+        Ok(_) => bail!("somebody listens at {} already", socket.display()),
+        Err(_) => Ok(()), // whatever is there is looked at by who makes room
+    }
+}
+
+/// Says which file a socket is.
+fn identity(socket: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(socket).ok().map(|found| (found.dev(), found.ino()))
+}
+
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    // We hold the store's lock, so a socket found here belongs to a daemon that is gone.
+    // In the usual place we hold the store's lock, so a socket found there belongs to a daemon that is gone.
     give_way(socket)?;
     let listener =
         UnixListener::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;

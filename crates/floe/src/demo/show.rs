@@ -14,6 +14,7 @@ use crate::commands::run::start;
 use crate::daemon::client::{Address, Client};
 use crate::daemon::protocol::{Call, Indexed};
 use crate::daemon::run_dir;
+use crate::engine::mounts::Mounts;
 use crate::origin::Net;
 use crate::run::{self, Options, ReadyWhen};
 
@@ -73,15 +74,17 @@ fn leftovers(cache: &Path) -> Vec<PathBuf> {
 /// Ends the containers and daemons of a demo, then removes all it made: a store cannot be removed under a daemon.
 fn clear(work: &Path) -> anyhow::Result<()> {
     let stores = STORES.map(|name| work.join(name));
-    let stopped = stores.each_ref().map(|store| {
-        run::sweep(store);
-        stop(store)
-    });
-    let removed = if work.exists() { std::fs::remove_dir_all(work) } else { Ok(()) };
     for store in &stores {
-        let _ = std::fs::remove_dir_all(run_dir(store)?); // logs and locks of daemons that will never run again
+        run::sweep(store);
+        stop(store)?;
+        let run = run_dir(store)?;
+        if run.exists() {
+            drop(Mounts::new(&run)?); // takes away what a daemon that was killed has left mounted
+            // Logs and locks of daemons that will never run again.
+            std::fs::remove_dir_all(&run).with_context(|| format!("removing {}", run.display()))?;
+        }
     }
-    stopped.into_iter().collect::<anyhow::Result<()>>()?;
+    let removed = if work.exists() { std::fs::remove_dir_all(work) } else { Ok(()) };
     removed.with_context(|| format!("removing {}", work.display()))
 }
 

@@ -228,7 +228,8 @@ impl Engine {
             return Ok(Resolved::local(local, source));
         }
         let source = self.net.source(reference)?;
-        let could_go_on = local.is_some() && purpose != Purpose::Pull;
+        let far = matches!(reference, Reference::Registry(_));
+        let could_go_on = far && local.is_some() && purpose != Purpose::Pull;
         let (mut too_late, mut told) = (None, Ok(()));
         let image = self.net.image_unless(&source, |late| {
             if could_go_on {

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::AbortHandle;
 
 use super::RemoteRange;
+use crate::budget::Priority;
 use crate::error::Error;
 
 /// Bytes of one part: at 1 Gbit/s a request takes longer than the way there and back.
@@ -95,6 +96,10 @@ impl Parts {
 
     /// Begins parts as far ahead as there is room for.
     fn go_ahead(&mut self) {
+        // Room is for readers: what nobody waits for is in no hurry.
+        if self.own.urgency.priority() != Priority::Demand {
+            return;
+        }
         while self.next < self.end {
             let room = Arc::clone(&self.own.repository.client.0.ahead);
             let Ok(permit) = room.try_acquire_owned() else { return };
