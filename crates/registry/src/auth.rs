@@ -23,7 +23,6 @@ use crate::limits;
 use crate::names::RepositoryName;
 use crate::secret::Secret;
 use crate::transport::{Endpoint, Net, TokenRequest};
-use crate::urgency::Urgency;
 
 /// What a request needs the right to do, as in `repository:library/nginx:pull`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,7 +106,6 @@ impl Authorizer {
         endpoint: &Endpoint,
         scopes: &Scopes,
         refused: Option<&HeaderValue>,
-        urgency: &Urgency,
     ) -> Result<Option<HeaderValue>, Error> {
         let Some(challenge) = endpoint.challenge() else { return Ok(None) };
         let place = match &challenge {
@@ -136,7 +134,7 @@ impl Authorizer {
         {
             return Err(failure.clone());
         }
-        let result = self.obtain(net, endpoint, &challenge, &scopes, urgency).await;
+        let result = self.obtain(net, endpoint, &challenge, &scopes).await;
         state.grant = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
         slot.ended.fetch_add(1, Ordering::Release);
@@ -157,7 +155,6 @@ impl Authorizer {
         endpoint: &Endpoint,
         challenge: &Challenge,
         scopes: &Scopes,
-        urgency: &Urgency,
     ) -> Result<Grant, Error> {
         let credential = self.credential(endpoint, scopes).await?;
         let denied = |message: &str| Error::Denied {
@@ -181,7 +178,7 @@ impl Authorizer {
             (Challenge::Bearer { realm, service, .. }, credential) => {
                 let request = token_request(realm, service.as_deref(), scopes, credential.as_ref())?;
                 let begun = Instant::now();
-                let body = net.token(endpoint, request, urgency).await?;
+                let body = net.token(endpoint, request).await?;
                 let what = || format!("token from {}", realm.host_str().unwrap_or_default());
                 let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| {
                     Error::invalid(what(), "the answer is not what the token specification says")

@@ -14,7 +14,7 @@ use reqwest::Url;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::auth::{self, Authorizer, Scopes};
-use crate::budget::Limiter;
+use crate::budget::{Limiter, Priority};
 use crate::challenge::Challenge;
 use crate::config::{Budgets, Config, HostConfig};
 use crate::error::{Error, Fault};
@@ -325,7 +325,7 @@ impl Net {
                 Contact::Unknown => endpoint.first.acquire().await.ok(),
                 Contact::Open | Contact::Asked(_) => None,
             };
-            let header = auth.header(self, endpoint, &call.scopes, refused.as_ref(), &call.urgency).await?;
+            let header = auth.header(self, endpoint, &call.scopes, refused.as_ref()).await?;
             let result = self.follow(endpoint, &own, call, &url, header.as_ref()).await;
             if let Ok(reply) = &result {
                 endpoint.answers.fetch_add(1, Ordering::Relaxed);
@@ -445,16 +445,12 @@ impl Net {
         }
     }
 
-    /// Fetches a token; returns the body of the answer.
-    pub(crate) async fn token(
-        &self,
-        endpoint: &Endpoint,
-        wanted: TokenRequest,
-        urgency: &Urgency,
-    ) -> Result<Bytes, Error> {
+    /// Fetches a token; returns the body of the answer. Always as a reader would: whoever needs it next waits for it.
+    pub(crate) async fn token(&self, endpoint: &Endpoint, wanted: TokenRequest) -> Result<Bytes, Error> {
         let host = authority(&wanted.url);
         let what = format!("token for {} from {host}", endpoint.host());
         let mut tries = Tries::new(&what, &host, self.budgets(&host).retries);
+        let urgency = Urgency::from(Priority::Demand);
         loop {
             let method = if wanted.form.is_some() { Method::POST } else { Method::GET };
             let mut request = reqwest::Request::new(method, wanted.url.clone());
@@ -464,7 +460,7 @@ impl Net {
                 request.headers_mut().insert(header::CONTENT_TYPE, form_type);
                 *request.body_mut() = Some(form.expose().to_owned().into());
             }
-            let (limiter, fault, asked) = match self.exchange(endpoint, request, urgency).await {
+            let (limiter, fault, asked) = match self.exchange(endpoint, request, &urgency).await {
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(Trouble::Connect(limiter, fault) | Trouble::Fault(limiter, fault)) => {
                     (limiter, fault, None)

@@ -7,12 +7,11 @@
 //!
 //! Leaves to others: what is known of the layer as a whole (`standing.rs`), where bytes come from (`read_through.rs`) and when a layer may go (`gc.rs`).
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
 
@@ -21,10 +20,9 @@ use format::layer::Layer;
 
 use crate::claim::{Claim, FillError};
 use crate::error::StoreError;
-use crate::fs::Entry;
 use crate::guard;
 use crate::record::{self, Kind};
-use crate::standing::{self, Proof, STATE, Stage, Standing, directory};
+use crate::standing::{self, Proof, STATE, Stage, Standing, directory, sizes};
 use crate::store::{Pin, Store};
 
 /// Bytes of a torn segment that are compared at once.
@@ -338,7 +336,7 @@ impl OpenLayer {
         if owned.was != Claim::Suspect {
             return Ok(false);
         }
-        let right = self.readable_and_right(segment);
+        let right = self.readable_and_right(segment)?;
         if !right {
             tracing::warn!(layer = %self.id, segment, "a segment was lost in a crash and will be fetched again");
             self.empty(segment)?;
@@ -379,7 +377,9 @@ impl OpenLayer {
         if self.claim(segment) != Some(Claim::Whole) {
             return Ok(None);
         }
-        let right = self.readable_and_right(segment);
+        let right = self
+            .readable_and_right(segment)
+            .map_err(|error| StoreError::io("checking", &self.path(segment), error))?;
         if !right {
             self.unclaim(segment)?;
         }
@@ -501,11 +501,16 @@ impl OpenLayer {
         Ok(true)
     }
 
-    /// Returns whether a segment is right; what cannot be read is as good as wrong: it can be fetched.
-    fn readable_and_right(&self, segment: u32) -> bool {
-        self.right(segment).unwrap_or_else(|error| {
-            tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
-            false
+    /// Returns whether a segment is right; what cannot be read is as good as wrong: it can be fetched. That we have
+    /// no descriptor or memory left says nothing about it.
+    fn readable_and_right(&self, segment: u32) -> io::Result<bool> {
+        use rustix::io::Errno;
+        self.right(segment).or_else(|error| match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Err(error),
+            _ => {
+                tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
+                Ok(false)
+            }
         })
     }
 
@@ -589,14 +594,4 @@ impl Drop for Owned<'_> {
         let _idle = guard::lock(&layer.idle.0);
         layer.idle.1.notify_all();
     }
-}
-
-/// Returns the sizes of the segment files of a layer; makes its directory if there is none.
-fn sizes(store: &Store, dir: &Path) -> io::Result<HashMap<u32, u64>> {
-    match store.disk().create_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let number = |entry: &Entry| entry.name.to_str()?.parse().ok();
-    Ok(store.disk().list(dir)?.iter().filter_map(|entry| Some((number(entry)?, entry.len))).collect())
 }

@@ -1,15 +1,18 @@
-//! What is known of a layer on this node: the record `device/<id>/state`.
+//! What is known of a layer on this node: the record `device/<id>/state`, and the sizes of the files beside it.
 //!
 //! It names the era (`session.rs`) in which the layer's segments were last good, whether all of them are synced
 //! ([`Stage`]), and whether the index is true ([`Proof`]). Lost or damaged it costs a check of the segments and,
 //! for a proved layer, another proof; an older program that cannot read it treats it as lost.
 
+use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use format::{DiffId, IndexId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
+use crate::fs::Entry;
 use crate::record::{self, Kind};
 use crate::store::Store;
 
@@ -83,4 +86,14 @@ pub(crate) fn load(store: &Store, dir: &Path) -> Result<Option<State>, StoreErro
     let Some(body) = record::read(store, Kind::Layer, &path, STATE_LIMIT)? else { return Ok(None) };
     let state = serde_json::from_slice(&body);
     state.map(Some).map_err(|error| StoreError::damaged(&store.path(&path), error.to_string()))
+}
+
+/// Returns the sizes of the segment files of a layer; makes its directory if there is none.
+pub(crate) fn sizes(store: &Store, dir: &Path) -> io::Result<HashMap<u32, u64>> {
+    match store.disk().create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let number = |entry: &Entry| entry.name.to_str()?.parse().ok();
+    Ok(store.disk().list(dir)?.iter().filter_map(|entry| Some((number(entry)?, entry.len))).collect())
 }
