@@ -6,6 +6,7 @@ pub mod dump;
 pub mod faulty;
 pub mod fixture;
 pub mod layers;
+pub mod shapes;
 pub mod tar;
 
 /// Ends a test that cannot run here, and says so: `SKIPPED: why` on standard error.
