@@ -142,6 +142,8 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
         &[&[2], &Archive::of(&[Entry::file("index.json", b"{}")], Variant::Pax10).tar],
     );
     put("manifest", "config", &[&[3], image.as_bytes(), &[0], told.as_bytes()]);
+    let mirrors = b"server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\ncapabilities = [\"pull\"]\n";
+    put("manifest", "hosts", &[&[4], &mirrors[..]]);
 
     let header = format!(
         r#"{{"name":"a","manifest":{{"digest":"{digest}","len":0}},"config":{{"digest":"{digest}","len":0}},"layers":[]}}"#

@@ -30,19 +30,6 @@ pub fn answer(data: &[u8]) {
             assert!(members.values().all(|member| member.offset <= end && member.len <= end - member.offset));
         }
         3 => {
-            // Of a mirror for a host; what comes out has a name and a path.
-            let Ok(registry) = "registry.example".parse() else { return };
-            let text = String::from_utf8_lossy(rest);
-            let config = Config::isolated();
-            if let Ok(endpoints) = hosts::from_toml(&config, &registry, Path::new("/none"), &text) {
-                assert!(
-                    endpoints
-                        .iter()
-                        .all(|endpoint| endpoint.prefix.is_empty() || endpoint.prefix.starts_with('/'))
-                );
-            }
-        }
-        _ => {
             // A manifest and its config, with a NUL between them.
             let at = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
             let (body, config) =
@@ -55,6 +42,19 @@ pub fn answer(data: &[u8]) {
             let layers = parsed.layers.len();
             let image = Image::new(manifest.digest, manifest, parsed, Bytes::copy_from_slice(config), "fuzz");
             assert!(image.is_ok_and(|image| image.layers.len() == layers) || layers < 128);
+        }
+        _ => {
+            // Of a mirror for a host; what comes out has a name and a path.
+            let Ok(registry) = "registry.example".parse() else { return };
+            let text = String::from_utf8_lossy(rest);
+            let config = Config::isolated();
+            if let Ok(endpoints) = hosts::from_toml(&config, &registry, Path::new("/none"), &text) {
+                assert!(
+                    endpoints
+                        .iter()
+                        .all(|endpoint| endpoint.prefix.is_empty() || endpoint.prefix.starts_with('/'))
+                );
+            }
         }
     }
 }
@@ -90,13 +90,13 @@ mod tests {
         for good in [
             format!("\0{image}"),
             format!("\0{list}"),
-            format!("\u{4}{image}\0{config}"),
-            "\u{3}server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\n".into(),
+            format!("\u{3}{image}\0{config}"),
+            "\u{4}server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\n".into(),
         ] {
             super::answer(good.as_bytes());
         }
         for bad in
-            [&b""[..], b"\0", b"\0{", b"\x01Bearer realm=\"", b"\x02ustar", b"\x04{}\0{}", b"\x03[host"]
+            [&b""[..], b"\0", b"\0{", b"\x01Bearer realm=\"", b"\x02ustar", b"\x03{}\0{}", b"\x04[host"]
         {
             super::answer(bad);
         }
