@@ -229,37 +229,26 @@ impl Net {
         let permit = limiter.acquire_for(urgency).await;
         limiter.counters.requests.fetch_add(1, Ordering::Relaxed);
         let stall = limiter.budgets().stall;
-        let through = self.clients.proxy(proxy, request.url());
+        let url = request.url().clone();
+        // For complaints only.
+        let through = || self.clients.proxy(proxy, &url);
         match tokio::time::timeout(stall, client.execute(request)).await {
             Err(_) => Err(Trouble::Fault(limiter, Fault::Stalled(stall))),
             // Of plain HTTP only: for TLS the proxy says it before there is a connection.
             Ok(Ok(response)) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
                 Err(Trouble::Fatal(Error::Denied {
                     what: format!("connecting to {authority}"),
-                    host: through.map_or(authority, |proxy| format!("the proxy {proxy}")),
+                    host: through().map_or(authority, |proxy| format!("the proxy {proxy}")),
                     message: "it wants a user and a password, which go into the proxy's URL".into(),
                 }))
             }
             Ok(Ok(response)) => Ok(Reply::new(response, limiter, permit, urgency.clone())),
-            Ok(Err(error)) => match (tls_problem(&error), &through) {
-                (Some(problem), Some(proxy)) if proxy.starts_with("https:") => {
-                    let problem = match problem {
-                        TlsProblem::Certificate(why) => format!("a certificate is not trusted: {why}"),
-                        TlsProblem::NoTls => "what answers does not speak TLS".into(),
-                    };
-                    let why = format!(
-                        "{problem}; whether that is the proxy or the host cannot be told: try the proxy's URL with http"
-                    );
-                    Err(Trouble::Fatal(Error::config(
-                        format!("connecting to {authority} through the proxy {proxy}"),
-                        why,
-                    )))
+            Ok(Err(error)) => match tls_problem(&error) {
+                Some(problem) => Err(Trouble::Fatal(insecure(&authority, through().as_deref(), &problem))),
+                None if error.is_connect() => {
+                    Err(Trouble::Connect(limiter, Fault::connect(error, through())))
                 }
-                (Some(problem), _) => Err(Trouble::Fatal(insecure(&authority, &problem))),
-                (None, _) if error.is_connect() => {
-                    Err(Trouble::Connect(limiter, Fault::connect(error, through)))
-                }
-                (None, _) => Err(Trouble::Fault(limiter, Fault::http(error))),
+                None => Err(Trouble::Fault(limiter, Fault::http(error))),
             },
         }
     }
@@ -403,9 +392,9 @@ impl Net {
                 return Err(Trouble::Fault(limiter, Fault::Answer("a redirect leads nowhere".into())));
             };
             if !endpoint.may_redirect_to(&current, &next) {
-                let to = authority(&next);
+                let (from, to) = (current.scheme(), authority(&next));
                 let why = format!(
-                    "a redirect leads from TLS to {}://{to}; `plain_http = true` in [registry.{to:?}] allows it",
+                    "a redirect leads from {from} to {}://{to}; `plain_http = true` in [registry.{to:?}] allows it",
                     next.scheme()
                 );
                 return Err(Trouble::Fatal(Error::invalid(&call.what, why)));
@@ -519,7 +508,19 @@ pub(crate) enum Trouble {
     Fatal(Error),
 }
 
-fn insecure(authority: &str, problem: &TlsProblem) -> Error {
+fn insecure(authority: &str, through: Option<&str>, problem: &TlsProblem) -> Error {
+    if let Some(proxy) = through.filter(|proxy| proxy.starts_with("https:")) {
+        let what = match problem {
+            TlsProblem::Certificate(why) => format!("a certificate is not trusted: {why}"),
+            TlsProblem::NoTls => "what answers does not speak TLS".into(),
+        };
+        return Error::config(
+            format!("connecting to {authority} through the proxy {proxy}"),
+            format!(
+                "{what}; whether that is the proxy or the host cannot be told: try the proxy's URL with http"
+            ),
+        );
+    }
     let why = match problem {
         TlsProblem::Certificate(why) => format!(
             "its certificate is not trusted: {why}; a private authority goes into `ca` of [registry.{authority:?}]"

@@ -63,9 +63,8 @@ impl Client {
             Err(e) => return Err(doing(format!("connecting to the daemon at {}", socket.display()), e)),
         };
         // The socket may lie where `--listen` put it, and others may write there: what answers decides what we run.
-        let peer = rustix::net::sockopt::socket_peercred(&writer).context("asking who the daemon is")?;
-        if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
-            bail!("what listens at {} is uid {}, and no daemon of ours", socket.display(), peer.uid.as_raw());
+        if let Some(uid) = super::stranger(&writer).context("asking who the daemon is")? {
+            bail!("what listens at {} is uid {uid}, and no daemon of ours", socket.display());
         }
         let reader = BufReader::new(writer.try_clone().context("sharing the daemon's socket")?);
         Ok(Some(Self { writer, reader }))

@@ -8,6 +8,8 @@ pub mod log;
 pub mod protocol;
 pub mod server;
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,4 +31,11 @@ pub fn run_dir(root: &Path) -> anyhow::Result<PathBuf> {
 /// Returns where the daemon of a store listens.
 pub fn socket_path(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(run_dir(root)?.join("daemon.sock"))
+}
+
+/// Returns who is at the other end, if that is neither root nor our own user: nobody we obey or believe.
+fn stranger(stream: &UnixStream) -> io::Result<Option<u32>> {
+    let uid = rustix::net::sockopt::socket_peercred(stream)?.uid;
+    let ours = uid.is_root() || uid == rustix::process::geteuid();
+    Ok((!ours).then(|| uid.as_raw()))
 }

@@ -184,10 +184,8 @@ impl Server {
         stream.set_nonblocking(false)?;
         // One that is stopped must not hold up what others wait for.
         stream.set_write_timeout(Some(PATIENCE))?;
-        let peer = rustix::net::sockopt::socket_peercred(stream).context("asking who the client is")?;
-        let us = rustix::process::geteuid();
-        if !peer.uid.is_root() && peer.uid != us {
-            bail!("uid {} is not allowed to use this daemon", peer.uid.as_raw());
+        if let Some(uid) = super::stranger(stream).context("asking who the client is")? {
+            bail!("uid {uid} is not allowed to use this daemon");
         }
         let mut reader = BufReader::new(stream.try_clone()?);
         while let Some(request) = protocol::receive::<Request>(&mut reader)? {

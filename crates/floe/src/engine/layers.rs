@@ -103,6 +103,7 @@ struct Shipped {
 }
 
 /// Why layers have no index that can be used.
+#[derive(Default)]
 struct WhyNot {
     /// In words, the first of them.
     text: Option<String>,
@@ -110,12 +111,6 @@ struct WhyNot {
     layers: HashMap<usize, Fallback>,
     /// Of all others.
     usual: Fallback,
-}
-
-impl Default for WhyNot {
-    fn default() -> Self {
-        Self { text: None, layers: HashMap::new(), usual: Fallback::NoIndex }
-    }
 }
 
 /// An index that is not signed where it must be.
@@ -476,7 +471,7 @@ fn why(layers: &[FoundLayer], why_not: Option<String>) -> String {
         (0, 0) => LOCAL.into(),
         (0, _) => "lazy: the registry has the index".into(),
         (n, _) => {
-            let reason = why_not.unwrap_or_else(|| "no index anywhere".into());
+            let reason = why_not.unwrap_or_else(|| Fallback::NoIndex.to_string());
             format!(
                 "full for {n} of {} layers: {reason}; the index is kept, the next start is lazy",
                 layers.len()

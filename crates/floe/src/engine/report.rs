@@ -124,17 +124,6 @@ pub struct Traffic {
     pub retries: u64,
 }
 
-impl std::fmt::Display for Fallback {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::NoIndex => "no index anywhere",
-            Self::Unsigned => "the index is not signed as it must be",
-            Self::Unusable => "the index cannot be used",
-            Self::NoAnswer => "the registry did not say whether there is an index",
-        })
-    }
-}
-
 impl std::ops::Sub for Traffic {
     type Output = Self;
     fn sub(self, earlier: Self) -> Self {
@@ -147,10 +136,11 @@ impl std::ops::Sub for Traffic {
 }
 
 /// Why a layer was streamed instead of being lazy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fallback {
     /// Nobody has made an index of it.
+    #[default]
     NoIndex,
     /// There is one, and no trusted key has signed it where that is asked for.
     Unsigned,
@@ -158,6 +148,17 @@ pub enum Fallback {
     Unusable,
     /// The registry did not say whether there is one.
     NoAnswer,
+}
+
+impl std::fmt::Display for Fallback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NoIndex => "no index anywhere",
+            Self::Unsigned => "the index is not signed as it must be",
+            Self::Unusable => "the index cannot be used",
+            Self::NoAnswer => "the registry did not say whether there is an index",
+        })
+    }
 }
 
 /// Reply to `floe status`.
