@@ -63,9 +63,9 @@ fn the_kernel_shows_what_gnu_tar_extracts() {
         fs::create_dir_all(dir.join("extracted")).unwrap();
         let archive = dir.join("tar");
         let create = [&["-cf", archive.to_str().unwrap()], options, &["."]].concat();
-        run_tar(&create, &temp.path().join(format!("from-{rich}")));
+        fixture::gnu_tar(&create, &temp.path().join(format!("from-{rich}"))).unwrap();
         let extract = ["-xpf", archive.to_str().unwrap(), "--numeric-owner", everything[0], everything[1]];
-        run_tar(&extract, &dir.join("extracted"));
+        fixture::gnu_tar(&extract, &dir.join("extracted")).unwrap();
 
         let tar = fs::read(&archive).unwrap();
         let (tree, devices, segments) = through_an_index(&tar, &pack(packing, &tar));
@@ -74,11 +74,6 @@ fn the_kernel_shows_what_gnu_tar_extracts() {
         let shown = PathBuf::from(format!("/proc/self/fd/{}/", mount.as_fd().as_raw_fd()));
         compare(&dir.join("extracted"), &shown, options);
     }
-}
-
-fn run_tar(arguments: &[&str], dir: &Path) {
-    let output = Command::new("tar").args(arguments).current_dir(dir).output().unwrap();
-    assert!(output.status.success(), "tar {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Returns the tree of a layer and its segments, of which nothing but the index is taken from the build.

@@ -105,22 +105,6 @@ fn identities_stay_what_they_were() {
     }
 }
 
-/// The same for a layer of the shape of real ones: thousands of small files, links, names that need extensions.
-#[test]
-fn a_layer_shaped_like_real_ones_has_one_identity_in_every_packing_and_on_any_threads() {
-    let tar = testkit::tar::large(3000).tar;
-    for name in PACKINGS {
-        let blob = pack(name, &tar);
-        let [one, two] = [Threads::One, Threads::Two].map(|threads| built(&tar, &blob, 19, threads).layer);
-        assert_eq!(
-            one.id().hex(),
-            "468b5f6a9b1803ea770073d16ede281975f95dff0cc1ecb671d36c4c472bf3fa",
-            "{name}"
-        );
-        assert!(one.index().encode() == two.index().encode(), "{name}");
-    }
-}
-
 #[test]
 fn starts_are_where_decoders_can_begin() {
     let tar = assorted(1, 150);

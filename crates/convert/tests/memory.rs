@@ -11,6 +11,7 @@ use format::payload::SegmentSize;
 use format::{DiffId, DigestHasher};
 use sys::deflate::{Deflate, Flush};
 use sys::inflate::Wrap;
+use testkit::dice::Dice;
 use testkit::tar::{Header, Variant};
 
 /// Bytes of one file.
@@ -36,14 +37,10 @@ struct Blob {
 impl Blob {
     fn new() -> Self {
         // Half of it noise: what compresses to nothing would be no load for the compressed half.
-        let mut state = 1_u64;
-        let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state >> 33
-        };
+        let mut dice = Dice(1);
         let mut content = Vec::with_capacity(FILE + 8);
         while content.len() < FILE {
-            content.extend_from_slice(format!("{:x} ", random()).as_bytes());
+            content.extend_from_slice(format!("{:x} ", dice.below(1 << 31)).as_bytes());
         }
         content.truncate(FILE);
         let deflate = Deflate::new(Wrap::Gzip, 1).unwrap();

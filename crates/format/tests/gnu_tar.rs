@@ -11,18 +11,12 @@ use std::process::Command;
 use testkit::dump::{self, Dump, difference};
 use testkit::{fixture, skip};
 
-#[cfg(test)]
-fn tar(arguments: &[&str], dir: &Path) {
-    let output = Command::new("tar").args(arguments).current_dir(dir).output().unwrap();
-    assert!(output.status.success(), "tar {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Returns what a directory holds after GNU tar extracted an archive there.
 #[cfg(test)]
 fn extracted(archive: &Path, dir: &Path) -> Dump {
     fs::create_dir(dir).unwrap();
     let archive = archive.to_str().unwrap();
-    tar(&["-xpf", archive, "--numeric-owner", "--xattrs", "--xattrs-include=*"], dir);
+    fixture::gnu_tar(&["-xpf", archive, "--numeric-owner", "--xattrs", "--xattrs-include=*"], dir).unwrap();
     dump::disk(dir).unwrap()
 }
 
@@ -84,13 +78,13 @@ fn appended_members_replace_as_gnu_tar_replaces() {
     if fs::metadata(&from).unwrap().uid() != 0 {
         skip!("owners need root");
     }
-    tar(&["--format=posix", "-cf", path, "d"], &from);
+    fixture::gnu_tar(&["--format=posix", "-cf", path, "d"], &from).unwrap();
     fs::remove_file(from.join("d/f")).unwrap();
     fs::write(from.join("d/f"), b"second, and longer").unwrap();
     fs::remove_dir(from.join("d/e")).unwrap();
     fs::write(from.join("d/e"), b"a file where a directory was").unwrap();
     fs::write(from.join("d/new"), b"").unwrap();
-    tar(&["--format=posix", "-rf", path, "d"], &from);
+    fixture::gnu_tar(&["--format=posix", "-rf", path, "d"], &from).unwrap();
     let difference = difference(&tree(&archive), &extracted(&archive, &temp.path().join("out")));
     assert!(difference.is_none(), "{}", difference.unwrap_or_default());
 }

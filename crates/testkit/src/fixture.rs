@@ -5,8 +5,18 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+
+/// Runs GNU tar in a directory; an error has what it said.
+pub fn gnu_tar(arguments: &[&str], dir: &Path) -> io::Result<()> {
+    let output = Command::new("tar").args(arguments).current_dir(dir).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("tar {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))))
+}
 
 /// Fills a directory; needs root. What v7 and ustar cannot hold comes only if `rich`.
 pub fn populate(root: &Path, rich: bool) -> io::Result<()> {

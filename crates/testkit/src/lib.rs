@@ -2,6 +2,7 @@
 
 pub mod arbitrary;
 pub mod certificates;
+pub mod dice;
 pub mod dump;
 pub mod faulty;
 pub mod fixture;

@@ -3,11 +3,12 @@
 //! The same bytes on every run and every machine: digests of what is made of them are written down in tests. Whoever
 //! changes a byte here renews those.
 
-use crate::tar::{Archive, Entry, Kind, Variant};
+use crate::dice::Dice;
+use crate::tar::{self, Archive, Entry, Kind, Variant};
 
 /// Returns all shapes: name and tar.
-pub fn all() -> [(&'static str, Vec<u8>); 3] {
-    [("modules", modules()), ("base", base()), ("update", update())]
+pub fn all() -> [(&'static str, Vec<u8>); 4] {
+    [("modules", modules()), ("base", base()), ("update", update()), ("large", tar::large(3000).tar)]
 }
 
 /// Returns a layer like that of `npm install`: some 1,600 small files in deep directories with long names, pax.
@@ -108,15 +109,7 @@ pub fn update() -> Vec<u8> {
     Archive::of(&entries, Variant::Gnu).tar
 }
 
-/// Numbers that are the same on every run: Knuth's MMIX generator; its high bits are good enough.
-struct Dice(u64);
-
 impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-
     fn len(&mut self, n: u32) -> usize {
         usize::try_from(self.below(n.into())).unwrap_or(0)
     }

@@ -3,6 +3,8 @@
 //! Knows nothing of the workspace's own reader, so that both would have to make the same mistake. Not fast and not
 //! careful: asked for the impossible, it panics.
 
+use crate::dice::Dice;
+
 /// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -487,12 +489,8 @@ where
 /// contents mostly small, some names long. The same every time.
 pub fn large(members: usize) -> Archive {
     let mut archive = Archive::new();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = |below: u64| {
-        // Knuth's MMIX generator; its high bits are good enough.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut random = |below| dice.below(below);
     let mut dir = "usr/lib/node_modules".to_owned();
     let mut file = String::from("usr/lib/none");
     for n in 0..members {
