@@ -179,13 +179,13 @@ fn a_first_pull_survives_what_passes_and_names_what_lasts() {
 
 #[test]
 fn an_interrupted_pull_leaves_a_store_that_works() {
-    let node = node!(QUICK);
     let scene = Scene::new(24);
+    let node = node!(&format!("{QUICK}[registry.\"{}\".budgets]\nstall = 2\n", scene.server.host()));
     let reference = scene.reference();
     node.ok(&["status"]);
+    // A third of the layer at a time and then nothing for two seconds, so that the interrupt comes first.
+    scene.server.fault(&scene.blob, Fault::Stall { after: 1_000_000 }, u32::MAX);
     for n in 1..=3 {
-        // Slow enough that the interrupt comes first, and if it does not, nothing is lost.
-        scene.server.fault(&scene.blob, Fault::Drip { piece: 64 }, 1);
         let pull = node.spawn(node.command(&["pull", &reference]));
         until("the layer is asked for", || scene.server.count(&scene.blob) >= n);
         pull.signal(Signal::INT);
