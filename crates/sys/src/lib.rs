@@ -1,6 +1,7 @@
 //! Kernel calls, memory maps and resumable inflate behind safe types; the only unsafe code.
 
 pub mod deflate;
+pub mod fanotify;
 pub mod heap;
 pub mod inflate;
 pub mod map;

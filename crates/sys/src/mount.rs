@@ -7,12 +7,13 @@
 //! Everything here needs `CAP_SYS_ADMIN` in the user namespace of the mount namespace.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     self, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -66,6 +67,20 @@ impl Detached {
     pub fn attach(self, target: &Path) -> Result<(), MountError> {
         let moved = mount::move_mount(&self.0, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
         moved.map_err(|e| MountError::new(format!("attaching the mount to {}", target.display()), e))
+    }
+}
+
+impl Detached {
+    /// Opens the root directory for reading; the mount itself is open as a path only.
+    pub fn root(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.0, ".", flags, Mode::empty())?))
+    }
+
+    /// Opens a file below it for reading, before anybody else can.
+    pub fn open(&self, path: &str) -> Result<File, MountError> {
+        let opened = rustix::fs::openat(&self.0, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        opened.map(File::from).map_err(|e| MountError::new(format!("opening {path} in the mount"), e))
     }
 }
 
