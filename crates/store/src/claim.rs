@@ -1,15 +1,6 @@
-//! What is known of a segment, who may be reading it, and why it cannot be written.
+//! What is known of a segment, and why it cannot be written.
 
 use std::io;
-
-/// Who may read the segments of an open layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exposure {
-    /// Readers come through this process.
-    Served,
-    /// The kernel has the files mounted and reads whatever is below their size.
-    Mounted,
-}
 
 /// What is known of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +23,6 @@ impl Claim {
 /// Why a segment could not be written.
 #[derive(Debug)]
 pub(crate) enum FillError {
-    /// The file on disk differs from the right bytes and cannot be replaced while it is mounted.
-    Mounted,
     /// The layer's proof has failed.
     Refused,
     /// The store is closed.

@@ -302,7 +302,6 @@ impl Drop for Fill<'_> {
 fn unwritten(held: &Held, segment: u32, error: FillError) -> ReadError {
     let index = held.open.id();
     match error {
-        FillError::Mounted => ReadError::Torn { index, segment },
         FillError::Refused => ReadError::Refused { index },
         FillError::Closed => ReadError::Closed,
         FillError::Io(error) => ReadError::disk(index, segment, error),

@@ -37,7 +37,6 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-pub use claim::Exposure;
 pub use contents::{MetaImage, MetaKey};
 pub use error::StoreError;
 pub use gc::{Garbage, GarbageKind, GcMode};

@@ -73,14 +73,6 @@ pub enum ReadError {
         /// The system's word.
         source: Arc<io::Error>,
     },
-    /// The file on disk holds other bytes and is mounted: it can be repaired once it is not.
-    #[error("segment {segment} of layer {index} is damaged on disk and mounted")]
-    Torn {
-        /// The layer.
-        index: IndexId,
-        /// The segment.
-        segment: u32,
-    },
     /// The index of the layer was proved wrong.
     #[error("layer {index} is not what its image says; nothing more of it is fetched")]
     Refused {

@@ -19,7 +19,7 @@ use format::index::Codec;
 use format::layer::Layer;
 use format::proof::Mismatch;
 
-use crate::claim::{Claim, Exposure};
+use crate::claim::Claim;
 use crate::error::StoreError;
 use crate::fill;
 use crate::flights::{Flights, Key, Outcome, Signal};
@@ -185,17 +185,12 @@ impl ReadThrough {
         Ok(started)
     }
 
-    /// Takes a layer into use, looking at its files.
-    ///
-    /// With [`Exposure::Mounted`] all that is there has been checked when this returns, and files are only
-    /// appended to from then on. If the same index is in use already, its decoder table stays the one in use.
-    pub fn add(&self, layer: Arc<Layer>, exposure: Exposure) -> Result<Hold, AddError> {
+    /// Takes a layer into use, looking at its files. If the same index is in use already, its decoder table stays the
+    /// one in use.
+    pub fn add(&self, layer: Arc<Layer>) -> Result<Hold, AddError> {
         let open = OpenLayer::open(&self.inner.store, Arc::<Layer>::clone(&layer))?;
         if let Proof::Refused { .. } = open.standing().proof {
             return Err(AddError::Refused { index: open.id() });
-        }
-        if exposure == Exposure::Mounted {
-            open.expose()?;
         }
         let mut layers = guard::write(&self.inner.layers);
         let (held, count) = layers.entry(open.id()).or_insert_with(|| (Arc::new(Held { layer, open }), 0));

@@ -1,9 +1,9 @@
 //! The segments of one layer: a file each, absent or of size 0 until it is whole. Its size is the claim.
 //!
 //! Promises: a file is only ever appended to, with verified bytes, so even a torn one holds right bytes up to
-//! its size; past the size the kernel returns an error, never zeros. A file that somebody may have mounted is
-//! never cut, rewritten or replaced. A file found bad while nobody can have it mounted is replaced by an empty
-//! one in a single rename.
+//! its size; past the size the kernel returns an error, never zeros. It is never cut or rewritten, for somebody may
+//! have it mounted. One found bad is replaced by an empty one in a single rename, which leaves a mount with a file
+//! that has no name any more: [`OpenLayer::generation`] tells that it must be made anew.
 //!
 //! Leaves to others: what is known of the layer as a whole (`standing.rs`), where bytes come from (`read_through.rs`) and when a layer may go (`gc.rs`).
 
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
 
 use format::IndexId;
@@ -88,6 +88,8 @@ impl Content for Layer {
 #[derive(Debug, Default)]
 struct Slot {
     claim: AtomicU8,
+    /// Whether there is a file.
+    there: AtomicBool,
     used: AtomicBool,
     file: RwLock<Kept>,
 }
@@ -112,7 +114,10 @@ pub struct OpenLayer {
     missing: AtomicUsize,
     /// Segments still suspect. When the last one is settled, the layer joins the present era.
     suspects: AtomicUsize,
-    mounted: AtomicBool,
+    /// Whether the kernel may have opened the files.
+    exposed: AtomicBool,
+    /// How many files were replaced.
+    generation: AtomicU64,
     standing: Mutex<Standing>,
     /// Held while the standing is changed and written; `standing` is taken under it, for a look.
     saving: Mutex<()>,
@@ -170,7 +175,8 @@ impl OpenLayer {
             content,
             missing: AtomicUsize::new(0),
             suspects: AtomicUsize::new(0),
-            mounted: AtomicBool::new(false),
+            exposed: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
             standing: Mutex::new(standing),
             saving: Mutex::default(),
             completing: Mutex::default(),
@@ -178,7 +184,9 @@ impl OpenLayer {
             _pin: pin,
         };
         for (segment, slot) in (0..).zip(&layer.slots) {
-            let claim = layer.first_claim(segment, sizes.get(&segment).copied(), trusted).map_err(failed)?;
+            let size = sizes.get(&segment).copied();
+            let claim = layer.first_claim(segment, size, trusted).map_err(failed)?;
+            slot.there.store(size.is_some(), Ordering::Relaxed);
             slot.claim.store(claim as u8, Ordering::Relaxed);
             layer.missing.fetch_add(usize::from(claim != Claim::Whole), Ordering::Relaxed);
             layer.suspects.fetch_add(usize::from(claim == Claim::Suspect), Ordering::Relaxed);
@@ -298,21 +306,37 @@ impl OpenLayer {
         guard::read(&self.slots[segment as usize].file).ours.is_some()
     }
 
-    /// Tells that the kernel is about to mount the files: first, all must be there, and nothing wrong may be below
-    /// any size.
-    pub(crate) fn expose(self: &Arc<Self>) -> Result<(), StoreError> {
+    /// Makes the files ready for the kernel to open: all are there, and nothing wrong is below any size.
+    ///
+    /// Returns the generation they are of. If it is another one once they have been opened, they have to be opened
+    /// again.
+    pub fn expose(&self) -> Result<u64, StoreError> {
         let failed = |what| move |error| StoreError::io(what, &self.store.path(&self.dir), error);
         self.settle_all().map_err(failed("checking"))?;
-        self.mounted.store(true, Ordering::Release);
-        for segment in (0..self.segments()).filter(|segment| self.claim(*segment) != Some(Claim::Whole)) {
+        self.exposed.store(true, Ordering::Release);
+        let generation = self.generation();
+        for (segment, slot) in (0..).zip(&self.slots) {
+            if slot.there.load(Ordering::Acquire) || self.claim(segment) == Some(Claim::Whole) {
+                continue;
+            }
             match self.store.disk().create(&self.file_of(segment)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(failed("making the segments of")(error));
                 }
-                _ => {}
+                _ => slot.there.store(true, Ordering::Release),
             }
         }
-        Ok(())
+        Ok(generation)
+    }
+
+    /// Returns how many files have been replaced since the layer was opened.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Returns whether a segment is whole.
+    pub fn is_whole(&self, segment: u32) -> bool {
+        self.claim(segment) == Some(Claim::Whole)
     }
 
     /// Writes a whole segment of verified bytes. What is there of it already is compared, not written again.
@@ -370,7 +394,7 @@ impl OpenLayer {
         })
     }
 
-    /// Hashes a segment that is whole. One that is wrong or gone, and not mounted, is emptied, to be fetched again.
+    /// Hashes a segment that is whole. One that is wrong or gone is replaced by an empty one, to be fetched again.
     ///
     /// Returns whether it was right, nothing if it was not whole to begin with.
     pub(crate) fn scrub(&self, segment: u32) -> Result<Option<bool>, StoreError> {
@@ -460,23 +484,22 @@ impl OpenLayer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => match disk.create(&path) {
                 // Made for a mount a moment ago.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.open_append(&path)?,
-                made => made?,
+                made => {
+                    self.slots[segment as usize].there.store(true, Ordering::Release);
+                    made?
+                }
             },
             file => file?,
         };
         let mut there = file.metadata()?.len();
-        let mounted = self.mounted.load(Ordering::Acquire);
         if there > 0 && !self.is_prefix(&file, there, bytes).unwrap_or(false) {
-            if mounted {
-                return Err(FillError::Mounted);
-            }
             self.empty(segment)?;
             file = disk.open_append(&path)?;
             there = 0;
         }
         let rest = usize::try_from(there).ok().and_then(|there| bytes.get(there..)).unwrap_or_default();
         let appended = disk.append(&file, there, rest);
-        if appended.is_err() && !mounted {
+        if appended.is_err() && !self.exposed.load(Ordering::Acquire) {
             // Gives the room back. If it fails as well, the next fill compares what is there.
             let _ = self.empty(segment);
         }
@@ -526,12 +549,13 @@ impl OpenLayer {
         Ok(self.content.is(segment, &bytes))
     }
 
-    /// Withdraws the claim of a whole segment that turned out bad; evidence and mounted files are left alone.
+    /// Withdraws the claim of a whole segment that turned out bad; evidence is left alone.
     fn unclaim(&self, segment: u32) -> Result<(), StoreError> {
         let slot = &self.slots[segment as usize];
-        let kept = self.mounted.load(Ordering::Acquire) || self.refused();
         let (whole, busy) = (Claim::Whole as u8, Claim::Busy as u8);
-        if kept || slot.claim.compare_exchange(whole, busy, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if self.refused()
+            || slot.claim.compare_exchange(whole, busy, Ordering::AcqRel, Ordering::Relaxed).is_err()
+        {
             return Ok(());
         }
         // Whatever fails below, nobody is served these bytes again.
@@ -549,10 +573,12 @@ impl OpenLayer {
             .map_err(|error| StoreError::io("emptying", &self.store.path(&self.file_of(segment)), error))
     }
 
-    /// Puts an empty file in the place of a segment that nobody has mounted.
+    /// Puts an empty file in the place of a segment. Who has the old one open keeps it.
     fn empty(&self, segment: u32) -> io::Result<()> {
         let temporary = self.store.temporary();
         self.store.disk().create(&temporary)?;
+        // First: who looks between the two opens once too often, never once too seldom.
+        self.generation.fetch_add(1, Ordering::AcqRel);
         self.store.disk().rename(&temporary, &self.file_of(segment))
     }
 

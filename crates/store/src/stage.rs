@@ -130,8 +130,8 @@ impl Staging {
             layer.scrub(segment)?;
             match layer.fill(segment, &bytes) {
                 Ok(()) => {}
-                // A mounted torn file of other bytes: the rest of the layer is good, this one stays missing.
-                Err(FillError::Mounted | FillError::Refused) => {
+                // Somebody proved it false meanwhile: the rest of the layer is good, this one stays missing.
+                Err(FillError::Refused) => {
                     tracing::warn!(layer = %layer.id(), segment, "a segment cannot be written over what is there");
                     all = false;
                 }

@@ -112,6 +112,11 @@ impl Store {
         &self.root
     }
 
+    /// Returns the directory of the segments: a file `<layer>/<segment>` for each.
+    pub fn devices(&self) -> PathBuf {
+        self.root.join("device")
+    }
+
     /// Returns the bytes that may still be written.
     pub fn free(&self) -> Result<u64, StoreError> {
         self.disk.free().map_err(|error| StoreError::io("asking for room on", &self.root, error))

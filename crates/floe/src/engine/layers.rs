@@ -11,7 +11,7 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Exposure, Hold, Origin, Pin, Priority, Proof, RefName, Urgency};
+use store::{Blob, Hold, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
 
 use super::open::Resolved;
 use super::pipe::{Pipe, PipeEnd};
@@ -54,6 +54,18 @@ pub(super) struct Place {
     pub(super) diff_id: DiffId,
 }
 
+impl Place {
+    /// Returns the layer of a reference that is in the store.
+    pub(super) fn of(layer: &RefLayer) -> Self {
+        Self {
+            blob: layer.blob,
+            size: layer.size,
+            media_type: layer.media_type.clone(),
+            diff_id: layer.diff_id,
+        }
+    }
+}
+
 /// A layer that can be read.
 pub(super) struct FoundLayer {
     pub(super) place: Place,
@@ -69,6 +81,18 @@ impl FoundLayer {
 
     pub(super) fn layer(&self) -> &Arc<Layer> {
         self.hold.layer()
+    }
+
+    /// Returns it as a reference names it.
+    pub(super) fn as_ref(&self) -> RefLayer {
+        RefLayer {
+            blob: self.place.blob,
+            size: self.place.size,
+            media_type: self.place.media_type.clone(),
+            diff_id: self.place.diff_id,
+            index: self.id(),
+            proved: self.proved(),
+        }
     }
 
     pub(super) fn proved(&self) -> bool {
@@ -258,14 +282,14 @@ impl Engine {
     }
 
     /// Checks that an index is of this layer, and takes it into use.
-    fn open_layer(&self, place: &Place, index: Index) -> anyhow::Result<Hold> {
+    pub(super) fn open_layer(&self, place: &Place, index: Index) -> anyhow::Result<Hold> {
         let (facts, source) = (index.facts(), index.source());
         if source.blob != place.blob || source.size != place.size || facts.diff_id != place.diff_id {
             bail!("the index is of layer {} ({}), not of {}", source.blob, facts.diff_id, place.blob);
         }
         let layer =
             Layer::open(index).with_context(|| format!("checking the index of layer {}", place.blob))?;
-        Ok(self.through.add(Arc::new(layer), Exposure::Served)?)
+        Ok(self.through.add(Arc::new(layer))?)
     }
 
     fn shipped(&self, source: &Source, manifest: &Digest) -> Result<Shipped, registry::Error> {
@@ -374,7 +398,7 @@ impl Engine {
         let (index_size, layer, _pins) =
             self.build_layer(place, size, talk).with_context(|| format!("streaming layer {}", place.blob))?;
         let built = ((place.blob, place.diff_id), layer.id());
-        let hold = self.through.add(layer, Exposure::Served)?;
+        let hold = self.through.add(layer)?;
         self.built.lock().unwrap_or_else(PoisonError::into_inner).extend([built]);
         Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Streamed, index_size })
     }

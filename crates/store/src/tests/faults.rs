@@ -5,7 +5,7 @@ use std::sync::Arc;
 use format::index::Codec;
 
 use super::fixture::{Fake, Memory, Sample, image, later, simulated};
-use crate::claim::{Claim, Exposure};
+use crate::claim::Claim;
 use crate::error::StoreError;
 use crate::read_error::ReadError;
 use crate::read_through::{ReadThrough, Segments, Workers};
@@ -25,7 +25,7 @@ fn a_full_disk_fails_the_readers_and_heals() {
     let (disk, store) = simulated(home.path(), "boot");
     let sample = Sample::new(1, 3, Codec::Plain);
     let read = ReadThrough::start(store, Memory::of(&[&sample]), Arc::new(()), Workers::default()).unwrap();
-    let hold = read.add(sample.layer.clone(), Exposure::Served).unwrap();
+    let hold = read.add(sample.layer.clone()).unwrap();
     for lasting in [true, false] {
         disk.fail(Fault { after: 0, errno: ENOSPC, lasting, on: FaultOn::Appends });
         let error = read.fetch(sample.id(), 0, later()).unwrap_err();

@@ -15,7 +15,6 @@ use format::tar::{Parser, Placer, Step};
 use format::unpack::Unpacker;
 use format::{ChunkId, DiffId, Digest, IndexId};
 
-use crate::claim::Exposure;
 use crate::origin::{Blob, Origin, OriginError, Priority, Urgency};
 use crate::read_through::{Hold, Observer, ReadThrough, Segments, Workers};
 use crate::refs::{ImageRef, RefLayer, RefName};
@@ -333,7 +332,7 @@ impl Bench {
     }
 
     pub(crate) fn add(&self, sample: &Sample) -> Hold {
-        self.read.add(sample.layer.clone(), Exposure::Served).unwrap()
+        self.read.add(sample.layer.clone()).unwrap()
     }
 
     /// Waits until nothing is on its way: a reader has its segment a moment before its flight has ended.

@@ -1,6 +1,7 @@
 //! Read-through: one fetch however many read, nobody cancelled by another, no error remembered.
 
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +10,6 @@ use format::index::Codec;
 use format::proof::Mismatch;
 
 use super::fixture::{Bench, Memory, Sample, later, noise};
-use crate::claim::Exposure;
 use crate::origin::{OriginError, Priority};
 use crate::read_error::{CompleteError, ReadError};
 use crate::read_through::{Observer, Segments, Workers};
@@ -295,14 +295,14 @@ fn an_index_that_lies_about_its_diff_id_is_refused_for_good() {
     assert_eq!(alarm.0.load(Ordering::SeqCst), 1);
     let evidence = hold.files().path(0);
     drop(hold);
-    let again = bench.read.add(sample.layer.clone(), Exposure::Served);
+    let again = bench.read.add(sample.layer.clone());
     assert!(matches!(again, Err(crate::AddError::Refused { .. })));
     assert_eq!(bench.store.gc(crate::GcMode::Remove).unwrap(), []);
     assert!(evidence.exists());
 }
 
 #[test]
-fn a_segment_that_rots_is_found_and_fetched_again_unless_it_is_mounted() {
+fn a_segment_that_rots_is_found_and_fetched_again_into_another_file() {
     let sample = Sample::new(12, 2, Codec::Plain);
     let bench = Bench::new(&[&sample]);
     let hold = bench.add(&sample);
@@ -323,11 +323,17 @@ fn a_segment_that_rots_is_found_and_fetched_again_unless_it_is_mounted() {
     assert_eq!(hold.files().standing().stage, Stage::Filling);
     bench.check(&sample, 1);
     assert!(!bench.read.local(sample.id(), 1).unwrap().is_withdrawn());
-    let _mounted = bench.read.add(sample.layer.clone(), Exposure::Mounted).unwrap();
+    // What the kernel has opened is left alone, and loses its name.
+    let generation = hold.files().expose().unwrap();
     rot();
+    let mounted = std::fs::File::open(hold.files().path(1)).unwrap();
     let before = std::fs::read(hold.files().path(1)).unwrap();
     assert_eq!(bench.read.scrub(sample.id()).unwrap(), [1]);
-    assert_eq!(std::fs::read(hold.files().path(1)).unwrap(), before, "a mounted file is left alone");
+    assert_eq!(hold.files().generation(), generation + 1);
+    let mut after = Vec::new();
+    std::io::Read::read_to_end(&mut &mounted, &mut after).unwrap();
+    assert_eq!((before, mounted.metadata().unwrap().nlink()), (after, 0));
+    bench.check(&sample, 1);
 }
 
 #[test]
@@ -459,7 +465,8 @@ fn a_streamed_layer_appears_with_its_proof_or_not_at_all() {
     // Over a layer that is in use and not whole.
     drop(hold);
     bench.store.gc(crate::GcMode::Remove).unwrap();
-    let hold = bench.read.add(sample.layer.clone(), Exposure::Mounted).unwrap();
+    let hold = bench.add(&sample);
+    hold.files().expose().unwrap();
     bench.check(&sample, 1);
     stage().commit(&sample.layer, proof(&sample.blob).unwrap()).unwrap();
     assert_eq!((hold.files().missing(), hold.files().standing().proof), (0, Proof::Proved));
