@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::engine::mounts::ReadPath;
+
 /// Starts a container before its image has arrived.
 #[derive(Debug, Parser)]
 #[command(name = "floe", version, max_term_width = 100)]
@@ -118,6 +120,9 @@ pub enum Command {
     /// Runs the daemon in the foreground; commands start one on demand
     #[command(after_help = "Example: floe daemon --listen unix:/run/floe.sock")]
     Daemon(Daemon),
+    /// Holds for the daemon what must outlive it; the daemon starts it
+    #[command(hide = true, after_help = "Example: floe keeper")]
+    Keeper,
     /// Compares ways to start one image over a slow link, on this machine
     #[command(after_help = "Example: floe demo --rate 50mbit")]
     Demo(Demo),
@@ -155,6 +160,9 @@ pub struct Run {
     /// End with where the time went: on stderr, or in a file of its own
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
     pub timings: Option<PathBuf>,
+    /// How the image is read [default: as configured, else auto]
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<ReadPath>,
     /// Do not fetch the rest of the image in the background
     #[arg(long)]
     pub no_background: bool,
@@ -179,6 +187,9 @@ pub struct Mount {
     pub image: String,
     /// An existing directory
     pub dir: PathBuf,
+    /// How the image is read [default: as configured, else auto]
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<ReadPath>,
     /// Do not fetch the rest of the image in the background
     #[arg(long)]
     pub no_background: bool,
@@ -223,6 +234,8 @@ pub struct Daemon {
 pub enum DaemonAction {
     /// Unmounts everything and ends the daemon
     Stop,
+    /// Replaces the daemon by this program; mounts stay, and reads wait for it
+    Upgrade,
 }
 
 /// `floe demo`.

@@ -22,6 +22,9 @@
 //! [fetch]
 //! background = true        # fetch the rest once the image is ready
 //! deadline_seconds = 300   # a read that cannot be served by then fails
+//!
+//! [mount]
+//! path = "auto"            # how images are read: auto, erofs, plain or fuse
 //! ```
 //!
 //! A storage host that a registry redirects to is a host of its own, with a section of its own.
@@ -33,6 +36,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+
+use crate::engine::mounts::ReadPath;
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/floe/config.toml";
@@ -47,6 +52,16 @@ pub struct Config {
     pub trust: Trust,
     /// What is fetched when.
     pub fetch: Fetch,
+    /// How images are mounted.
+    pub mount: Mount,
+}
+
+/// How images are mounted.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mount {
+    /// By which way processes read them, where a command does not say.
+    pub path: ReadPath,
 }
 
 /// One registry host.

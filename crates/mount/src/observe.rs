@@ -49,6 +49,21 @@ pub struct Wait<'a> {
     pub outcome: Result<(), &'a Failure>,
 }
 
+/// A read that the kernel did itself and that had to wait for a segment: of which file it does not say.
+#[derive(Debug)]
+pub struct SegmentWait<'a> {
+    /// The layer and the segment.
+    pub missing: (IndexId, u32),
+    /// First byte that was read, in the segment.
+    pub offset: u64,
+    /// How many bytes.
+    pub len: u64,
+    /// From the kernel's question to the answer.
+    pub took: Duration,
+    /// How it ended.
+    pub outcome: Result<(), &'a Failure>,
+}
+
 /// Hears of reads. Called on the threads that serve them, so it must be quick and never block.
 pub trait Observer: Send + Sync {
     /// A read was answered from what is here.
@@ -65,6 +80,16 @@ pub trait Observer: Send + Sync {
     }
     /// A read that waited was answered.
     fn waited(&self, wait: &Wait<'_>) {
+        let _ = wait; // a default: who does not care
+    }
+    /// A read of the kernel's was asked about, and its segment was here.
+    fn segment_hit(&self) {}
+    /// A read of the kernel's begins to wait for a segment.
+    fn segment_waiting(&self, missing: (IndexId, u32)) {
+        let _ = missing; // a default: who does not care
+    }
+    /// A read of the kernel's that waited was answered.
+    fn segment_waited(&self, wait: &SegmentWait<'_>) {
         let _ = wait; // a default: who does not care
     }
 }
@@ -95,6 +120,8 @@ pub struct Waits {
     pub total: FileWaits,
     /// By file, for the first few thousand files that waited.
     pub files: HashMap<Nid, FileWaits>,
+    /// By place, for reads that came without the name of a file: layer, segment, offset in the segment.
+    pub places: HashMap<(IndexId, u32, u64), FileWaits>,
 }
 
 /// The waits for one file.
@@ -109,6 +136,13 @@ pub struct FileWaits {
 }
 
 impl FileWaits {
+    /// Adds other waits.
+    pub fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum += other.sum;
+        self.longest = self.longest.max(other.longest);
+    }
+
     fn add(&mut self, took: Duration) {
         self.count += 1;
         self.sum += took;
@@ -167,6 +201,25 @@ impl Observer for Counters {
             Some(file) => file.add(wait.took),
             None if room => waits.files.entry(wait.nid).or_default().add(wait.took),
             None => {}
+        }
+    }
+    fn segment_hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+    fn segment_waiting(&self, _: (IndexId, u32)) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+    fn segment_waited(&self, wait: &SegmentWait<'_>) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        match wait.outcome {
+            Ok(()) => self.bytes.fetch_add(wait.len, Ordering::Relaxed),
+            Err(_) => self.failures.fetch_add(1, Ordering::Relaxed),
+        };
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.total.add(wait.took);
+        let (index, segment) = wait.missing;
+        if waits.places.len() < FILES {
+            waits.places.entry((index, segment, wait.offset)).or_default().add(wait.took);
         }
     }
 }

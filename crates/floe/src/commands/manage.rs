@@ -15,7 +15,8 @@ use crate::exit::{Code, Hint};
 pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code> {
     let dir = args.dir.canonicalize().with_context(|| format!("looking at {}", args.dir.display()))?;
     let background = !args.no_background && session.config.fetch.background;
-    let mounted: Mounted = session.ask(Call::Mount { image: user_image(args.image), dir, background })?;
+    let mounted: Mounted =
+        session.ask(Call::Mount { image: user_image(args.image), dir, path: args.path, background })?;
     session.print(&mounted, |m| format!("{}\n", m.dir.display()))?;
     Ok(Code::Done)
 }

@@ -81,6 +81,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Cat { image, path } => browse::cat(&session, image, &path),
         Command::Registry { dir, listen, rate } => serve::registry(&dir, listen, rate),
         Command::Daemon(args) => serve::daemon(&session, args),
+        Command::Keeper => serve::keeper(&session),
         Command::Demo(args) => serve::demo(&session, &args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -9,6 +9,7 @@ use super::{Session, show, user_image};
 use crate::cli::{self, Output};
 use crate::daemon::client::Client;
 use crate::daemon::protocol::{self, Call, Mounted, Ready, Request};
+use crate::engine::mounts::ReadPath;
 use crate::engine::report::Timings;
 use crate::exit::{Code, Coded, misused};
 use crate::run::{self, Net, Options, ReadyWhen, Volume};
@@ -17,7 +18,7 @@ use crate::talk::Talk;
 pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
     let options = options(session, &args)?;
     let background = !args.no_background && session.config.fetch.background;
-    let started = start(session, user_image(args.image), background, options)?;
+    let started = start(session, user_image(args.image), args.path, background, options)?;
     if let (Some(place), Some(timings)) = (&args.timings, &started.timings) {
         tell_timings(session.output, timings, place);
     }
@@ -55,6 +56,7 @@ pub(crate) struct Started {
 pub(crate) fn start(
     session: &Session,
     image: String,
+    path: Option<ReadPath>,
     background: bool,
     options: Options,
 ) -> anyhow::Result<Started> {
@@ -64,7 +66,7 @@ pub(crate) fn start(
         let talk = Talk::stderr();
         client.send(&Request {
             version: protocol::VERSION,
-            call: Call::Hold { image: image.clone(), background },
+            call: Call::Hold { image: image.clone(), path, background },
         })?;
         client.reply(&mut |event| talk.hear(event)).with_context(not_started)?
     };

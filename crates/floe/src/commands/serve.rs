@@ -1,6 +1,8 @@
 //! Commands that stay: the daemon, the registry, the demo.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -22,11 +24,19 @@ const PREDECESSOR: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(20);
 
 pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Code> {
-    if let Some(cli::DaemonAction::Stop) = args.action {
-        if let Some(client) = Client::connect_running(&session.address)? {
-            client.stop()?;
+    match args.action {
+        Some(cli::DaemonAction::Stop) => {
+            match Client::connect_running(&session.address)? {
+                Some(client) => client.stop()?,
+                None => crate::engine::mounts::clear(&crate::daemon::run_dir(&session.address.root)?)?,
+            }
+            return Ok(Code::Done);
         }
-        return Ok(Code::Done);
+        Some(cli::DaemonAction::Upgrade) => {
+            Client::upgrade(&session.address)?;
+            return Ok(Code::Done);
+        }
+        None => {}
     }
     let socket = match args.listen.as_deref() {
         None => None,
@@ -39,7 +49,7 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     };
     log_to(std::sync::Mutex::new(Log::stderr(&session.address.root)?));
     sys::heap::share_arenas();
-    let engine = start(session)?;
+    let engine = start(session, args.listen.as_deref())?;
     server::serve(&engine, socket, || {
         if args.notify {
             notify()
@@ -49,10 +59,10 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
 }
 
 /// Starts the engine; a daemon that is just ending, or was killed and is being taken apart, is waited for.
-fn start(session: &Session) -> anyhow::Result<std::sync::Arc<Engine>> {
+fn start(session: &Session, listen: Option<&str>) -> anyhow::Result<std::sync::Arc<Engine>> {
     let until = Instant::now() + PREDECESSOR;
     loop {
-        let error = match Engine::start(&session.address.root, &session.config) {
+        let error = match Engine::start(&session.address, &session.config, listen) {
             Err(error) if is_busy(&error) && Instant::now() < until => error,
             result => return result,
         };
@@ -66,6 +76,27 @@ fn start(session: &Session) -> anyhow::Result<std::sync::Arc<Engine>> {
 
 fn is_busy(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(store::StoreError::Busy { .. }))
+}
+
+/// Runs the keeper.
+pub(super) fn keeper(session: &Session) -> anyhow::Result<Code> {
+    let root = &session.address.root;
+    log_to(std::sync::Mutex::new(Log::stderr(root)?));
+    sys::heap::share_arenas();
+    let socket = crate::daemon::run_dir(root)?.join("keeper.sock");
+    let mut started: Vec<std::process::Child> = Vec::new();
+    let mut revive = |command: &[String]| {
+        started.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        let Some((program, words)) = command.split_first() else { return Ok(()) };
+        tracing::warn!(program, "the daemon has died; starting another");
+        let mut command = std::process::Command::new(program);
+        command.args(words).current_dir("/").process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        started.push(command.spawn()?);
+        Ok(())
+    };
+    mount::keeper::run(&socket, &mut revive, notify).context("keeping")?;
+    Ok(Code::Done)
 }
 
 /// Tells whoever started us, then lets go of its pipe so that it sees the end.

@@ -107,6 +107,17 @@ impl Client {
         wait_gone(pid)
     }
 
+    /// Replaces the daemon of a store by this program, if one runs.
+    pub fn upgrade(address: &Address) -> anyhow::Result<()> {
+        let _one = starting(&address.root)?;
+        let Some(mut client) = Self::connect_running(address)? else { return Ok(()) };
+        let pid = client.hello()?.pid;
+        let () = client.call(Call::HandOver, &mut |_| ())?;
+        drop(client);
+        wait_gone(pid)?;
+        start(address)
+    }
+
     /// Asks the daemon who it is.
     pub fn hello(&mut self) -> anyhow::Result<Hello> {
         self.call(Call::Ping, &mut |_| ())

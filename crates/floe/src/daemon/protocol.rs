@@ -11,11 +11,12 @@ use format::IndexId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::mounts::ReadPath;
 use crate::engine::report::{ImageReport, Status, Timings};
 use crate::exit;
 
 /// Version of this protocol; a client tells a daemon of another version apart and says so.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest line either side accepts, in bytes: a status of thousands of images is a few megabytes.
 pub const LINE: usize = 16 << 20;
@@ -38,6 +39,8 @@ pub enum Call {
     Ping,
     /// Unmount everything and end. Replies nothing.
     Stop,
+    /// End and leave everything to a successor, which whoever asks starts. Replies nothing.
+    HandOver,
     /// Everything there is to know. Replies [`Status`].
     Status,
     /// Make an image readable. Replies [`Opened`].
@@ -51,6 +54,8 @@ pub enum Call {
         image: String,
         /// An absolute path.
         dir: PathBuf,
+        /// How it is to be read; as configured if not said.
+        path: Option<ReadPath>,
         /// Fetch the rest once mounted.
         background: bool,
     },
@@ -64,6 +69,8 @@ pub enum Call {
     Hold {
         /// The reference as typed.
         image: String,
+        /// How it is to be read; as configured if not said.
+        path: Option<ReadPath>,
         /// Fetch the rest once ready.
         background: bool,
     },

@@ -23,6 +23,9 @@ const CLIENTS: usize = 512;
 /// How long a client may leave what it is told unread.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often it does what is to be done now and then.
+const TIDY: Duration = Duration::from_secs(1);
+
 /// How often the daemon looks whether it is idle or asked to stop.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -125,6 +128,7 @@ struct Server {
 
 impl Server {
     fn accept(self: &Arc<Self>, listener: &UnixListener) -> anyhow::Result<()> {
+        let mut tidied = Instant::now();
         loop {
             match listener.accept() {
                 Ok((stream, _)) => self.admit(stream),
@@ -135,6 +139,10 @@ impl Server {
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e).context("accepting a client"),
+            }
+            if tidied.elapsed() > TIDY {
+                self.engine.tidy();
+                tidied = Instant::now();
             }
             if self.engine.stopping() || self.idle() {
                 return Ok(());
@@ -229,8 +237,12 @@ impl Server {
             }
             Call::Status => reply(&engine.status()),
             Call::Open { image } => reply(&engine.opened(&image, talk)?),
-            Call::Mount { image, dir, background } => {
-                let mounted = reply(&engine.mount_at(&image, &dir, background, talk)?)?;
+            Call::HandOver => {
+                engine.hand_over();
+                reply(&())
+            }
+            Call::Mount { image, dir, path, background } => {
+                let mounted = reply(&engine.mount_at(&image, &dir, path, background, talk)?)?;
                 // Whoever was killed meanwhile does not know of a mount to take away.
                 if client.has_gone() {
                     engine.umount(&dir)?;
@@ -249,8 +261,8 @@ impl Server {
             Call::Segment { index, number } => reply(&engine.segment(index, number)?),
             Call::Rm { image } => reply(&engine.rm(&image)?),
             Call::Gc { dry_run } => reply(&engine.gc(dry_run)?),
-            Call::Hold { image, background } => {
-                let hold = engine.hold(&image, background, talk)?;
+            Call::Hold { image, path, background } => {
+                let hold = engine.hold(&image, client.process(), path, background, talk)?;
                 talk(Event::Done { reply: reply(&hold.mounted()?)? })?;
                 // Until the client says ready or goes away; either way the mount is let go when it goes.
                 let Some(ready) = protocol::receive::<Ready>(reader)? else { return reply(&()) };
@@ -275,6 +287,12 @@ struct Talk<'a> {
 impl Talk<'_> {
     fn say(&self, event: Event) -> anyhow::Result<()> {
         protocol::send(&mut &*self.stream, &event).context("the client has gone")
+    }
+
+    /// Returns the number of the client's process.
+    fn process(&self) -> Option<u32> {
+        let peer = rustix::net::sockopt::socket_peercred(self.stream).ok()?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
     /// Returns whether the other side has closed.

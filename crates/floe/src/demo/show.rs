@@ -14,7 +14,7 @@ use crate::commands::run::start;
 use crate::daemon::client::{Address, Client};
 use crate::daemon::protocol::{Call, Indexed};
 use crate::daemon::run_dir;
-use crate::engine::mounts::Mounts;
+use crate::engine::mounts;
 use crate::origin::Net;
 use crate::run::{self, Options, ReadyWhen};
 
@@ -79,7 +79,7 @@ fn clear(work: &Path) -> anyhow::Result<()> {
         stop(store)?;
         let run = run_dir(store)?;
         if run.exists() {
-            drop(Mounts::new(&run)?); // takes away what a daemon that was killed has left mounted
+            mounts::clear(&run)?; // what a daemon that was killed has left
             // Logs and locks of daemons that will never run again.
             std::fs::remove_dir_all(&run).with_context(|| format!("removing {}", run.display()))?;
         }
@@ -216,7 +216,7 @@ impl<'a> Stage<'a> {
     fn floe(&self, name: &str) -> anyhow::Result<Duration> {
         let session = self.session_of(name);
         let begun = Instant::now();
-        let started = start(&session, self.image.clone(), false, self.options(&session.address.root))?;
+        let started = start(&session, self.image.clone(), None, false, self.options(&session.address.root))?;
         let ready = started.ready.context("the container ended before it was ready")?;
         stop(&session.address.root)?;
         Ok(ready.saturating_duration_since(begun))

@@ -6,20 +6,27 @@
 //! | `layers.rs` | where a layer's index comes from: store, registry, or the layer itself |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `publish.rs` | the index artifact: sign, push, write |
-//! | `mounts.rs`, `waits.rs`, `profile.rs` | mounts, who waited, what a start reads |
+//! | `mounts.rs`, `live.rs`, `points.rs` | mounts and who sees them, one mount, the kernel's table of them |
+//! | `keeping.rs`, `record.rs`, `adopt.rs` | what outlives this daemon: keeper, records, and taking them over |
+//! | `waits.rs`, `profile.rs` | who waited, what a start reads |
 //! | `report.rs` | what is told |
 //!
 //! Everything here is synchronous; the network is behind [`crate::origin::Net`].
 
+mod adopt;
 mod fetch;
+mod keeping;
 mod keyed_lock;
 mod layers;
+mod live;
 pub mod mounts;
 mod open;
 mod pipe;
 mod places;
+mod points;
 pub mod profile;
 pub mod publish;
+mod record;
 pub mod report;
 mod waits;
 
@@ -33,11 +40,14 @@ use anyhow::{Context, bail};
 use format::IndexId;
 use store::{GarbageKind, GcMode, ReadThrough, RefName, Segments, Store, Workers};
 
-use self::mounts::{LiveMount, Mounts};
+use self::keeping::Keeping;
+use self::live::Workshop;
+use self::mounts::{Held, LiveMount, Mounts, ReadPath};
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
 use self::report::{Fallback, ImageReport, Status, Timings, Traffic};
 use crate::config::Config;
+use crate::daemon::client::Address;
 use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Progress, Ready, Segment};
 use crate::exit::Hint;
 use crate::origin::Net;
@@ -57,6 +67,7 @@ pub struct Engine {
     net: Arc<Net>,
     through: Arc<ReadThrough>,
     mounts: Mounts,
+    keeping: Arc<Keeping>,
     /// Images that were opened, by canonical reference.
     images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
     /// One builder per layer, so that two runs of one image stream it once.
@@ -69,27 +80,45 @@ pub struct Engine {
     fallbacks: Mutex<BTreeMap<Fallback, u64>>,
     alerts: Arc<Alerts>,
     stopping: AtomicBool,
+    /// Whether mounts stay when this ends.
+    leaving: AtomicBool,
 }
 
 impl Engine {
-    /// Opens the store and gets ready to serve.
-    pub fn start(root: &Path, config: &Config) -> anyhow::Result<Arc<Self>> {
+    /// Opens the store, takes over what an earlier daemon has mounted, and gets ready to serve; `listen` is where,
+    /// should it have to be started again.
+    pub fn start(address: &Address, config: &Config, listen: Option<&str>) -> anyhow::Result<Arc<Self>> {
+        let root = &*address.root;
         let rule = Rule::new(config)?;
         let store = Store::open(root).with_context(|| format!("opening the store {}", root.display()))?;
         let net = Arc::new(Net::new(config)?);
         let alerts = Arc::new(Alerts::default());
         let through = ReadThrough::start(store.clone(), net.clone(), alerts.clone(), Workers::default())?;
-        let mounts = Mounts::new(&crate::daemon::run_dir(root)?)?;
+        let through = Arc::new(through);
+        let run = crate::daemon::run_dir(root)?;
+        let segments: Arc<dyn Segments> = through.clone();
+        let deadline = config.fetch.deadline();
+        let keeping = Arc::new(Keeping::new(address, listen, &run, deadline, segments.clone()));
+        let (mounts, records) = Mounts::new(Workshop {
+            mnt: run.join("mnt"),
+            watch: run.join("watch"),
+            records: run.join("mounts"),
+            devices: store.devices(),
+            keeping: keeping.clone(),
+            segments,
+            deadline,
+        })?;
         for run in crate::run::sweep(root) {
             tracing::info!(run, "removed what a killed run left");
         }
-        Ok(Arc::new(Self {
+        let engine = Arc::new(Self {
             config: config.clone(),
             rule,
             store,
             net,
-            through: Arc::new(through),
+            through,
             mounts,
+            keeping,
             images: Mutex::default(),
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
@@ -97,7 +126,26 @@ impl Engine {
             fallbacks: Mutex::default(),
             alerts,
             stopping: AtomicBool::new(false),
-        }))
+            leaving: AtomicBool::new(false),
+        });
+        engine.adopt(records);
+        let weak = Arc::downgrade(&engine);
+        engine.keeping.when_lost(move || {
+            if let Some(engine) = weak.upgrade() {
+                engine.keeper_lost();
+            }
+        });
+        Ok(engine)
+    }
+
+    /// The keeper has died and the kernel asks nobody: what is missing cannot be read until there is another.
+    fn keeper_lost(&self) {
+        if self.stopping() {
+            return;
+        }
+        tracing::error!("the keeper has died; reads of what is missing failed until now");
+        self.keeping.forget();
+        self.mounts.rearm();
     }
 
     /// Returns the directory of the store.
@@ -116,11 +164,12 @@ impl Engine {
         self: &Arc<Self>,
         image: &str,
         dir: &Path,
+        path: Option<ReadPath>,
         background: bool,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Mounted> {
         let image = self.open(image, Purpose::Look, talk)?;
-        let live = self.live(&image)?;
+        let live = self.live(&image, path)?;
         self.mounts.bind(live, dir, image.reference())?;
         if background {
             self.fetch_rest(&image);
@@ -133,12 +182,19 @@ impl Engine {
         self.mounts.unbind(dir)
     }
 
-    /// Mounts an image for as long as the answer lives.
-    pub fn hold(self: &Arc<Self>, image: &str, background: bool, talk: &Talk<'_>) -> anyhow::Result<Hold> {
+    /// Mounts an image for as long as the answer lives, and for a process, should we end before it.
+    pub fn hold(
+        self: &Arc<Self>,
+        image: &str,
+        process: Option<u32>,
+        path: Option<ReadPath>,
+        background: bool,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<Hold> {
         let before = self.net.traffic();
         let image = self.open(image, Purpose::Start, talk)?;
         let mounting = Instant::now();
-        let live = self.live(&image)?;
+        let live = Held::new(self.live(&image, path)?, process);
         image.mounted_in(mounting.elapsed());
         Ok(Hold { engine: self.clone(), image, live, background, before })
     }
@@ -228,7 +284,12 @@ impl Engine {
 
     /// Says whether somebody uses a mount or a fetch runs.
     pub fn busy(&self) -> bool {
-        self.mounts.any() || self.through.under_way() > 0
+        self.mounts.need_us() || self.through.under_way() > 0
+    }
+
+    /// Does what is to be done now and then.
+    pub fn tidy(&self) {
+        self.mounts.tidy();
     }
 
     /// Asks the daemon to end.
@@ -236,26 +297,45 @@ impl Engine {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Asks the daemon to end and to leave everything to its successor.
+    pub fn hand_over(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.stop();
+    }
+
     /// Says whether the daemon was asked to end.
     pub fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Lets everything go.
+    /// Lets everything go: all mounts if we were asked to stop, none if there will be a successor, and if nobody has
+    /// needed us for long, those that do not.
     pub fn shutdown(&self) {
+        let (asked, leaving) = (self.stopping(), self.leaving.load(Ordering::Relaxed));
         self.stop();
+        if leaving || !asked {
+            self.mounts.leave(leaving);
+        }
+        if leaving && let Some(connection) = self.keeping.current() {
+            connection.events.leave();
+            connection.client.expect_another();
+        }
         self.mounts.detach_all();
         self.images().clear();
         self.through.close();
+        if leaving {
+            return; // the successor is waited for, and in this boot nothing can have been lost
+        }
+        if let Some(connection) = self.keeping.current() {
+            connection.client.end();
+        }
         if let Err(error) = self.store.close() {
             tracing::error!("closing the store: {error}; the next start checks it");
         }
     }
 
-    fn live(&self, image: &Arc<OpenImage>) -> anyhow::Result<Arc<LiveMount>> {
-        let options = mount::fuse::Options { deadline: self.config.fetch.deadline(), ..Default::default() };
-        let segments: Arc<dyn Segments> = self.through.clone();
-        self.mounts.live(image.key(), || image.tree(), segments, image.clone(), options)
+    fn live(&self, image: &Arc<OpenImage>, path: Option<ReadPath>) -> anyhow::Result<Arc<LiveMount>> {
+        self.mounts.live(path.unwrap_or(self.config.mount.path), image.recipe())
     }
 
     fn images(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<OpenImage>>> {
@@ -297,7 +377,7 @@ impl store::Observer for Alerts {
 pub struct Hold {
     engine: Arc<Engine>,
     image: Arc<OpenImage>,
-    live: Arc<LiveMount>,
+    live: Held,
     background: bool,
     before: Traffic,
 }
@@ -306,20 +386,22 @@ impl Hold {
     /// Returns what the client needs to start a container.
     pub fn mounted(&self) -> anyhow::Result<Mounted> {
         let report = self.engine.report(&self.image);
-        Ok(Mounted { dir: self.live.dir().to_owned(), config: self.image.config_text()?, report })
+        Ok(Mounted { dir: self.live.mount.dir().to_owned(), config: self.image.config_text()?, report })
     }
 
     /// Hears that the container is ready: keeps the profile, lets the background begin.
     pub fn ready(&self, ready: &Ready) -> anyhow::Result<Timings> {
+        let live = &self.live.mount;
         let timings = Timings {
             report: self.engine.report(&self.image),
             running: ready.running,
-            waiting: self.live.waits().waited(),
-            waits: self.live.waits().by_file(self.live.image()),
+            path: live.path(),
+            waiting: live.waits().waited(),
+            waits: live.waits().by_file(live.image()),
             traffic: self.engine.net.traffic() - self.before,
         };
-        if ready.record {
-            let profile = Profile::new(self.image.layer_ids(), &self.live.recorder().reads());
+        if let (true, Some(reads)) = (ready.record, live.reads()) {
+            let profile = Profile::new(self.image.layer_ids(), &reads);
             let kept = self.engine.store.put_profile(self.image.manifest(), &profile.to_json()?);
             kept.context("keeping the profile of the start")?;
         }

@@ -1,73 +1,33 @@
 //! Mounts: one per image, shared by its containers; what users see are binds of it.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use anyhow::{Context, bail};
-use format::erofs::read::Image;
-use mount::fuse::{self, Mounted, Server};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
-use std::os::unix::fs::PermissionsExt;
-use store::{MetaKey, Segments};
-use sys::map::Map;
+use store::MetaKey;
 
-use super::profile::Recorder;
+pub use super::live::{LiveMount, ReadPath};
+use super::live::{Recipe, Workshop};
+use super::points::{MountPoint, mount_points};
+use super::record::{Holder, Record};
 use super::report::MountReport;
-use super::waits::Waits;
 use crate::exit::Hint;
-
-/// The type the kernel shows for our mounts in `/proc/self/mountinfo`.
-const FS_TYPE: &str = "fuse.floe";
-
-/// One mounted image.
-pub struct LiveMount {
-    dir: PathBuf,
-    image: Arc<Image<Map>>,
-    waits: Arc<Waits>,
-    recorder: Arc<Recorder>,
-    mounted: Mutex<Option<Mounted>>,
-    /// Keeps the layers in use, whatever becomes of the reference they were mounted by. Let go after the mount.
-    _layers: Arc<dyn Send + Sync>,
-}
-
-impl LiveMount {
-    /// Returns where the image is mounted.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Returns who waited for what.
-    pub fn waits(&self) -> &Waits {
-        &self.waits
-    }
-
-    /// Returns the tree.
-    pub fn image(&self) -> &Image<Map> {
-        &self.image
-    }
-
-    /// Returns what has been read, in order.
-    pub fn recorder(&self) -> &Recorder {
-        &self.recorder
-    }
-}
-
-impl Drop for LiveMount {
-    fn drop(&mut self) {
-        // Somebody may still have a file open: the mount leaves the tree at once and ends with its last user.
-        drop(self.mounted.get_mut().unwrap_or_else(PoisonError::into_inner).take());
-        let _ = std::fs::remove_dir(&self.dir); // an empty directory below /run
-    }
-}
 
 /// The mounts of a daemon.
 pub struct Mounts {
-    /// Directory of our own mount points.
-    dir: PathBuf,
+    shop: Arc<Workshop>,
     /// Held while mounting: two users of one image share one mount. Taken before `binds`.
-    live: Mutex<HashMap<MetaKey, std::sync::Weak<LiveMount>>>,
+    live: Mutex<HashMap<MetaKey, Vec<Weak<LiveMount>>>>,
     binds: Mutex<HashMap<PathBuf, Bind>>,
+    /// Mounts of processes that began under an earlier daemon.
+    inherited: Mutex<Vec<(OwnedFd, Arc<LiveMount>)>>,
+    /// Why the kernel's own path does not work here, if it was tried and does not.
+    trial: OnceLock<Result<(), String>>,
 }
 
 struct Bind {
@@ -76,49 +36,159 @@ struct Bind {
 }
 
 impl Mounts {
-    /// Returns no mounts; takes away what a killed daemon left below its directory.
-    pub fn new(run: &Path) -> anyhow::Result<Self> {
-        let dir = run.join("mnt");
-        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        // Images hold setuid programs and devices that are meant for containers: nobody else gets here.
-        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("closing {} to other users", dir.display()))?;
-        for point in mount_points()?.into_iter().filter(|point| point.path.starts_with(&dir)).rev() {
-            let detached = unmount(&point.path, UnmountFlags::DETACH);
-            detached.with_context(|| format!("taking away the leftover mount {}", point.path.display()))?;
-            let _ = std::fs::remove_dir(&point.path); // it is empty; the next mount makes its own
+    /// Returns no mounts, and what is known of those of an earlier daemon; takes away what nothing is known of.
+    pub(super) fn new(shop: Workshop) -> anyhow::Result<(Self, Vec<Record>)> {
+        for dir in [&shop.mnt, &shop.watch, &shop.records] {
+            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+            // Images hold setuid programs and devices that are meant for containers: nobody else gets here.
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+                .with_context(|| format!("closing {} to other users", dir.display()))?;
         }
-        Ok(Self { dir, live: Mutex::default(), binds: Mutex::default() })
+        let points = mount_points()?;
+        let mut records = Record::all(&shop.records).context("reading what is known of mounts")?;
+        records.retain(|record| {
+            let there = points.iter().any(|point| point.path == shop.mnt.join(&record.name));
+            let ours = there && record.path != ReadPath::Fuse;
+            if !ours {
+                record.remove(&shop.records);
+            }
+            ours
+        });
+        let below = |dir: &Path, place: &Path| records.iter().any(|record| dir == place.join(&record.name));
+        let known = |dir: &Path| below(dir, &shop.mnt) || below(dir, &shop.watch);
+        detach(points.iter().filter(|point| {
+            (point.path.starts_with(&shop.mnt) || point.path.starts_with(&shop.watch)) && !known(&point.path)
+        }))?;
+        let mounts = Self {
+            shop: Arc::new(shop),
+            live: Mutex::default(),
+            binds: Mutex::default(),
+            inherited: Mutex::default(),
+            trial: OnceLock::new(),
+        };
+        Ok((mounts, records))
     }
 
-    /// Returns the mount of an image, mounting it if nobody has; it keeps `layers` as long as it lives.
-    pub fn live(
-        &self,
-        key: MetaKey,
-        open: impl FnOnce() -> anyhow::Result<Image<Map>>,
-        segments: Arc<dyn Segments>,
-        layers: Arc<dyn Send + Sync>,
-        options: fuse::Options,
-    ) -> anyhow::Result<Arc<LiveMount>> {
+    /// Returns the mount of an image, mounting it if nobody has.
+    pub(super) fn live(&self, wanted: ReadPath, recipe: Recipe) -> anyhow::Result<Arc<LiveMount>> {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mount) = live.get(&key).and_then(std::sync::Weak::upgrade) {
+        let mounts = live.entry(recipe.key).or_default();
+        mounts.retain(|mount| mount.strong_count() > 0);
+        let fits = |mount: &Arc<LiveMount>| wanted.takes(mount.path()) && !mount.is_stale();
+        if let Some(mount) = mounts.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(mount);
         }
-        if let Err(why) = fuse::available() {
-            let hint = "load the fuse module (modprobe fuse) and give this container or user /dev/fuse";
-            return Err(anyhow::Error::new(why).context(Hint::new("looking for FUSE", hint)));
-        }
-        let dir = self.fresh_dir(key)?;
-        let image = Arc::new(open()?);
-        let waits = Arc::new(Waits::default());
-        let recorder = Arc::new(Recorder::new(segments));
-        let server = Server::new(image.clone(), recorder.clone()).observed_by(waits.clone()).with(options);
-        let mounted = server.mount(&dir).with_context(|| format!("mounting at {}", dir.display()))?;
-        let mounted = Mutex::new(Some(mounted));
-        let mount = Arc::new(LiveMount { dir, image, waits, recorder, mounted, _layers: layers });
-        live.retain(|_, mount| mount.strong_count() > 0);
-        live.insert(key, Arc::downgrade(&mount));
+        let path = self.choose(wanted, &recipe)?;
+        let name = self.fresh_name(recipe.key)?;
+        let made = LiveMount::make(&self.shop, &name, path, recipe);
+        let mount = made.inspect_err(|_| drop(std::fs::remove_dir(self.shop.mnt.join(&name))))?;
+        mounts.push(Arc::downgrade(&mount));
         Ok(mount)
+    }
+
+    /// Says by which path an image is mounted.
+    fn choose(&self, wanted: ReadPath, recipe: &Recipe) -> anyhow::Result<ReadPath> {
+        if matches!(wanted, ReadPath::Fuse | ReadPath::Plain) {
+            return Ok(wanted);
+        }
+        let complete = recipe.files.iter().all(|files| files.missing() == 0);
+        match (self.trial(), wanted) {
+            (Ok(()), _) => Ok(if complete { ReadPath::Plain } else { ReadPath::Erofs }),
+            (Err(why), ReadPath::Erofs) => bail!(anyhow::Error::msg(why.clone()).context(Hint::new(
+                "mounting by the kernel's own path",
+                "`floe doctor` says more; --path fuse works on all kernels"
+            ))),
+            (Err(_), _) => Ok(ReadPath::Fuse),
+        }
+    }
+
+    /// Tries the kernel's own path, once.
+    pub(super) fn trial(&self) -> &Result<(), String> {
+        self.trial.get_or_init(|| {
+            let tmp = self.shop.devices.with_file_name("tmp");
+            let tried = mount::erofs::trial(&tmp);
+            tried.map_err(|error| {
+                let text = format!("{:#}", anyhow::Error::new(error));
+                tracing::info!("images are read through FUSE: {text}");
+                text
+            })
+        })
+    }
+
+    /// Takes over the mounts of an earlier daemon; `made` are those that could be made sense of.
+    pub(super) fn adopt(&self, made: Vec<(MetaKey, Record, Recipe)>) {
+        let mut adopted = Vec::new();
+        for (key, record, recipe) in made {
+            let (name, binds, holders) = (record.name.clone(), record.binds.clone(), record.holders.clone());
+            match LiveMount::adopt(&self.shop, record, recipe) {
+                Ok(mount) => adopted.push((key, mount, binds, holders)),
+                Err(error) => tracing::error!(mount = name, "a mount is left as it is: {error:#}"),
+            }
+        }
+        let held = match self.shop.keeping.join() {
+            Ok(joined) => joined.map(|(_, held)| held).unwrap_or_default(),
+            Err(error) => {
+                tracing::error!("{error:#}");
+                Vec::new()
+            }
+        };
+        for name in held.iter().filter(|name| !adopted.iter().any(|(_, mount, ..)| mount.is_named(name))) {
+            if let Some(connection) = self.shop.keeping.current() {
+                let _ = connection.client.release(name); // nobody knows what it was for
+            }
+        }
+        let points = mount_points().unwrap_or_default();
+        for (key, mount, binds, holders) in adopted {
+            if let Err(error) = mount.rearm(&held) {
+                tracing::error!("what is missing of a mount cannot be read: {error:#}");
+            }
+            self.live
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(key)
+                .or_default()
+                .push(Arc::downgrade(&mount));
+            for dir in binds {
+                if points.iter().any(|point| point.path == dir) {
+                    let bind = Bind { live: mount.clone(), reference: mount.reference() };
+                    self.binds.lock().unwrap_or_else(PoisonError::into_inner).insert(dir, bind);
+                } else {
+                    mount.binds(|binds| binds.retain(|other| *other != dir));
+                }
+            }
+            for holder in holders {
+                match holder.watch() {
+                    Some(process) => {
+                        let mut inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+                        inherited.push((process, mount.clone()));
+                    }
+                    None => mount.let_go(&holder),
+                }
+            }
+        }
+    }
+
+    /// Has a new keeper watch what is to be watched.
+    pub(super) fn rearm(&self) {
+        for mount in self.all() {
+            if let Err(error) = mount.rearm(&[]) {
+                tracing::error!(dir = %mount.dir().display(), "what is missing cannot be read: {error:#}");
+            }
+        }
+    }
+
+    /// Does what is to be done now and then: lets go what ended processes held, and ends watches of what is complete.
+    pub(super) fn tidy(&self) {
+        let mut inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = inherited.extract_if(.., |(process, _)| has_ended(process)).collect();
+        drop(inherited);
+        drop(gone);
+        self.all().iter().for_each(|mount| mount.release_if_complete());
+    }
+
+    fn all(&self) -> Vec<Arc<LiveMount>> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.values().flatten().filter_map(Weak::upgrade).collect()
     }
 
     /// Shows a mount at a directory of the user's.
@@ -138,6 +208,7 @@ impl Mounts {
             let _ = unmount(dir, UnmountFlags::DETACH); // just mounted, and nobody's yet
             return Err(error).with_context(|| format!("mounting nosuid,nodev at {}", dir.display()));
         }
+        live.binds(|binds| binds.push(dir.to_owned()));
         binds.insert(dir.to_owned(), Bind { live, reference: reference.to_owned() });
         Ok(())
     }
@@ -162,6 +233,7 @@ impl Mounts {
         }
         let bind = binds.remove(dir);
         drop(binds);
+        bind.iter().for_each(|bind| bind.live.binds(|binds| binds.retain(|other| other != dir)));
         drop(bind); // the last user takes the mount with it
         Ok(())
     }
@@ -169,23 +241,30 @@ impl Mounts {
     /// Says whether an image is mounted.
     pub fn uses(&self, key: MetaKey) -> bool {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        live.get(&key).is_some_and(|mount| mount.strong_count() > 0)
+        live.get(&key).is_some_and(|mounts| mounts.iter().any(|mount| mount.strong_count() > 0))
     }
 
-    /// Says whether anything is mounted.
-    pub fn any(&self) -> bool {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        live.values().any(|mount| mount.strong_count() > 0)
+    /// Says whether anything is mounted that cannot be read without a daemon.
+    pub fn need_us(&self) -> bool {
+        self.all().iter().any(|mount| mount.needs_us())
     }
 
-    /// Takes every bind away, also those in use; their files stay readable as long as this process lives.
-    pub fn detach_all(&self) {
+    /// Leaves mounts to the next daemon: all of them, or those that need none.
+    pub(super) fn leave(&self, all: bool) {
+        self.all().iter().filter(|mount| all || !mount.needs_us()).for_each(|mount| mount.leave());
+    }
+
+    /// Takes every bind away that is not left, also those in use.
+    pub(super) fn detach_all(&self) {
         for (dir, bind) in self.binds.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            if bind.live.is_left() {
+                continue;
+            }
             if let Err(error) = unmount(&dir, UnmountFlags::DETACH) {
                 tracing::warn!(dir = %dir.display(), "unmounting: {error}");
             }
-            drop(bind);
         }
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Returns what is mounted where.
@@ -196,7 +275,7 @@ impl Mounts {
             MountReport {
                 dir: dir.display().to_string(),
                 reference: bind.reference.clone(),
-                path: "fuse".into(),
+                path: bind.live.path(),
                 reads: counters.hits() + counters.misses(),
                 misses: counters.misses(),
                 waited: waits.waited(),
@@ -205,83 +284,82 @@ impl Mounts {
         binds.iter().map(report).collect()
     }
 
-    fn fresh_dir(&self, key: MetaKey) -> anyhow::Result<PathBuf> {
+    fn fresh_name(&self, key: MetaKey) -> anyhow::Result<String> {
         // A mount that is still being let go may have the plain name: take the first free one.
         for n in 0..1000 {
-            let dir = self.dir.join(format!("{:.12}-{n}", key.to_string()));
+            let name = format!("{:.12}-{n}", key.to_string());
+            let dir = self.shop.mnt.join(&name);
             match std::fs::create_dir(&dir) {
-                Ok(()) => return Ok(dir),
+                Ok(()) => return Ok(name),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e).with_context(|| format!("making {}", dir.display())),
             }
         }
-        bail!("no free mount point below {}", self.dir.display())
+        bail!("no free mount point below {}", self.shop.mnt.display())
     }
 }
 
-/// Takes away a mount of ours that no daemon serves any more.
+/// A process's hold on a mount, noted for the next daemon.
+pub(super) struct Held {
+    pub(super) mount: Arc<LiveMount>,
+    holder: Option<Holder>,
+}
+
+impl Held {
+    pub(super) fn new(mount: Arc<LiveMount>, pid: Option<u32>) -> Self {
+        let holder = pid.and_then(Holder::of);
+        holder.iter().for_each(|holder| mount.hold(holder));
+        Self { mount, holder }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // One that is left is held on, by a process that lives.
+        if !self.mount.is_left() {
+            self.holder.iter().for_each(|holder| self.mount.let_go(holder));
+        }
+    }
+}
+
+/// Takes away everything below the runtime directory of a store whose daemon is gone for good, and its keeper.
+pub fn clear(run: &Path) -> anyhow::Result<()> {
+    mount::keeper::end(&run.join("keeper.sock")).context("ending the keeper")?;
+    detach(mount_points()?.iter().filter(|point| point.path.starts_with(run)))?;
+    match std::fs::remove_dir_all(run.join("mounts")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("forgetting mounts"),
+        _ => Ok(()),
+    }
+}
+
+fn detach<'a>(points: impl DoubleEndedIterator<Item = &'a MountPoint>) -> anyhow::Result<()> {
+    for point in points.rev() {
+        let detached = unmount(&point.path, UnmountFlags::DETACH);
+        detached.with_context(|| format!("taking away the leftover mount {}", point.path.display()))?;
+        let _ = std::fs::remove_dir(&point.path); // it is empty; the next mount makes its own
+    }
+    Ok(())
+}
+
+/// Says whether the process of a descriptor has ended.
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0) // an interrupted look has seen nothing
+}
+
+/// Takes away a mount of ours that no daemon knows of any more.
 pub fn detach_leftover(dir: &Path) -> anyhow::Result<()> {
-    let ours = mount_points()?.into_iter().any(|point| point.path == dir && point.fs_type == FS_TYPE);
-    if !ours {
+    let ours = |point: &MountPoint| point.path == dir && point.is_ours();
+    if !mount_points()?.iter().any(ours) {
         bail!("{} is not a mount of floe", dir.display());
     }
     unmount(dir, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", dir.display()))
 }
 
-struct MountPoint {
-    path: PathBuf,
-    fs_type: String,
-}
-
-/// Reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)), in the order of mounting.
-fn mount_points() -> anyhow::Result<Vec<MountPoint>> {
-    let text = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    Ok(text.split(|b| *b == b'\n').filter_map(parse_mount).collect())
-}
-
-fn parse_mount(line: &[u8]) -> Option<MountPoint> {
-    use std::os::unix::ffi::OsStringExt;
-    let mut fields = line.split(|b| *b == b' ');
-    let path = unescape(fields.nth(4)?);
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(MountPoint {
-        path: std::ffi::OsString::from_vec(path).into(),
-        fs_type: String::from_utf8_lossy(fs_type).into(),
-    })
-}
-
-/// Blank, tab, newline and backslash are written as a backslash and three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', more @ ..] if *first == b'\\' => {
-                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = more;
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mountinfo_lines_are_understood() {
-        let line = b"36 35 98:0 /mnt1 /mnt\\040two\\134 rw,noatime master:1 shared:2 - fuse.floe floe ro";
-        let point = parse_mount(line).unwrap();
-        assert_eq!(point.path, Path::new("/mnt two\\"));
-        assert_eq!(point.fs_type, FS_TYPE);
-        assert!(parse_mount(b"").is_none());
-        assert!(parse_mount(b"36 35 98:0 / /x rw").is_none());
-    }
 
     #[test]
     fn only_our_own_mounts_are_taken_away() {

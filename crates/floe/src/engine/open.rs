@@ -6,15 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use format::erofs::read::Image as Meta;
 use format::erofs::write::{self, LayerDevices};
 use format::tree::Builder;
 use format::{Digest, IndexId};
 use registry::{Descriptor, Image, Reference, Source};
-use store::{ImageRef, MetaKey, Proof, RefLayer};
-use sys::map::Map;
+use store::{ImageRef, MetaKey, Proof};
 
 use super::layers::{FoundLayer, Place};
+use super::live::Recipe;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
@@ -85,17 +84,22 @@ impl OpenImage {
         &self.meta
     }
 
+    /// Returns what a mount of it is made from.
+    pub(super) fn recipe(self: &Arc<Self>) -> Recipe {
+        Recipe {
+            reference: self.reference.clone(),
+            key: self.key,
+            meta: self.meta.clone(),
+            layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
+            files: self.layers.iter().map(|layer| layer.hold.files().clone()).collect(),
+            uses: self.clone(),
+            learn: self.profile.is_none(),
+        }
+    }
+
     /// Returns the config as text: it is JSON, which was parsed when the image was resolved.
     pub(super) fn config_text(&self) -> anyhow::Result<String> {
         String::from_utf8(self.config.clone()).context("the image's config is not UTF-8")
-    }
-
-    /// Maps the metadata image.
-    pub(super) fn tree(&self) -> anyhow::Result<Meta<Map>> {
-        let file =
-            std::fs::File::open(&self.meta).with_context(|| format!("opening {}", self.meta.display()))?;
-        let map = Map::of(&file).with_context(|| format!("mapping {}", self.meta.display()))?;
-        Meta::open(map).with_context(|| format!("reading the metadata image {}", self.meta.display()))
     }
 
     /// Begins to fetch what a start reads, if one is about to happen.
@@ -288,21 +292,13 @@ impl Engine {
 
     /// Keeps what the reference means, so that the image starts without network.
     fn remember(&self, name: &str, resolved: &Resolved, layers: &[FoundLayer]) -> anyhow::Result<()> {
-        let layer = |found: &FoundLayer| RefLayer {
-            blob: found.place.blob,
-            size: found.place.size,
-            media_type: found.place.media_type.clone(),
-            diff_id: found.place.diff_id,
-            index: found.id(),
-            proved: found.proved(),
-        };
         let image = ImageRef {
             name: ref_name(name)?,
             manifest_digest: resolved.manifest,
             manifest: resolved.manifest_bytes.clone(),
             config_digest: resolved.config_digest,
             config: resolved.config.clone(),
-            layers: layers.iter().map(layer).collect(),
+            layers: layers.iter().map(FoundLayer::as_ref).collect(),
         };
         self.store.refs().put(&image).with_context(|| format!("remembering {name}"))
     }
@@ -379,14 +375,8 @@ impl Resolved {
     }
 
     fn local(image: &ImageRef, source: Option<Arc<Source>>) -> Self {
-        let layers = image.layers.iter().map(|layer| Place {
-            blob: layer.blob,
-            size: layer.size,
-            media_type: layer.media_type.clone(),
-            diff_id: layer.diff_id,
-        });
         Self {
-            layers: layers.collect(),
+            layers: image.layers.iter().map(Place::of).collect(),
             manifest: image.manifest_digest,
             manifest_bytes: image.manifest.clone(),
             config: image.config.clone(),

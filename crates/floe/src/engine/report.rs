@@ -6,6 +6,8 @@ use std::time::Duration;
 use format::{DiffId, Digest, IndexId};
 use serde::{Deserialize, Serialize};
 
+use super::live::ReadPath;
+
 /// How an image was opened and what of it is here.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageReport {
@@ -84,6 +86,8 @@ pub struct Opening {
 pub struct Timings {
     /// How the image was opened.
     pub report: ImageReport,
+    /// How it is read.
+    pub path: ReadPath,
     /// From the mount to ready.
     pub running: Duration,
     /// Of `running`, how long at least one reader waited.
@@ -186,8 +190,8 @@ pub struct MountReport {
     pub dir: String,
     /// The reference it was mounted by.
     pub reference: String,
-    /// Read path: `fuse`.
-    pub path: String,
+    /// How it is read at this moment.
+    pub path: ReadPath,
     /// Read requests from the kernel.
     pub reads: u64,
     /// Of those, how many had to wait for a segment.

@@ -2,14 +2,29 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use format::IndexId;
 use format::erofs::read::{Image, Nid};
-use mount::observe::{Counters, Failure, Observer, Wait as ReadWait};
+use mount::observe::{Counters, Failure, Observer, SegmentWait, Wait as ReadWait};
+use mount::places;
 
 use super::report::Wait;
+
+impl Clock {
+    fn begin(&mut self) {
+        self.waiting += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn end(&mut self) {
+        self.waiting -= 1;
+        if self.waiting == 0 {
+            self.sum += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        }
+    }
+}
 
 /// Counts reads, and measures for how long at least one of them waited.
 #[derive(Default)]
@@ -28,8 +43,12 @@ struct Clock {
 impl Waits {
     /// Returns for how long at least one reader has waited.
     pub fn waited(&self) -> Duration {
-        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = self.clock();
         clock.sum + clock.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the counts.
@@ -39,7 +58,11 @@ impl Waits {
 
     /// Returns the files that were waited for, longest first.
     pub fn by_file<B: AsRef<[u8]>>(&self, image: &Image<B>) -> Vec<Wait> {
-        let files = self.counters.waits().files;
+        let waits = self.counters.waits();
+        let mut files = waits.files;
+        for (nid, wait) in places::by_file(image, &waits.places) {
+            files.entry(nid).or_default().merge(&wait);
+        }
         // One walk for all: finding the path of one inode costs as much.
         let mut paths = HashMap::new();
         let walked = image.walk(|step| {
@@ -74,21 +97,30 @@ impl Observer for Waits {
     }
 
     fn waiting(&self, nid: Nid, missing: (IndexId, u32)) {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.waiting += 1;
-        clock.since.get_or_insert_with(Instant::now);
-        drop(clock);
+        self.clock().begin();
         Observer::waiting(&self.counters, nid, missing);
     }
 
-    fn waited(&self, wait: &ReadWait<'_>) {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.waiting -= 1;
-        if clock.waiting == 0 {
-            let stretch = clock.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-            clock.sum += stretch;
+    fn segment_waiting(&self, missing: (IndexId, u32)) {
+        self.clock().begin();
+        self.counters.segment_waiting(missing);
+    }
+
+    fn segment_hit(&self) {
+        self.counters.segment_hit();
+    }
+
+    fn segment_waited(&self, wait: &SegmentWait<'_>) {
+        self.clock().end();
+        if let Err(why) = wait.outcome {
+            let (layer, segment) = wait.missing;
+            tracing::warn!(%layer, segment, "a read failed: {}", causes(why));
         }
-        drop(clock);
+        self.counters.segment_waited(wait);
+    }
+
+    fn waited(&self, wait: &ReadWait<'_>) {
+        self.clock().end();
         if let Err(why) = wait.outcome {
             let (layer, segment) = wait.missing;
             tracing::warn!(inode = wait.nid.0, %layer, segment, "a read failed: {}", causes(why));

@@ -1,0 +1,165 @@
+//! The daemon's keeper: found, started, and found anew should it die.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use mount::erofs::Events;
+use mount::keeper::{Client, KeeperError};
+use store::Segments;
+
+use crate::daemon::client::Address;
+use crate::daemon::log;
+
+/// A connection to the keeper, and who answers what it asks.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) client: Arc<Client>,
+    pub(super) events: Arc<Events>,
+}
+
+/// What to do when the keeper has died.
+type Lost = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
+
+/// The keeper of a daemon.
+pub(super) struct Keeping {
+    address: Address,
+    /// Where commands find the daemon, if not in the usual place.
+    listen: Option<String>,
+    socket: PathBuf,
+    deadline: Duration,
+    segments: Arc<dyn Segments>,
+    /// Held while a keeper is started: one is enough.
+    now: Mutex<Option<Connection>>,
+    lost: Lost,
+}
+
+impl Keeping {
+    /// Returns one that is not looked for yet.
+    pub(super) fn new(
+        address: &Address,
+        listen: Option<&str>,
+        run: &Path,
+        deadline: Duration,
+        segments: Arc<dyn Segments>,
+    ) -> Self {
+        let socket = run.join("keeper.sock");
+        let (now, lost) = (Mutex::default(), Lost::default());
+        let listen = listen.map(str::to_owned);
+        Self { address: address.clone(), listen, socket, deadline, segments, now, lost }
+    }
+
+    /// Says what happens when it dies; called on a thread of its own.
+    pub(super) fn when_lost(&self, lost: impl Fn() + Send + Sync + 'static) {
+        let _ = self.lost.set(Box::new(lost)); // set once, by who makes the engine
+    }
+
+    /// Connects to a keeper that runs already; tells the names of what it holds.
+    pub(super) fn join(&self) -> anyhow::Result<Option<(Connection, Vec<String>)>> {
+        let mut now = self.lock();
+        match self.connect() {
+            Ok((connection, held)) => {
+                *now = Some(connection.clone());
+                Ok(Some((connection, held)))
+            }
+            Err(KeeperError::Absent(_)) => Ok(None),
+            Err(error) => Err(error).context("connecting to the keeper"),
+        }
+    }
+
+    /// Returns the connection; starts a keeper if there is none.
+    pub(super) fn connection(&self) -> anyhow::Result<Connection> {
+        let mut now = self.lock();
+        if let Some(connection) = &*now {
+            return Ok(connection.clone());
+        }
+        let connected = match self.connect() {
+            Err(KeeperError::Absent(_)) => {
+                self.start()?;
+                self.connect()
+            }
+            connected => connected,
+        };
+        let (connection, held) = connected.context("connecting to the keeper")?;
+        for name in held {
+            // Of a daemon before us, and nobody has adopted it.
+            let _ = connection.client.release(&name);
+        }
+        *now = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Returns the connection if there is one.
+    pub(super) fn current(&self) -> Option<Connection> {
+        self.lock().clone()
+    }
+
+    /// Forgets a keeper that has died.
+    pub(super) fn forget(&self) {
+        if let Some(old) = self.lock().take() {
+            old.events.leave();
+        }
+    }
+
+    fn connect(&self) -> Result<(Connection, Vec<String>), KeeperError> {
+        let lost = Arc::clone(&self.lost);
+        let lost = Box::new(move || {
+            let lost = Arc::clone(&lost);
+            let tell = move || lost.get().into_iter().for_each(|lost| lost());
+            if let Err(error) = std::thread::Builder::new().name("rearm".into()).spawn(tell) {
+                tracing::error!(%error, "the keeper has died and no thread can be started to start another");
+            }
+        });
+        let events = Events::new(self.segments.clone(), self.deadline, lost);
+        let (client, held) = Client::connect(&self.socket, self.deadline, self.revive(), events.clone())?;
+        let client = Arc::new(client);
+        events.answer_to(client.clone());
+        Ok((Connection { client, events }, held))
+    }
+
+    /// Returns the command that starts a daemon of this store.
+    fn revive(&self) -> Vec<String> {
+        let exe = std::env::current_exe().unwrap_or_default();
+        let mut words = vec![lossless(&exe), "--root".into(), lossless(&self.address.root)];
+        if let Some(config) = &self.address.config {
+            words.extend(["--config".into(), lossless(config)]);
+        }
+        words.push("daemon".into());
+        words.extend(self.listen.iter().flat_map(|listen| ["--listen".into(), listen.clone()]));
+        words
+    }
+
+    fn start(&self) -> anyhow::Result<()> {
+        let exe = std::env::current_exe().context("finding this program's own file")?;
+        let (mut ready, notify) = std::io::pipe().context("making a pipe")?;
+        let mut command = Command::new(exe);
+        command.arg("--root").arg(&self.address.root).arg("keeper").current_dir("/").process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&self.address.root)?);
+        let mut child = command.spawn().context("starting the keeper")?;
+        drop(command); // and with it our end of the pipe
+        if ready.read(&mut [0]).context("waiting for the keeper")? == 0 {
+            let status = child.wait().context("waiting for the keeper")?;
+            bail!(
+                "the keeper did not start ({status}); {} says why",
+                log::path(&self.address.root)?.display()
+            );
+        }
+        // It outlives us; should it end before, nobody wants its dead entry in the table of processes.
+        let _ = std::thread::Builder::new().name("reap".into()).spawn(move || child.wait());
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A path in a message that is text. One that is not UTF-8 loses the keeper's ability to start a daemon there: the next
+/// command does.
+fn lossless(path: &Path) -> String {
+    path.to_str().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,440 @@
+//! One mounted image: made by the best path there is, kept over the daemon's end, taken down with its last user.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use format::IndexId;
+use format::erofs::read::Image;
+use mount::erofs::{Device, Observed, WatchPoint, remove_point};
+use mount::fuse::{self, Mounted, Server};
+use serde::{Deserialize, Serialize};
+use store::{MetaKey, OpenLayer, RefLayer, Segments};
+use sys::map::Map;
+
+use super::keeping::Keeping;
+use super::profile::Recorder;
+use super::record::{Holder, Record};
+use super::waits::Waits;
+use crate::exit::Hint;
+
+/// How often a mount is made anew because a segment was replaced meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// By which way a process reads an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadPath {
+    /// The best of them that works here
+    #[default]
+    Auto,
+    /// The kernel's EROFS, which asks for what is missing (Linux 6.14, root)
+    Erofs,
+    /// The kernel's EROFS alone: for an image that is all here (Linux 6.12, root)
+    Plain,
+    /// A FUSE server
+    Fuse,
+}
+
+impl std::fmt::Display for ReadPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Erofs => "erofs",
+            Self::Plain => "plain",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+impl ReadPath {
+    /// Says whether who wants this is served by a mount that is read in another way.
+    pub(super) fn takes(self, other: Self) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Erofs => matches!(other, Self::Erofs | Self::Plain),
+            Self::Plain | Self::Fuse => self == other,
+        }
+    }
+}
+
+/// What an image is mounted from.
+pub(super) struct Recipe {
+    pub(super) reference: String,
+    pub(super) key: MetaKey,
+    /// The metadata image.
+    pub(super) meta: PathBuf,
+    /// Bottom first, as the record has them.
+    pub(super) layers: Vec<RefLayer>,
+    /// The segments of the same layers.
+    pub(super) files: Vec<Arc<OpenLayer>>,
+    /// Keeps the layers in use, whatever becomes of the reference they were mounted by.
+    pub(super) uses: Arc<dyn Send + Sync>,
+    /// Whether the first read of every segment is to be heard of: nobody knows what a start reads.
+    pub(super) learn: bool,
+}
+
+/// What mounts share.
+pub(super) struct Workshop {
+    /// Of the mounts themselves.
+    pub(super) mnt: PathBuf,
+    /// Of watch points.
+    pub(super) watch: PathBuf,
+    /// Of records.
+    pub(super) records: PathBuf,
+    /// Of the segments of all layers.
+    pub(super) devices: PathBuf,
+    pub(super) keeping: Arc<Keeping>,
+    pub(super) segments: Arc<dyn Segments>,
+    pub(super) deadline: Duration,
+}
+
+/// One mounted image.
+pub struct LiveMount {
+    dir: PathBuf,
+    image: Arc<Image<Map>>,
+    waits: Arc<Waits>,
+    recorder: Arc<Recorder>,
+    /// The layers' files, and the generation that is mounted.
+    files: Vec<(Arc<OpenLayer>, u64)>,
+    /// Whether the first read of every segment is heard of.
+    learns: bool,
+    server: Option<Mounted>,
+    record: Mutex<Record>,
+    shop: Arc<Workshop>,
+    /// Set when the mount is to outlive this process.
+    left: AtomicBool,
+    /// Let go after the mount.
+    _uses: Arc<dyn Send + Sync>,
+}
+
+/// What is common to all ways of making one.
+struct Parts {
+    image: Arc<Image<Map>>,
+    waits: Arc<Waits>,
+    recorder: Arc<Recorder>,
+}
+
+impl Parts {
+    fn of(meta: &Path, segments: &Arc<dyn Segments>) -> anyhow::Result<Self> {
+        let file = File::open(meta).with_context(|| format!("opening {}", meta.display()))?;
+        let map = Map::of(&file).with_context(|| format!("mapping {}", meta.display()))?;
+        let image =
+            Image::open(map).with_context(|| format!("reading the metadata image {}", meta.display()))?;
+        let recorder = Arc::new(Recorder::new(segments.clone()));
+        Ok(Self { image: Arc::new(image), waits: Arc::default(), recorder })
+    }
+
+    fn observed(&self) -> Observed {
+        Observed { segments: self.recorder.clone(), observer: self.waits.clone() }
+    }
+}
+
+impl LiveMount {
+    /// Mounts an image at a directory that is made for it, named as the record.
+    pub(super) fn make(
+        shop: &Arc<Workshop>,
+        name: &str,
+        path: ReadPath,
+        recipe: Recipe,
+    ) -> anyhow::Result<Arc<Self>> {
+        let dir = shop.mnt.join(name);
+        let parts = Parts::of(&recipe.meta, &shop.segments)?;
+        let mut record = Record::new(name, &recipe.reference, recipe.layers, path);
+        let (mut server, mut files) = (None, recipe.files.iter().map(|files| (files.clone(), 0)).collect());
+        if path == ReadPath::Fuse {
+            if let Err(why) = fuse::available() {
+                let hint = "load the fuse module (modprobe fuse) and give this container or user /dev/fuse";
+                return Err(anyhow::Error::new(why).context(Hint::new("looking for FUSE", hint)));
+            }
+            let options = fuse::Options { deadline: shop.deadline, ..Default::default() };
+            let made = Server::new(parts.image.clone(), parts.recorder.clone());
+            let made = made.observed_by(parts.waits.clone()).with(options).mount(&dir);
+            server = Some(made.with_context(|| format!("mounting at {}", dir.display()))?);
+        } else {
+            let kernel =
+                Kernel { shop, record: &mut record, parts: &parts, meta: &recipe.meta, learn: recipe.learn };
+            files = kernel.mount(&dir, &recipe.files)?;
+        }
+        let learns = server.is_some() || (recipe.learn && record.watched);
+        record.write(&shop.records).context("noting the mount")?;
+        Ok(Self::of(shop, dir, parts, files, learns, server, record, recipe.uses))
+    }
+
+    /// Takes over a mount of the kernel's that an earlier process made.
+    pub(super) fn adopt(shop: &Arc<Workshop>, record: Record, recipe: Recipe) -> anyhow::Result<Arc<Self>> {
+        let parts = Parts::of(&recipe.meta, &shop.segments)?;
+        let mut files = Vec::new();
+        for layer in recipe.files {
+            let generation = layer.expose().context("looking at the segments")?;
+            files.push((layer, generation));
+        }
+        let dir = shop.mnt.join(&record.name);
+        Ok(Self::of(shop, dir, parts, files, false, None, record, recipe.uses))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the two ways to make one end here, and nobody else comes")]
+    fn of(
+        shop: &Arc<Workshop>,
+        dir: PathBuf,
+        parts: Parts,
+        files: Vec<(Arc<OpenLayer>, u64)>,
+        learns: bool,
+        server: Option<Mounted>,
+        record: Record,
+        uses: Arc<dyn Send + Sync>,
+    ) -> Arc<Self> {
+        let Parts { image, waits, recorder } = parts;
+        let (shop, record, left) = (shop.clone(), Mutex::new(record), AtomicBool::new(false));
+        Arc::new(Self { dir, image, waits, recorder, files, learns, server, record, shop, left, _uses: uses })
+    }
+
+    /// Has the keeper watch it, if it is to be watched: there is a new keeper, or a new daemon.
+    pub(super) fn rearm(&self, held: &[String]) -> anyhow::Result<()> {
+        let name = {
+            let record = self.record();
+            if !record.watched {
+                return Ok(());
+            }
+            record.name.clone()
+        };
+        let connection = self.shop.keeping.connection()?;
+        let observed = Observed { segments: self.recorder.clone(), observer: self.waits.clone() };
+        connection.events.observe(&name, observed);
+        if held.contains(&name) {
+            return Ok(());
+        }
+        let point = WatchPoint::find(&self.shop.watch.join(&name)).context("finding the watch point")?;
+        connection.client.watch(&name, point.root())?;
+        Ok(())
+    }
+
+    /// Returns where the image is mounted.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns who waited for what.
+    pub fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    /// Returns the tree.
+    pub fn image(&self) -> &Image<Map> {
+        &self.image
+    }
+
+    /// Returns what has been read, in order, if all of it was heard of.
+    pub fn reads(&self) -> Option<Vec<(IndexId, u32)>> {
+        self.learns.then(|| self.recorder.reads())
+    }
+
+    /// Returns by which path it is read at this moment.
+    pub(super) fn path(&self) -> ReadPath {
+        let record = self.record();
+        if record.path == ReadPath::Erofs && !record.watched { ReadPath::Plain } else { record.path }
+    }
+
+    /// Says whether it cannot be read without this process or the next.
+    pub(super) fn needs_us(&self) -> bool {
+        self.path() != ReadPath::Plain
+    }
+
+    /// Says whether a segment has been replaced since it was mounted: whoever comes next needs another mount.
+    pub(super) fn is_stale(&self) -> bool {
+        // FUSE opens what is there now.
+        self.server.is_none() && self.files.iter().any(|(files, mounted)| files.generation() != *mounted)
+    }
+
+    /// Ends the watch if everything is here: then the kernel needs nobody.
+    pub(super) fn release_if_complete(&self) {
+        let mut record = self.record();
+        if record.watched && self.files.iter().all(|(files, _)| files.missing() == 0) {
+            record.watched = false;
+            self.unwatch(&record);
+            self.keep(&record);
+            tracing::info!(
+                mount = record.name,
+                image = record.reference,
+                "complete: the kernel serves it alone"
+            );
+        }
+    }
+
+    fn unwatch(&self, record: &Record) {
+        if let Some(connection) = self.shop.keeping.current() {
+            connection.events.forget(&record.name);
+            if let Err(error) = connection.client.release(&record.name) {
+                tracing::debug!(mount = record.name, %error, "ending a watch");
+            }
+        }
+        remove_point(&self.shop.watch.join(&record.name));
+    }
+
+    /// Notes a process that uses it.
+    pub(super) fn hold(&self, holder: &Holder) {
+        let mut record = self.record();
+        record.holders.push(holder.clone());
+        self.keep(&record);
+    }
+
+    /// Notes that it uses it no more.
+    pub(super) fn let_go(&self, holder: &Holder) {
+        let mut record = self.record();
+        if let Some(at) = record.holders.iter().position(|other| other == holder) {
+            record.holders.swap_remove(at);
+        }
+        self.keep(&record);
+    }
+
+    /// Notes where users see it.
+    pub(super) fn binds(&self, change: impl FnOnce(&mut Vec<PathBuf>)) {
+        let mut record = self.record();
+        change(&mut record.binds);
+        self.keep(&record);
+    }
+
+    fn keep(&self, record: &Record) {
+        if let Err(error) = record.write(&self.shop.records) {
+            tracing::warn!(mount = record.name, %error, "noting what became of a mount");
+        }
+    }
+
+    /// Returns the reference it was mounted by.
+    pub(super) fn reference(&self) -> String {
+        self.record().reference.clone()
+    }
+
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        self.record().name == name
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the mount to the next daemon.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for LiveMount {
+    fn drop(&mut self) {
+        if self.is_left() && self.server.is_none() {
+            return;
+        }
+        // Somebody may still have a file open: the mount leaves the tree at once and ends with its last user.
+        match self.server.take() {
+            Some(server) => drop(server),
+            None => remove_point(&self.dir),
+        }
+        let _ = std::fs::remove_dir(&self.dir); // an empty directory below /run
+        let record = self.record();
+        if record.watched {
+            self.unwatch(&record);
+        }
+        record.remove(&self.shop.records);
+    }
+}
+
+/// The making of a mount of the kernel's.
+struct Kernel<'a> {
+    shop: &'a Workshop,
+    record: &'a mut Record,
+    parts: &'a Parts,
+    meta: &'a Path,
+    learn: bool,
+}
+
+impl Kernel<'_> {
+    /// Mounts; returns the files and the generation that was mounted.
+    fn mount(mut self, dir: &Path, layers: &[Arc<OpenLayer>]) -> anyhow::Result<Vec<(Arc<OpenLayer>, u64)>> {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        for _ in 0..ATTEMPTS {
+            let files = expose(layers)?;
+            let mounted = self.open(layers).inspect_err(|_| self.clean_up(dir))?;
+            if files.iter().all(|(files, mounted)| files.generation() == *mounted) {
+                let attached = mounted.attach(dir);
+                attached.inspect_err(|_| self.clean_up(dir)).context("showing the mount")?;
+                return Ok(files);
+            }
+            self.clean_up(dir);
+        }
+        bail!("segments are found damaged faster than they can be mounted")
+    }
+
+    fn open(&mut self, layers: &[Arc<OpenLayer>]) -> anyhow::Result<sys::mount::Detached> {
+        let by_id: HashMap<_, _> = layers.iter().map(|layer| (layer.id(), layer)).collect();
+        let devices =
+            (1..=self.parts.image.devices()).filter_map(|n| self.parts.image.device(n)).map(|slot| {
+                let whole = by_id.get(&slot.index).is_some_and(|layer| layer.is_whole(slot.segment));
+                Device { index: slot.index, segment: slot.segment, whole }
+            });
+        let devices: Vec<_> = devices.collect();
+        let complete = devices.iter().all(|device| device.whole);
+        if self.record.path == ReadPath::Plain && !complete {
+            bail!(anyhow::anyhow!("parts of it are missing").context(Hint::new(
+                "mounting by the plain path",
+                "`floe pull` fetches the rest; --path auto does without"
+            )));
+        }
+        let segments = File::open(&self.shop.devices).context("opening the segments")?;
+        let point = if complete { None } else { Some(self.watch()?) };
+        let mounted = mount::erofs::mount(self.meta, &devices, &segments, point.as_ref());
+        mounted.context("mounting by the kernel's own path")
+    }
+
+    fn watch(&mut self) -> anyhow::Result<WatchPoint> {
+        let connection = self.shop.keeping.connection()?;
+        let name = &self.record.name;
+        let at = self.shop.watch.join(name);
+        let point = WatchPoint::create(&self.shop.devices, &at, self.learn);
+        let point = point.with_context(|| format!("making the watch point {}", at.display()))?;
+        connection.events.observe(name, self.parts.observed());
+        self.record.watched = true; // from here on there is something to undo
+        connection.client.watch(name, point.root())?;
+        Ok(point)
+    }
+
+    /// Undoes what a failed attempt has made, but for the directory.
+    fn clean_up(&mut self, dir: &Path) {
+        if std::mem::take(&mut self.record.watched) {
+            if let Some(connection) = self.shop.keeping.current() {
+                connection.events.forget(&self.record.name);
+                let _ = connection.client.release(&self.record.name); // it may not have come as far
+            }
+            remove_point(&self.shop.watch.join(&self.record.name));
+        }
+        let _ = dir; // made by the caller, and empty
+    }
+}
+
+/// Makes the files of all layers ready for the kernel: two at a time, for making a file waits for the disk's journal.
+fn expose(layers: &[Arc<OpenLayer>]) -> anyhow::Result<Vec<(Arc<OpenLayer>, u64)>> {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let generation = layer.expose().context("making the segments ready")?;
+            done.push((layer.clone(), generation));
+        }
+        anyhow::Ok(done)
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let mut mine = work()?;
+        let theirs = other.join().unwrap_or_else(|_| bail!("making segments ready panicked"));
+        mine.extend(theirs?);
+        Ok(mine)
+    })
+}

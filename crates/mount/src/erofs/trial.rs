@@ -1,0 +1,195 @@
+//! Whether this kernel and the file system of the store can do all that the kernel's own read path needs: tried, not
+//! guessed from a version.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use format::IndexId;
+use format::erofs::write::{self, LayerDevices};
+use format::payload::SegmentSize;
+use format::tar::{Member, MemberKind, Placer};
+use format::tree::{Builder, Time};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sys::fanotify::{Group, Verdict};
+use sys::mount::MountError;
+
+use super::{Device, WatchPoint, mount};
+
+/// Length of the file that is read.
+const LEN: usize = 8192;
+
+/// How long the kernel may take over an event. It takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the kernel's own read path cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// There is no place to try.
+    #[error("preparing a trial in {}", dir.display())]
+    Prepare {
+        /// Where.
+        dir: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// No group for events before content is read.
+    #[error("asking for events before content is read (fanotify, CAP_SYS_ADMIN)")]
+    Group(#[source] io::Error),
+    /// No such events on this file system, or in this kernel.
+    #[error("watching a mount for reads (FAN_PRE_ACCESS: Linux 6.14; ext4, XFS, btrfs)")]
+    Watch(#[source] io::Error),
+    /// No EROFS from files.
+    #[error("mounting EROFS from files (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE)")]
+    Mount(#[source] MountError),
+    /// The kernel read what is missing without asking.
+    #[error("the kernel did not ask before it read what is missing")]
+    NotAsked,
+    /// What was read is not what is there.
+    #[error("what was read is not what is there")]
+    Wrong,
+    /// The read failed.
+    #[error("reading through the mount")]
+    Read(#[source] io::Error),
+}
+
+/// Mounts an image of one file in a directory, reads it before and after its segment is there, and takes all away
+/// again. Takes a few milliseconds.
+pub fn trial(dir: &Path) -> Result<(), TrialError> {
+    let dir = dir.join(format!("trial-{}", std::process::id()));
+    let prepare = |source| TrialError::Prepare { dir: dir.clone(), source };
+    let _ = fs::remove_dir_all(&dir); // of a process that had our number and was killed
+    fs::create_dir(&dir).map_err(prepare)?;
+    let tried = Trial::new(&dir).map_err(prepare).and_then(|trial| trial.run());
+    super::remove_point(&dir.join("watch"));
+    let _ = fs::remove_dir_all(&dir); // swept at the next start of the store
+    tried
+}
+
+struct Trial<'a> {
+    dir: &'a Path,
+    index: IndexId,
+    content: Vec<u8>,
+}
+
+impl<'a> Trial<'a> {
+    /// Writes an image, and an empty segment.
+    fn new(dir: &'a Path) -> io::Result<Self> {
+        let index = IndexId::from_bytes([0xf1; 32]);
+        let member = Member {
+            path: (*b"file").into(),
+            kind: MemberKind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            xattrs: Default::default(),
+            plain: 512,
+            payload: LEN as u64,
+        };
+        let size = SegmentSize::from_bits(16).ok_or(io::ErrorKind::InvalidInput)?;
+        let (mut placer, mut builder) = (Placer::new(size), Builder::new());
+        let placed = placer.member(&member).map_err(io::Error::other)?;
+        builder.layer().map_err(io::Error::other)?;
+        builder.member(&member, placed).map_err(io::Error::other)?;
+        let devices = LayerDevices { index, segment: size, lens: vec![2] }; // blocks of 4 KiB
+        let image = write::image(&builder.finish(), &[devices]).map_err(io::Error::other)?;
+        fs::write(dir.join("image"), image)?;
+        fs::create_dir_all(dir.join("segments").join(index.hex()))?;
+        let content = (0..LEN).map(|n| (n % 251) as u8 + 1).collect();
+        let trial = Self { dir, index, content };
+        File::create(trial.segment())?;
+        Ok(trial)
+    }
+
+    fn segment(&self) -> PathBuf {
+        self.dir.join("segments").join(self.index.hex()).join("0")
+    }
+
+    fn run(&self) -> Result<(), TrialError> {
+        let prepare = |source| TrialError::Prepare { dir: self.dir.to_owned(), source };
+        let segments = File::open(self.dir.join("segments")).map_err(prepare)?;
+        let group = Group::new().map_err(TrialError::Group)?;
+        let point = WatchPoint::create(&self.dir.join("segments"), &self.dir.join("watch"), false);
+        let point = point.map_err(prepare)?;
+        group.watch_mount(point.root()).map_err(TrialError::Watch)?;
+        let read = |whole, point| {
+            let devices = [Device { index: self.index, segment: 0, whole }];
+            let mounted = mount(&self.dir.join("image"), &devices, &segments, point);
+            let mounted = mounted.and_then(|mounted| Ok((mounted.open("file")?, mounted)));
+            mounted.map_err(TrialError::Mount)
+        };
+        let (file, _mounted) = read(false, Some(&point))?;
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| whole(&file));
+            let asked = self.fill_when_asked(&group, || reader.is_finished());
+            // Nobody waits for ever, whatever went wrong.
+            drop(group);
+            let read = reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader panicked")));
+            asked?;
+            self.compare(read)
+        })?;
+        let (file, _mounted) = read(true, None)?;
+        self.compare(whole(&file))
+    }
+
+    fn fill_when_asked(&self, group: &Group, over: impl Fn() -> bool) -> Result<(), TrialError> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let mut fds = [PollFd::new(group, PollFlags::IN)];
+            let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+            let _ = poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
+            for event in group.read().map_err(TrialError::Group)? {
+                let filled = fs::write(self.segment(), &self.content);
+                let verdict = if filled.is_ok() { Verdict::Allow } else { Verdict::Deny };
+                let _ = group.ignore(&event.file); // asked again, it would be answered by the end of the group
+                group.answer(event, verdict).map_err(TrialError::Group)?;
+                let prepare = |source| TrialError::Prepare { dir: self.dir.to_owned(), source };
+                return filled.map_err(prepare);
+            }
+            if over() {
+                break;
+            }
+        }
+        Err(TrialError::NotAsked)
+    }
+
+    fn compare(&self, read: io::Result<Vec<u8>>) -> Result<(), TrialError> {
+        match read {
+            Ok(read) if read == self.content => Ok(()),
+            Ok(_) => Err(TrialError::Wrong),
+            Err(error) => Err(TrialError::Read(error)),
+        }
+    }
+}
+
+fn whole(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map(|_| bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_leaves_nothing_and_ends_the_same_way_twice() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (first, second) = (trial(dir.path()), trial(dir.path()));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(first.is_ok(), second.is_ok());
+        if let Err(why) = first {
+            testkit::skip!(
+                "no read path of the kernel's own here: {why}: {:?}",
+                std::error::Error::source(&why)
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let error = trial(Path::new("/nonexistent/x")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/x"), "{error}");
+    }
+}

@@ -1,0 +1,404 @@
+//! The keeper's loop: one thread, no memory that grows but with what it holds.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sys::fanotify::{Event, Group, Verdict as Answer};
+
+use super::waiting::Waiting;
+use super::wire::{self, Asked, FromKeeper, ToKeeper, VERSION, Verdict};
+
+/// Descriptors that we ask for: one for each reader that waits, one for each mount.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// Wait before a daemon that died is started again, doubled each time.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// And at most so long.
+const BACKOFF_MOST: Duration = Duration::from_secs(10);
+/// A daemon that lived longer than this had begun well.
+const LIVED: Duration = Duration::from_secs(10);
+
+/// Starts another daemon; called when the last one has died. Must return at once.
+pub type Revive<'a> = dyn FnMut(&[String]) -> io::Result<()> + 'a;
+
+/// Runs a keeper that is reached at a socket, until it is told to end or has nothing to hold; calls `ready` once
+/// it can be reached.
+pub fn run(at: &Path, revive: &mut Revive<'_>, ready: impl FnOnce()) -> io::Result<()> {
+    harden();
+    let listener = listen_at(at)?;
+    let mut keeper = Keeper {
+        listener,
+        daemon: None,
+        group: None,
+        held: BTreeMap::new(),
+        waiting: Waiting::default(),
+        deadline: Duration::from_secs(300),
+        command: Vec::new(),
+        revival: Revival::default(),
+        buffer: Vec::new(),
+    };
+    ready();
+    let ended = keeper.serve(revive);
+    let _ = fs::remove_file(at); // it would only refuse connections
+    ended
+}
+
+/// Makes us the last to be hit when memory is short. What is refused is gone without.
+fn harden() {
+    if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
+        tracing::warn!(%error, "cannot lock memory");
+    }
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
+        tracing::warn!(%error, "cannot keep the out-of-memory killer off");
+    }
+    let all = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    if setrlimit(Resource::Nofile, all).is_err() {
+        let most = getrlimit(Resource::Nofile).maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }); // what we have will do
+    }
+}
+
+fn listen_at(at: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    // Whoever starts us has looked whether somebody answers there.
+    match fs::remove_file(at) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    bind(&listener, &SocketAddrUnix::new(at)?)?;
+    fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    listen(&listener, 16)?;
+    Ok(listener)
+}
+
+/// A daemon that is connected.
+struct Daemon {
+    socket: OwnedFd,
+    /// What it was not told yet for want of room in the socket: we never wait for it.
+    replies: VecDeque<(FromKeeper, Option<OwnedFd>)>,
+    /// False until it has said hello.
+    known: bool,
+    since: Instant,
+}
+
+/// What is held for daemons to come.
+enum Held {
+    /// The root of a mount that is watched.
+    Mount(OwnedFd),
+    /// Something a daemon gave.
+    Other(OwnedFd),
+}
+
+/// When the next daemon is started.
+#[derive(Default)]
+struct Revival {
+    at: Option<Instant>,
+    wait: Duration,
+    /// Somebody else starts it.
+    expected: bool,
+}
+
+impl Revival {
+    fn daemon_died(&mut self, now: Instant, lived: Duration) {
+        if lived > LIVED {
+            self.wait = Duration::ZERO;
+        }
+        let wait = if std::mem::take(&mut self.expected) { BACKOFF_MOST } else { self.wait };
+        self.at = Some(now + wait);
+        self.wait = (self.wait * 2).clamp(BACKOFF, BACKOFF_MOST);
+    }
+
+    /// It has been started and may end before it comes here.
+    fn started(&mut self, now: Instant) {
+        self.at = Some(now + BACKOFF_MOST.max(self.wait));
+    }
+}
+
+struct Keeper {
+    listener: OwnedFd,
+    daemon: Option<Daemon>,
+    /// Made when the first mount is watched.
+    group: Option<Group>,
+    held: BTreeMap<String, Held>,
+    waiting: Waiting<Event>,
+    deadline: Duration,
+    /// How a daemon is started.
+    command: Vec<String>,
+    revival: Revival,
+    buffer: Vec<u8>,
+}
+
+/// What the loop does next.
+#[derive(PartialEq, Eq)]
+enum Next {
+    GoOn,
+    End,
+}
+
+impl Keeper {
+    fn serve(&mut self, revive: &mut Revive<'_>) -> io::Result<()> {
+        loop {
+            let [called, asked, spoken] = self.wait()?;
+            if asked {
+                self.take_events();
+            }
+            if spoken && self.hear() == Next::End {
+                return Ok(());
+            }
+            if called {
+                self.admit();
+            }
+            let now = Instant::now();
+            for event in self.waiting.overdue(now, self.deadline, self.is_served()) {
+                tracing::warn!(path = %path_of(&event), "a reader's deadline has passed");
+                self.answer(event, Answer::Deny);
+            }
+            self.tell();
+            if self.daemon.is_none() {
+                if self.held.is_empty() && self.waiting.is_empty() {
+                    return Ok(());
+                }
+                if self.revival.at.is_some_and(|at| now >= at) {
+                    self.revival.started(now);
+                    if let Err(error) = revive(&self.command) {
+                        tracing::error!(%error, "starting a daemon");
+                        self.revival.daemon_died(now, Duration::ZERO);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for something to happen; tells who is there: a new daemon, the kernel, the daemon.
+    fn wait(&self) -> io::Result<[bool; 3]> {
+        let mut until = self.waiting.next_overdue(self.deadline, self.is_served());
+        if let (None, Some(at)) = (&self.daemon, self.revival.at) {
+            until = Some(until.map_or(at, |until| until.min(at)));
+        }
+        let now = Instant::now();
+        let left = until.map(|until| until.saturating_duration_since(now));
+        let limit = left.and_then(|left| Timespec::try_from(left).ok());
+        let untold = self.waiting.untold().is_some();
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        let group = self.group.as_ref().map(|group| {
+            fds.push(PollFd::new(group, PollFlags::IN));
+            fds.len() - 1
+        });
+        let daemon = self.daemon.as_ref().map(|daemon| {
+            let full = !daemon.replies.is_empty() || (daemon.known && untold);
+            let flags = if full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            fds.push(PollFd::new(&daemon.socket, flags));
+            fds.len() - 1
+        });
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |n: Option<usize>, flags| n.is_some_and(|n: usize| fds[n].revents().intersects(flags));
+        let any = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        Ok([ready(Some(0), any), ready(group, any), ready(daemon, any)])
+    }
+
+    fn is_served(&self) -> bool {
+        self.daemon.as_ref().is_some_and(|daemon| daemon.known)
+    }
+
+    /// Reads what the kernel asks.
+    fn take_events(&mut self) {
+        let Some(group) = &self.group else { return };
+        let now = Instant::now();
+        match group.read() {
+            Ok(events) => events.into_iter().for_each(|event| self.waiting.add(event, now)),
+            // The kernel has denied what it could not hand over.
+            Err(error) => tracing::error!(%error, "reading events"),
+        }
+    }
+
+    /// Replies to the daemon and tells it of events it does not know, as far as it takes them.
+    fn tell(&mut self) {
+        let Some(daemon) = &mut self.daemon else { return };
+        while let Some((reply, with)) = daemon.replies.front() {
+            let with = with.as_ref().map(AsFd::as_fd);
+            if wire::send(&daemon.socket, reply, with, SendFlags::DONTWAIT).is_err() {
+                return;
+            }
+            daemon.replies.pop_front();
+        }
+        while let Some((id, event, since)) = self.waiting.untold().filter(|_| daemon.known) {
+            let asked = FromKeeper::Asked(Asked {
+                id,
+                path: path_of(event),
+                offset: event.offset,
+                count: event.count,
+                thread: event.thread,
+                waited: since.elapsed(),
+            });
+            match wire::send(&daemon.socket, &asked, None, SendFlags::DONTWAIT) {
+                Ok(()) => self.waiting.tell(id),
+                // Full: later. Closed: noticed when it is listened to.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Lets a daemon in. There is one per store (its lock), so an older connection is a dead one's.
+    fn admit(&mut self) {
+        let socket = match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%error, "accepting a daemon"),
+        };
+        match rustix::net::sockopt::socket_peercred(&socket) {
+            Ok(peer) if peer.uid == rustix::process::geteuid() => {}
+            _ => return tracing::warn!("a stranger was refused"),
+        }
+        self.waiting.untell();
+        self.daemon = Some(Daemon { socket, replies: VecDeque::new(), known: false, since: Instant::now() });
+    }
+
+    /// Hears one word of the daemon.
+    fn hear(&mut self) -> Next {
+        let Some(daemon) = &self.daemon else { return Next::GoOn };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let heard = wire::receive::<ToKeeper>(&daemon.socket, &mut buffer);
+        self.buffer = buffer;
+        match heard {
+            Ok(Some((ToKeeper::End, _))) => return Next::End,
+            Ok(Some((word, with))) => self.obey(word, with),
+            Ok(None) => self.lose_daemon(),
+            Err(error) => {
+                tracing::warn!(%error, "listening to the daemon");
+                self.lose_daemon();
+            }
+        }
+        Next::GoOn
+    }
+
+    fn lose_daemon(&mut self) {
+        let Some(daemon) = self.daemon.take() else { return };
+        self.waiting.untell();
+        let now = Instant::now();
+        self.revival.daemon_died(now, now - daemon.since);
+    }
+
+    fn obey(&mut self, word: ToKeeper, with: Option<OwnedFd>) {
+        let done = match (word, with) {
+            (ToKeeper::Hello { version, deadline, revive }, _) => {
+                return self.greet(version, deadline, revive);
+            }
+            (ToKeeper::Answer { id, verdict }, _) => {
+                if let Some(event) = self.waiting.take(id) {
+                    self.settle(event, verdict);
+                }
+                return;
+            }
+            (ToKeeper::Watch { name }, Some(root)) => self.watch(name, root),
+            (ToKeeper::Keep { name }, Some(descriptor)) => {
+                self.held.insert(name, Held::Other(descriptor));
+                Ok(())
+            }
+            (ToKeeper::Fetch { name }, _) => match self.held.get(&name) {
+                Some(Held::Other(held) | Held::Mount(held)) => match held.try_clone() {
+                    Ok(copy) => return self.reply(FromKeeper::Done { errno: 0 }, Some(copy)),
+                    Err(error) => Err(error),
+                },
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
+            (ToKeeper::Release { name }, _) => self.release(&name),
+            (ToKeeper::Watch { .. } | ToKeeper::Keep { .. }, None) => Err(rustix::io::Errno::BADF.into()),
+            (ToKeeper::ExpectAnother, _) => return self.revival.expected = true,
+            (ToKeeper::End, _) => Ok(()), // taken before
+        };
+        let errno = done.err().map_or(0, |error: io::Error| {
+            error.raw_os_error().unwrap_or(rustix::io::Errno::NOENT.raw_os_error())
+        });
+        self.reply(FromKeeper::Done { errno }, None);
+    }
+
+    fn greet(&mut self, version: u32, deadline: Duration, revive: Vec<String>) {
+        let held = self.held.keys().cloned().collect();
+        self.reply(FromKeeper::Welcome { version: VERSION, pid: std::process::id(), held }, None);
+        if version != VERSION {
+            return; // it sees that from our answer
+        }
+        self.deadline = deadline;
+        self.command = revive;
+        self.revival.at = None;
+        if let Some(daemon) = &mut self.daemon {
+            daemon.known = true;
+        }
+    }
+
+    fn watch(&mut self, name: String, root: OwnedFd) -> io::Result<()> {
+        if self.group.is_none() {
+            self.group = Some(Group::new()?);
+        }
+        if let Some(group) = &self.group {
+            group.watch_mount(&root)?;
+        }
+        self.held.insert(name, Held::Mount(root));
+        Ok(())
+    }
+
+    fn release(&mut self, name: &str) -> io::Result<()> {
+        match self.held.remove(name) {
+            Some(Held::Mount(root)) => self.group.as_ref().map_or(Ok(()), |group| group.leave_mount(root)),
+            Some(Held::Other(_)) => Ok(()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Lets a reader go on as the daemon says.
+    fn settle(&self, event: Event, verdict: Verdict) {
+        match verdict {
+            // Found bad and replaced: the daemon has filled another file of that name.
+            Verdict::Whole if is_nameless(&event.file) => self.answer(event, Answer::Deny),
+            Verdict::Whole => {
+                if let Some(group) = &self.group
+                    && let Err(error) = group.ignore(&event.file)
+                {
+                    tracing::debug!(%error, "every read of a segment goes on being asked about");
+                }
+                self.answer(event, Answer::Allow);
+            }
+            Verdict::Failed => self.answer(event, Answer::Deny),
+        }
+    }
+
+    fn answer(&self, event: Event, answer: Answer) {
+        if let Some(group) = &self.group
+            && let Err(error) = group.answer(event, answer)
+        {
+            tracing::error!(%error, "answering the kernel");
+        }
+    }
+
+    fn reply(&mut self, reply: FromKeeper, with: Option<OwnedFd>) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.replies.push_back((reply, with));
+        }
+    }
+}
+
+/// Whether a file has lost its name since it was opened.
+fn is_nameless(file: &fs::File) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    file.metadata().is_ok_and(|found| found.nlink() == 0)
+}
+
+/// Returns the path of an event's file.
+fn path_of(event: &Event) -> String {
+    use std::os::fd::AsRawFd as _;
+    let link = fs::read_link(format!("/proc/self/fd/{}", event.file.as_raw_fd()));
+    link.map_or_else(|error| format!("? ({error})"), |path| path.to_string_lossy().into_owned())
+}
