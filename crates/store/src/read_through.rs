@@ -28,6 +28,7 @@ use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
 use crate::read_error::{AddError, ReadError};
+use crate::room;
 use crate::segments::{OpenLayer, SegmentFile};
 use crate::standing::Proof;
 use crate::store::Store;
@@ -134,6 +135,11 @@ impl Hold {
     pub fn layer(&self) -> &Arc<Layer> {
         &self.held.layer
     }
+
+    /// Remembers that the layer was used at this moment.
+    pub fn touch(&self) {
+        room::touch(&self.inner.store, self.held.open.id());
+    }
 }
 
 impl Drop for Hold {
@@ -197,6 +203,7 @@ impl ReadThrough {
         if exposure == Exposure::Mounted {
             open.expose()?;
         }
+        room::touch(&self.inner.store, open.id());
         let mut layers = guard::write(&self.inner.layers);
         let (held, count) = layers.entry(open.id()).or_insert_with(|| (Arc::new(Held { layer, open }), 0));
         *count += 1;
