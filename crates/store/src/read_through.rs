@@ -222,7 +222,8 @@ impl ReadThrough {
         Ok(waiter)
     }
 
-    /// Asks for segments that nobody waits for yet; never blocks. False if the queue is full: ask again later.
+    /// Asks for segments that nobody waits for yet; never blocks. False if the queue is full: ask again later. While
+    /// wishes are [paused](ReadThrough::pause) they are dropped.
     pub fn want(&self, index: IndexId, segments: Range<u32>, priority: Priority) -> bool {
         let Ok(held) = self.inner.held(index) else { return true };
         let mut room = true;
@@ -231,6 +232,17 @@ impl ReadThrough {
         }
         self.inner.work.notify_all();
         room
+    }
+
+    /// Stops what no reader waits for: what has been asked for still comes, what has not is forgotten. Until
+    /// [`ReadThrough::resume`], wishes are not taken and [`ReadThrough::complete`] fails.
+    pub fn pause(&self) {
+        guard::lock(&self.inner.flights).pause();
+    }
+
+    /// Takes wishes again.
+    pub fn resume(&self) {
+        guard::lock(&self.inner.flights).paused = false;
     }
 
     /// Returns how many spans are on their way.

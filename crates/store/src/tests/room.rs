@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use format::index::Codec;
 use format::{DiffId, Digest};
 
-use super::fixture::{Fake, image, simulated};
+use super::fixture::{Bench, Fake, Sample, image, later, simulated};
 use crate::claim::Claim;
 use crate::error::StoreError;
 use crate::gc::GcMode;
+use crate::origin::Priority;
+use crate::read_error::CompleteError;
 use crate::refs::RefName;
 use crate::room::Room;
 use crate::segments::{Content, OpenLayer};
@@ -213,4 +216,44 @@ fn whoever_opens_a_layer_that_is_being_evicted_finds_all_of_it_or_nothing() {
         done.store(true, Ordering::Relaxed);
         assert!(evicting.join().unwrap() > 0);
     });
+}
+
+#[test]
+fn a_pause_stops_what_nobody_waits_for_and_no_reader() {
+    let sample = Sample::new(1, 6, Codec::Plain);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.read.pause();
+    assert!(bench.read.want(sample.id(), 0..6, Priority::Background), "asking again would be of no use");
+    assert_eq!(bench.read.under_way(), 0);
+    assert!(matches!(bench.read.complete(sample.id(), later()), Err(CompleteError::Paused)));
+    bench.check(&sample, 3);
+    bench.settle();
+    assert_eq!(bench.origin.count(), 1);
+    bench.read.resume();
+    bench.read.complete(sample.id(), later()).unwrap();
+    // With all of it here there is nothing to pause.
+    bench.read.pause();
+    bench.read.complete(sample.id(), later()).unwrap();
+}
+
+#[test]
+fn a_pause_forgets_what_is_queued_and_a_reader_of_it_asks_anew() {
+    let (one, two) = (Sample::new(1, 2, Codec::Plain), Sample::new(2, 2, Codec::Plain));
+    let workers = crate::Workers { all: 2, unhurried: 1 };
+    let bench = Bench::watched(&[&one, &two], Arc::new(()), workers);
+    let _holds = [bench.add(&one), bench.add(&two)];
+    bench.origin.hold();
+    assert!(bench.read.want(one.id(), 0..2, Priority::Hint));
+    bench.origin.wait_for_held(1);
+    assert!(bench.read.want(two.id(), 0..2, Priority::Profile));
+    let waiter = bench.read.begin(two.id(), 1, later()).unwrap();
+    bench.read.pause();
+    bench.origin.wait_for_held(2);
+    bench.origin.release();
+    waiter.wait().unwrap();
+    bench.settle();
+    let here = |sample: &Sample, n| crate::Segments::local(&bench.read, sample.id(), n).is_some();
+    assert!(here(&one, 0) && here(&one, 1), "what has been asked for still comes");
+    assert!(!here(&two, 0) && here(&two, 1));
 }
