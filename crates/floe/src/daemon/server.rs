@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::protocol::{self, Call, Event, Failure, Hello, Ready, Request};
 use crate::engine::Engine;
 use crate::engine::publish::Wanted;
+use crate::engine::room::InUse;
 
 /// Clients served at once. A client that waits for a pull costs one thread.
 const CLIENTS: usize = 512;
@@ -188,6 +189,8 @@ impl Server {
             bail!("uid {uid} is not allowed to use this daemon");
         }
         let mut reader = BufReader::new(stream.try_clone()?);
+        // What a client looks into stays in use until it has gone, or looks into something else.
+        let mut looking = None;
         while let Some(request) = protocol::receive::<Request>(&mut reader)? {
             if request.version != protocol::VERSION {
                 let failure = Failure {
@@ -201,7 +204,7 @@ impl Server {
                 return Ok(protocol::send(&mut &*stream, &Event::Failed(failure))?);
             }
             let talk = Talk { stream };
-            match self.answer(request.call, &talk, &mut reader) {
+            match self.answer(request.call, &talk, &mut reader, &mut looking) {
                 Ok(reply) => protocol::send(&mut &*stream, &Event::Done { reply })?,
                 Err(error) => {
                     tracing::warn!("{error:#}");
@@ -217,6 +220,7 @@ impl Server {
         call: Call,
         talk: &Talk<'_>,
         reader: &mut BufReader<UnixStream>,
+        looking: &mut Option<InUse>,
     ) -> anyhow::Result<serde_json::Value> {
         let engine = &self.engine;
         let client = talk;
@@ -228,7 +232,11 @@ impl Server {
                 reply(&())
             }
             Call::Status => reply(&engine.status()),
-            Call::Open { image } => reply(&engine.opened(&image, talk)?),
+            Call::Open { image } => {
+                let (opened, in_use) = engine.opened(&image, talk)?;
+                *looking = Some(in_use);
+                reply(&opened)
+            }
             Call::Mount { image, dir, background } => {
                 let mounted = reply(&engine.mount_at(&image, &dir, background, talk)?)?;
                 // Whoever was killed meanwhile does not know of a mount to take away.

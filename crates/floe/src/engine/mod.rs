@@ -7,6 +7,7 @@
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `publish.rs` | the index artifact: sign, push, write |
 //! | `mounts.rs`, `waits.rs`, `profile.rs` | mounts, who waited, what a start reads |
+//! | `room.rs` | quota and reserve: what is evicted, when the background pauses |
 //! | `report.rs` | what is told |
 //!
 //! Everything here is synchronous; the network is behind [`crate::origin::Net`].
@@ -21,6 +22,7 @@ mod places;
 pub mod profile;
 pub mod publish;
 pub mod report;
+pub mod room;
 mod waits;
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +39,7 @@ use self::mounts::{LiveMount, Mounts};
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
 use self::report::{Fallback, ImageReport, Status, Timings, Traffic};
+use self::room::{InUse, Room};
 use crate::config::Config;
 use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Progress, Ready, Segment};
 use crate::exit::Hint;
@@ -57,6 +60,7 @@ pub struct Engine {
     net: Arc<Net>,
     through: Arc<ReadThrough>,
     mounts: Mounts,
+    room: Room,
     /// Images that were opened, by canonical reference.
     images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
     /// One builder per layer, so that two runs of one image stream it once.
@@ -83,13 +87,15 @@ impl Engine {
         for run in crate::run::sweep(root) {
             tracing::info!(run, "removed what a killed run left");
         }
-        Ok(Arc::new(Self {
+        let room = Room::new(store.clone(), &config.store)?;
+        let engine = Arc::new(Self {
             config: config.clone(),
             rule,
             store,
             net,
             through: Arc::new(through),
             mounts,
+            room,
             images: Mutex::default(),
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
@@ -97,7 +103,9 @@ impl Engine {
             fallbacks: Mutex::default(),
             alerts,
             stopping: AtomicBool::new(false),
-        }))
+        });
+        engine.keep_room();
+        Ok(engine)
     }
 
     /// Returns the directory of the store.
@@ -105,10 +113,11 @@ impl Engine {
         self.store.root()
     }
 
-    /// Makes an image readable and tells where its metadata image is.
-    pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<Opened> {
+    /// Makes an image readable, for as long as the answer's second half lives, and tells where its metadata image is.
+    pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<(Opened, InUse)> {
         let image = self.open(image, Purpose::Look, talk)?;
-        Ok(Opened { report: self.report(&image), meta: image.meta_path().to_owned() })
+        let opened = Opened { report: self.report(&image), meta: image.meta_path().to_owned() };
+        Ok((opened, InUse::new(image)))
     }
 
     /// Mounts an image at a directory of the user's.
@@ -207,7 +216,7 @@ impl Engine {
         let mode = if dry_run { GcMode::DryRun } else { GcMode::Remove };
         if !dry_run {
             // What is open only because it was once asked for does not count as in use.
-            self.images().retain(|_, image| Arc::strong_count(image) > 1 || self.mounts.uses(image.key()));
+            self.let_go();
         }
         let garbage = self.store.gc(mode).context("collecting garbage")?;
         Ok(Freed { items: garbage.into_iter().map(|item| (named(&item.kind), item.bytes)).collect() })
@@ -222,6 +231,10 @@ impl Engine {
             mounts: self.mounts.report(),
             traffic: self.net.traffic(),
             fallbacks: self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            room: self.room.report().unwrap_or_else(|error| {
+                tracing::warn!("looking at the room of the store: {error:#}");
+                Default::default()
+            }),
             alerts: self.alerts.list(),
         }
     }
@@ -255,7 +268,8 @@ impl Engine {
     fn live(&self, image: &Arc<OpenImage>) -> anyhow::Result<Arc<LiveMount>> {
         let options = mount::fuse::Options { deadline: self.config.fetch.deadline(), ..Default::default() };
         let segments: Arc<dyn Segments> = self.through.clone();
-        self.mounts.live(image.key(), || image.tree(), segments, image.clone(), options)
+        let in_use = Arc::new(InUse::new(image.clone()));
+        self.mounts.live(image.key(), || image.tree(), segments, in_use, options)
     }
 
     fn images(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<OpenImage>>> {

@@ -105,6 +105,11 @@ impl OpenImage {
         }
     }
 
+    /// Remembers that the image was used at this moment.
+    pub(super) fn touch(&self) {
+        self.layers.iter().for_each(|layer| layer.hold.touch());
+    }
+
     pub(super) fn mounted_in(&self, time: Duration) {
         self.last().times.mount += time;
     }
@@ -172,6 +177,7 @@ impl Engine {
                 again: purpose == Purpose::Start,
                 unasked: resolved.unasked,
             };
+            known.touch();
             known.hurry(self, purpose);
             return Ok(known);
         }
