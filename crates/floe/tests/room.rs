@@ -75,6 +75,39 @@ fn a_quota_is_kept_by_evicting_what_was_used_the_longest_ago() {
 }
 
 #[test]
+fn a_pinned_image_stays_and_is_not_forgotten_by_accident() {
+    let node = node!("[store]\nquota = \"8 MB\"\nreserve = 0\n");
+    let registry = Embedded::start(&node.path("registry"));
+    let images = push(&registry, 0..3);
+    let complaint = node.fails(&["pin", &images[0]]);
+    assert!(complaint.contains("is not in the store") && complaint.contains("floe pull"), "{complaint}");
+    node.ok(&["pull", &images[0]]);
+    node.ok(&["pin", &images[0]]);
+    node.ok(&["pin", &images[0]]);
+    let canonical = node.ok(&["pin"]);
+    assert_eq!(canonical.lines().count(), 1);
+    assert!(canonical.contains("image0:v1"), "{canonical}");
+    let complaint = node.fails(&["rm", &images[0]]);
+    assert!(complaint.contains("is pinned") && complaint.contains("floe pin --remove"), "{complaint}");
+    assert!(node.ok(&["status"]).contains(&format!("pinned {canonical}")));
+
+    // A kill loses neither the pin nor the order.
+    node.kill_daemon();
+    node.ok(&["pull", &images[1]]);
+    node.ok(&["pull", &images[2]]);
+    until("another image is evicted", || evicted(&node) == 1);
+    assert!(local(&node, &images[0]) > 0);
+    assert_eq!(local(&node, &images[1]), 0);
+    assert_eq!(node.json(&["pin"])["images"][0], canonical.trim());
+
+    node.ok(&["pin", "--remove", &images[0]]);
+    assert!(node.fails(&["pin", "--remove", &images[0]]).contains("is not pinned"));
+    assert_eq!(node.ok(&["pin"]), "");
+    node.ok(&["rm", &images[0]]);
+    node.ok(&["gc"]);
+}
+
+#[test]
 fn an_image_larger_than_the_quota_is_read_to_its_end_while_the_background_waits() {
     let first = node!();
     let registry = Embedded::start(&first.path("registry"));

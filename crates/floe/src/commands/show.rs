@@ -58,6 +58,9 @@ pub(super) fn status(status: &Status) -> String {
             mount.dir, mount.path, mount.reference, mount.reads, mount.misses
         );
     }
+    for reference in &status.pinned {
+        let _ = writeln!(text, "pinned {reference}");
+    }
     for (reason, layers) in &status.fallbacks {
         let _ = writeln!(text, "{layers} layers streamed whole: {reason}");
     }

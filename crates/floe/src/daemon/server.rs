@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
-use super::protocol::{self, Call, Event, Failure, Hello, Ready, Request};
+use super::protocol::{self, Call, Event, Failure, Hello, Pinned, Ready, Request};
 use crate::engine::Engine;
 use crate::engine::publish::Wanted;
 use crate::engine::room::InUse;
@@ -256,6 +256,9 @@ impl Server {
             Call::Verify { image, rebuild } => reply(&engine.verify(&image, rebuild, talk)?),
             Call::Segment { index, number } => reply(&engine.segment(index, number)?),
             Call::Rm { image } => reply(&engine.rm(&image)?),
+            Call::Pin { image } => reply(&engine.pin(&image)?),
+            Call::Unpin { image } => reply(&engine.unpin(&image)?),
+            Call::Pinned => reply(&Pinned { images: engine.pinned()? }),
             Call::Gc { dry_run } => reply(&engine.gc(dry_run)?),
             Call::Hold { image, background } => {
                 let hold = engine.hold(&image, background, talk)?;

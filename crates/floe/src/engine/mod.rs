@@ -7,7 +7,7 @@
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `publish.rs` | the index artifact: sign, push, write |
 //! | `mounts.rs`, `waits.rs`, `profile.rs` | mounts, who waited, what a start reads |
-//! | `room.rs` | quota and reserve: what is evicted, when the background pauses |
+//! | `room.rs` | quota and reserve: what is evicted, when the background pauses; pins |
 //! | `report.rs` | what is told |
 //!
 //! Everything here is synchronous; the network is behind [`crate::origin::Net`].
@@ -201,6 +201,12 @@ impl Engine {
     /// Forgets a reference.
     pub fn rm(&self, image: &str) -> anyhow::Result<()> {
         let name = ref_name(&open::canonical(image)?)?;
+        if self.store.pinned().has(&name)? {
+            bail!(anyhow::anyhow!("{image} is pinned").context(Hint::new(
+                "forgetting an image",
+                format!("`floe pin --remove {image}` takes the pin away")
+            )));
+        }
         if !self.store.refs().remove(&name).with_context(|| format!("forgetting {image}"))? {
             bail!(
                 anyhow::anyhow!("{image} is not in the store")
@@ -233,6 +239,10 @@ impl Engine {
             fallbacks: self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             room: self.room.report().unwrap_or_else(|error| {
                 tracing::warn!("looking at the room of the store: {error:#}");
+                Default::default()
+            }),
+            pinned: self.pinned().unwrap_or_else(|error| {
+                tracing::warn!("listing the pins: {error:#}");
                 Default::default()
             }),
             alerts: self.alerts.list(),

@@ -178,6 +178,9 @@ pub struct Status {
     /// What the store takes and may take.
     #[serde(default)]
     pub room: RoomReport,
+    /// References that are pinned.
+    #[serde(default)]
+    pub pinned: Vec<String>,
     /// What an administrator has to look at: layers that did not prove, damaged files.
     pub alerts: Vec<String>,
 }

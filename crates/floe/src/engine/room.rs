@@ -8,11 +8,12 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use store::{CompleteError, Evicted, Store};
 
-use super::Engine;
-use super::open::OpenImage;
+use super::open::{OpenImage, canonical};
 use super::report::RoomReport;
+use super::{Engine, ref_name};
 use crate::config;
 use crate::exit::Hint;
 use crate::size::shown;
@@ -261,6 +262,34 @@ impl Engine {
     /// Lets go what is open only because it was once asked for.
     pub(super) fn let_go(&self) {
         self.images().retain(|_, image| Arc::strong_count(image) > 1 || self.mounts.uses(image.key()));
+    }
+
+    /// Keeps an image that is in the store from being evicted; it fetches nothing.
+    pub fn pin(&self, image: &str) -> anyhow::Result<()> {
+        let name = ref_name(&canonical(image)?)?;
+        if self.store.refs().get(&name)?.is_none() {
+            bail!(
+                anyhow::anyhow!("{image} is not in the store")
+                    .context(Hint::new("pinning an image", format!("`floe pull {image}` fetches it")))
+            );
+        }
+        Ok(self.store.pinned().put(&name)?)
+    }
+
+    /// Takes a pin away.
+    pub fn unpin(&self, image: &str) -> anyhow::Result<()> {
+        if !self.store.pinned().remove(&ref_name(&canonical(image)?)?)? {
+            bail!(
+                anyhow::anyhow!("{image} is not pinned")
+                    .context(Hint::new("taking a pin away", "`floe pin` lists what is"))
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns the references that are pinned.
+    pub fn pinned(&self) -> anyhow::Result<Vec<String>> {
+        Ok(self.store.pinned().list()?.iter().map(ToString::to_string).collect())
     }
 }
 
