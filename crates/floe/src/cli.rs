@@ -98,6 +98,18 @@ pub enum Command {
         /// The image
         image: String,
     },
+    /// Keeps an image's layers when room is short; without IMAGE lists the pinned ones
+    ///
+    /// Nothing is fetched: what is here stays, and so does what comes later. A tag stays pinned when it comes to stand
+    /// for another image.
+    #[command(after_help = "Example: floe pin docker://registry.example/app:v1")]
+    Pin {
+        /// The image; it must be in the store
+        image: Option<String>,
+        /// Take the pin away
+        #[arg(long, requires = "image")]
+        remove: bool,
+    },
     /// Frees what no image in the store refers to
     #[command(after_help = "Example: floe gc --dry-run")]
     Gc {

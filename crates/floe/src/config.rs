@@ -25,7 +25,16 @@
 //!
 //! [mount]
 //! path = "auto"            # how images are read: auto, erofs, plain or fuse
+//!
+//! [store]
+//! quota = "50 GiB"         # the most that segments may take, 1 MiB or more; without it there is no quota.
+//!                          # Indexes and trees, one or two per cent, come on top
+//! reserve = "10 GiB"       # kept free on the store's disk; without it 5 % of the disk, at most 10 GiB
 //! ```
+//!
+//! Sizes are bytes, or a whole number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB. When the store exceeds its quota, or its
+//! disk has less than the reserve free, layers that nobody uses and nobody has pinned are evicted, the least recently used
+//! first; if that is not enough, what no reader waits for pauses.
 //!
 //! A storage host that a registry redirects to is a host of its own, with a section of its own.
 
@@ -33,6 +42,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::size::Size;
 use anyhow::Context;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -41,6 +51,9 @@ use crate::engine::mounts::ReadPath;
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/floe/config.toml";
+
+/// Two segments of the usual size; less is a typing error.
+const LEAST_QUOTA: u64 = 1 << 20;
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -54,6 +67,8 @@ pub struct Config {
     pub fetch: Fetch,
     /// How images are mounted.
     pub mount: Mount,
+    /// How much room the store takes.
+    pub store: Store,
 }
 
 /// How images are mounted.
@@ -152,6 +167,26 @@ impl Fetch {
     }
 }
 
+/// How much room the store takes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// The most that segments may take, 1 MiB or more.
+    #[serde(deserialize_with = "some")]
+    pub quota: Option<Size>,
+    /// What is kept free on the store's disk.
+    pub reserve: Option<Size>,
+}
+
+/// Reads a quota under which something can be kept.
+fn some<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Size>, D::Error> {
+    let quota = Size::deserialize(from)?;
+    if quota.bytes() < LEAST_QUOTA {
+        return Err(D::Error::custom("quota is 1 MiB or more; leave it out for none"));
+    }
+    Ok(Some(quota))
+}
+
 impl Config {
     /// Reads the file; only the default path may be absent.
     pub fn load(path: Option<&Path>) -> anyhow::Result<Self> {
@@ -185,7 +220,34 @@ mod tests {
         assert_eq!(config.registry["registry.example:5000"].trust, HostTrust::Registry);
         assert_eq!(config.fetch.deadline(), Duration::from_secs(300));
         assert_eq!(config.registry["registry.example:5000"].budgets, registry::Budgets::default());
+        let bytes = |size: Option<Size>| size.map(Size::bytes);
+        assert_eq!(bytes(config.store.quota), Some(50 << 30));
+        assert_eq!(bytes(config.store.reserve), Some(10 << 30));
         assert!(toml::from_str::<Config>("[fetch]\nbackgruond = true").is_err());
+    }
+
+    #[test]
+    fn a_quota_holds_something_and_a_reserve_may_be_nothing() {
+        let store = |text: &str| {
+            toml::from_str::<Config>(&format!("[store]\n{text}"))
+                .map(|config| (config.store.quota.map(Size::bytes), config.store.reserve.map(Size::bytes)))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(store(""), Ok((None, None)));
+        assert_eq!(store("quota = 1048576\nreserve = 0"), Ok((Some(1 << 20), Some(0))));
+        for (bad, complaint) in [
+            ("quota = 1048575", "1 MiB or more"),
+            ("quota = 0", "1 MiB or more"),
+            ("quota = \"50 GB of it\"", "no size"),
+            ("quota = true", "50 GiB"),
+            ("reserve = -1", "negative"),
+            ("reserve = 1.5", "50 GiB"),
+            ("reserve = \"2000000 TiB\"", "1 EiB"),
+            ("qouta = 1048576", "qouta"),
+        ] {
+            let error = store(bad).unwrap_err();
+            assert!(error.contains(complaint), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -10,5 +10,6 @@ pub mod exit;
 pub mod origin;
 pub mod progress;
 pub mod run;
+pub mod size;
 pub mod talk;
 pub mod trust;

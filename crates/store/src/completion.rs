@@ -32,7 +32,8 @@ impl ReadThrough {
 
     /// The same for as long as it is wanted: `go_on` hears how many segments are missing, at least every second.
     ///
-    /// After a no, what has been asked for still comes; nothing more is asked for.
+    /// After a no, or once wishes are [paused](ReadThrough::pause), what has been asked for still comes; nothing more is
+    /// asked for.
     pub fn complete_while(
         &self,
         index: IndexId,
@@ -48,6 +49,9 @@ impl ReadThrough {
             let mut under_way = VecDeque::new();
             for spans in runs(&held, 0..held.open.segments()) {
                 let signals = self.inner.watch(index, &spans, deadline);
+                if guard::lock(&self.inner.flights).paused {
+                    return Err(CompleteError::Paused);
+                }
                 if signals.is_empty() {
                     // No room in the queue: one at a time, as a reader.
                     self.begin(index, spans[0].start, deadline)?.wait()?;

@@ -115,6 +115,8 @@ pub(crate) struct Flights {
     /// Jobs no reader waits for that are running.
     unhurried: usize,
     pub(crate) closed: bool,
+    /// While true nothing is begun that no reader waits for, and the queues of wishes are empty.
+    pub(crate) paused: bool,
 }
 
 impl Flights {
@@ -167,8 +169,8 @@ impl Flights {
         self.flights.get(&key).map(|flight| Arc::clone(&flight.signal))
     }
 
-    /// Begins flights for adjacent spans nobody waits for; returns false if there is no room. Closed, it begins
-    /// none: nobody would end them.
+    /// Begins flights for adjacent spans nobody waits for; returns false if there is no room. Closed or paused, it
+    /// begins none: nobody would end them.
     ///
     /// Each ends where the wish does. Spans that are on their way already cut the run; they go further if what is
     /// wanted lies behind their end.
@@ -182,7 +184,7 @@ impl Flights {
         let free = |flights: &HashMap<Key, Flight>, span: &Range<u32>| {
             !flights.contains_key(&Key { layer, span: span.start })
         };
-        if self.closed {
+        if self.closed || self.paused {
             return true;
         }
         for span in spans {
@@ -305,9 +307,22 @@ impl Flights {
 
     /// Gives a job's spans that were never begun back to the queue.
     pub(crate) fn put_back(&mut self, job: &Job, spans: &[Range<u32>]) {
-        if !spans.is_empty() {
+        if self.paused && job.priority != Priority::Demand {
+            spans.iter().for_each(|span| self.finish(job.key(span), job.ticket, Outcome::Abandoned));
+        } else if !spans.is_empty() {
             let job = Job { spans: spans.to_vec(), ..*job };
             self.queues[job.priority as usize].push_front(job);
+        }
+    }
+
+    /// Forgets what no reader waits for and no worker has begun, and takes no more of it.
+    pub(crate) fn pause(&mut self) {
+        self.paused = true;
+        for priority in [Priority::Profile, Priority::Hint, Priority::Background] {
+            for job in std::mem::take(&mut self.queues[priority as usize]) {
+                // A span that a reader has taken out of the job is another ticket's.
+                job.spans.iter().for_each(|span| self.finish(job.key(span), job.ticket, Outcome::Abandoned));
+            }
         }
     }
 

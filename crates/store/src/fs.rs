@@ -14,8 +14,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) kind: EntryKind,
     /// Length in bytes, of a file.
     pub(crate) len: u64,
+    /// When it was last changed or [touched](Disk::touch), since 1970.
+    pub(crate) modified: Duration,
 }
 
 /// What a name in a directory stands for.
@@ -80,8 +83,14 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Returns the names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>>;
 
+    /// Sets when a file or directory was last changed to this moment. A crash may undo it.
+    fn touch(&self, path: &Path) -> io::Result<()>;
+
     /// Returns the bytes an ordinary process may still write.
     fn free(&self) -> io::Result<u64>;
+
+    /// Returns the bytes of the whole file system.
+    fn capacity(&self) -> io::Result<u64>;
 }
 
 /// A directory of this machine.
@@ -172,15 +181,31 @@ impl Disk for RealDisk {
                 name: name.to_owned(),
                 kind,
                 len: u64::try_from(stat.st_size).unwrap_or(0),
+                // Before 1970 is long ago; there are fewer than 2^32 nanoseconds in a second.
+                modified: Duration::new(
+                    u64::try_from(stat.st_mtime).unwrap_or(0),
+                    u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+                ),
             });
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        let times = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
+        Ok(rustix::fs::utimensat(&self.root, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
     fn free(&self) -> io::Result<u64> {
         let stat = rustix::fs::fstatvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn capacity(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&self.root)?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::refs;
 ///
 /// On a defect.
 pub fn record(data: &[u8]) {
-    for kind in [Kind::Session, Kind::Ref, Kind::Layer, Kind::Meta, Kind::Profile] {
+    for kind in [Kind::Session, Kind::Ref, Kind::Layer, Kind::Meta, Kind::Profile, Kind::Pin] {
         if let Ok(body) = record::decode(kind, data) {
             assert!(record::encode(kind, body) == data, "an accepted record encodes to itself");
         }

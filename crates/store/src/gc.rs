@@ -110,11 +110,13 @@ impl Store {
         &self,
         paths: impl Iterator<Item = &'a Path>,
     ) -> (Vec<(PathBuf, EntryKind)>, Result<(), StoreError>) {
-        let mut moved = Vec::new();
+        let (mut moved, mut result) = (Vec::new(), Ok(()));
         for path in paths {
             let temporary = self.temporary();
             if let Err(error) = self.disk().rename(path, &temporary) {
-                return (moved, Err(StoreError::io("removing", &self.path(path), error)));
+                // What has moved before is freed, but not before that is durable.
+                result = Err(StoreError::io("removing", &self.path(path), error));
+                break;
             }
             let kind = if path.starts_with("device") { EntryKind::Dir } else { EntryKind::File };
             moved.push((temporary, kind));
@@ -125,7 +127,7 @@ impl Store {
                 return (Vec::new(), Err(StoreError::io("syncing", &self.path(Path::new(dir)), error)));
             }
         }
-        (moved, Ok(()))
+        (moved, result)
     }
 
     fn entries(&self, dir: &Path) -> Result<Vec<Entry>, StoreError> {

@@ -4,7 +4,8 @@
 //! `store.rs`, what survives a crash in `session.rs` and `segments.rs`.
 //!
 //! A read path takes layers into use with [`ReadThrough::add`] and reads through [`Segments`]. A first pull
-//! writes into a [`Staging`]. References ([`Refs`]) keep what they name from [`Store::gc`].
+//! writes into a [`Staging`]. References ([`Refs`]) keep what they name from [`Store::gc`]; a user's pins
+//! ([`PinnedImages`]) keep it from eviction as well ([`Room`]).
 
 mod claim;
 mod completion;
@@ -22,10 +23,12 @@ mod open_files;
 mod origin;
 mod pace;
 mod parked;
+mod pinned;
 mod read_error;
 mod read_through;
 mod record;
 mod refs;
+mod room;
 mod segments;
 mod session;
 mod stage;
@@ -41,9 +44,11 @@ pub use contents::{MetaImage, MetaKey};
 pub use error::StoreError;
 pub use gc::{Garbage, GarbageKind, GcMode};
 pub use origin::{Blob, Origin, OriginError, Priority, Urgency};
+pub use pinned::PinnedImages;
 pub use read_error::{AddError, CompleteError, ReadError};
 pub use read_through::{DEADLINE, Hold, Observer, ReadThrough, Segments, Waiter, Workers};
 pub use refs::{DamagedRef, ImageRef, RefLayer, RefName, RefNameError, Refs};
+pub use room::{Evicted, Room};
 pub use segments::{OpenLayer, SegmentFile};
 pub use stage::Staging;
 pub use standing::{Proof, Stage, Standing};

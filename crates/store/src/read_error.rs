@@ -99,6 +99,9 @@ pub enum CompleteError {
     /// Whoever wanted it does not any more.
     #[error("it is no longer wanted")]
     Stopped,
+    /// What no reader waits for is paused, and something is missing.
+    #[error("what no reader waits for is paused")]
+    Paused,
     /// The layer is not what its image says. Recorded: it is neither mounted nor filled any more.
     #[error("layer {index}")]
     Refused {

@@ -28,6 +28,7 @@ use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
 use crate::read_error::{AddError, ReadError};
+use crate::room;
 use crate::segments::{OpenLayer, SegmentFile};
 use crate::standing::Proof;
 use crate::store::Store;
@@ -134,6 +135,11 @@ impl Hold {
     pub fn layer(&self) -> &Arc<Layer> {
         &self.held.layer
     }
+
+    /// Remembers that the layer was used at this moment.
+    pub fn touch(&self) {
+        room::touch(&self.inner.store, self.held.open.id());
+    }
 }
 
 impl Drop for Hold {
@@ -192,6 +198,7 @@ impl ReadThrough {
         if let Proof::Refused { .. } = open.standing().proof {
             return Err(AddError::Refused { index: open.id() });
         }
+        room::touch(&self.inner.store, open.id());
         let mut layers = guard::write(&self.inner.layers);
         let (held, count) = layers.entry(open.id()).or_insert_with(|| (Arc::new(Held { layer, open }), 0));
         *count += 1;
@@ -210,7 +217,8 @@ impl ReadThrough {
         Ok(waiter)
     }
 
-    /// Asks for segments that nobody waits for yet; never blocks. False if the queue is full: ask again later.
+    /// Asks for segments that nobody waits for yet; never blocks. False if the queue is full: ask again later. While
+    /// wishes are [paused](ReadThrough::pause) they are dropped.
     pub fn want(&self, index: IndexId, segments: Range<u32>, priority: Priority) -> bool {
         let Ok(held) = self.inner.held(index) else { return true };
         let mut room = true;
@@ -219,6 +227,17 @@ impl ReadThrough {
         }
         self.inner.work.notify_all();
         room
+    }
+
+    /// Stops what no reader waits for: what has been asked for still comes, what has not is forgotten. Until
+    /// [`ReadThrough::resume`], wishes are not taken and [`ReadThrough::complete`] fails.
+    pub fn pause(&self) {
+        guard::lock(&self.inner.flights).pause();
+    }
+
+    /// Takes wishes again.
+    pub fn resume(&self) {
+        guard::lock(&self.inner.flights).paused = false;
     }
 
     /// Returns how many spans are on their way.

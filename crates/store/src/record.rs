@@ -30,6 +30,7 @@ pub(crate) enum Kind {
     Layer = 3,
     Meta = 4,
     Profile = 5,
+    Pin = 6,
 }
 
 /// Returns the bytes of a record file.

@@ -206,7 +206,7 @@ impl Refs<'_> {
         Ok((images, damaged))
     }
 
-    fn read(&self, path: &Path) -> Result<Option<ImageRef>, StoreError> {
+    pub(crate) fn read(&self, path: &Path) -> Result<Option<ImageRef>, StoreError> {
         let limit = HEADER + 4 + limits::MANIFEST + limits::CONFIG;
         let Some(body) = record::read(self.store, Kind::Ref, path, limit)? else { return Ok(None) };
         decode(&body).map(Some).map_err(|what| StoreError::damaged(&self.store.path(path), what))
@@ -224,7 +224,12 @@ impl Refs<'_> {
 }
 
 fn path_of(name: &RefName) -> PathBuf {
-    Path::new("refs").join(blake3::hash(name.0.as_bytes()).to_hex().as_str())
+    Path::new("refs").join(file_of(name))
+}
+
+/// Returns the name of the file that is kept of a name, here and in `pins/`.
+pub(crate) fn file_of(name: &RefName) -> String {
+    blake3::hash(name.0.as_bytes()).to_hex().to_string()
 }
 
 pub(crate) fn encode(image: &ImageRef) -> Result<Vec<u8>, String> {

@@ -245,6 +245,12 @@ impl OpenLayer {
         self.missing.load(Ordering::Acquire)
     }
 
+    /// Returns the bytes of the segments that are here.
+    pub(crate) fn held(&self) -> u64 {
+        let here = |n: &u32| matches!(self.claim(*n), Some(Claim::Whole | Claim::Suspect));
+        (0..self.segments()).filter(here).map(|n| self.content.len(n)).sum()
+    }
+
     /// Returns the path of a segment's file, for mounting.
     pub fn path(&self, segment: u32) -> PathBuf {
         self.store.path(&self.file_of(segment))

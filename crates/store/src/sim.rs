@@ -316,8 +316,17 @@ impl Disk for SimDisk {
         Ok(entries)
     }
 
+    /// Not logged: a crash may undo it, and nothing but a choice depends on it.
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        self.real.touch(path)
+    }
+
     fn free(&self) -> io::Result<u64> {
         self.real.free()
+    }
+
+    fn capacity(&self) -> io::Result<u64> {
+        self.real.capacity()
     }
 }
 

@@ -9,6 +9,7 @@
 //! device/<id>/<n>    segments; device/<id>/state says what is known of the layer (segments.rs)
 //! meta/<key>         metadata images; meta/<key>.sum is the record of their length and BLAKE3
 //! profile/<key>      start-up profiles, one record each
+//! pins/<hash>        images that eviction leaves alone, one record each; made with the first (pinned.rs)
 //! tmp/               what has no name yet or no name any more; emptied at every start
 //! ```
 //!
@@ -120,6 +121,11 @@ impl Store {
     /// Returns the bytes that may still be written.
     pub fn free(&self) -> Result<u64, StoreError> {
         self.disk.free().map_err(|error| StoreError::io("asking for room on", &self.root, error))
+    }
+
+    /// Returns the bytes of the file system it is on.
+    pub fn capacity(&self) -> Result<u64, StoreError> {
+        self.disk.capacity().map_err(|error| StoreError::io("asking for the size of", &self.root, error))
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {

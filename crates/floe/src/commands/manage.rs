@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::{Session, out, show, user_image, user_path};
 use crate::cli;
 use crate::daemon::client::Client;
-use crate::daemon::protocol::{Call, Freed, Indexed, Mounted};
+use crate::daemon::protocol::{Call, Freed, Indexed, Mounted, Pinned};
 use crate::engine::report::{ImageReport, Status};
 use crate::exit::{Code, Hint};
 
@@ -71,6 +71,18 @@ pub(super) fn verify(session: &Session, image: String, rebuild: bool) -> anyhow:
 
 pub(super) fn rm(session: &Session, image: String) -> anyhow::Result<Code> {
     let () = session.ask(Call::Rm { image: user_image(image) })?;
+    Ok(Code::Done)
+}
+
+pub(super) fn pin(session: &Session, image: String, remove: bool) -> anyhow::Result<Code> {
+    let image = user_image(image);
+    let () = session.ask(if remove { Call::Unpin { image } } else { Call::Pin { image } })?;
+    Ok(Code::Done)
+}
+
+pub(super) fn pinned(session: &Session) -> anyhow::Result<Code> {
+    let pinned: Pinned = session.ask(Call::Pinned)?;
+    session.print(&pinned, |pinned| pinned.images.iter().map(|image| format!("{image}\n")).collect())?;
     Ok(Code::Done)
 }
 

@@ -74,6 +74,8 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Index(args) => manage::index(&session, args),
         Command::Verify { image, rebuild } => manage::verify(&session, image, rebuild),
         Command::Rm { image } => manage::rm(&session, image),
+        Command::Pin { image: Some(image), remove } => manage::pin(&session, image, remove),
+        Command::Pin { image: None, .. } => manage::pinned(&session),
         Command::Gc { dry_run } => manage::gc(&session, dry_run),
         Command::Status => manage::status(&session),
         Command::Inspect { image } => browse::inspect(&session, image),

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::engine::report::{ImageReport, IndexOrigin, LayerReport, Status, Timings};
+use crate::engine::report::{ImageReport, IndexOrigin, LayerReport, RoomReport, Status, Timings};
+pub(super) use crate::size::shown as bytes;
 
 /// Files listed under "waits"; the rest is summed up.
 const WAITS: usize = 8;
@@ -39,6 +40,9 @@ pub(super) fn status(status: &Status) -> String {
     for alert in &status.alerts {
         let _ = writeln!(text, "ALERT {alert}");
     }
+    if let Some(why) = &status.room.paused {
+        let _ = writeln!(text, "PAUSED what no reader waits for: {why}");
+    }
     for (reference, report) in &status.images {
         let local: u64 = report.layers.iter().map(|l| u64::from(l.local)).sum();
         let all: u64 = report.layers.iter().map(|l| u64::from(l.segments)).sum();
@@ -54,11 +58,27 @@ pub(super) fn status(status: &Status) -> String {
             mount.dir, mount.path, mount.reference, mount.reads, mount.misses
         );
     }
+    for reference in &status.pinned {
+        let _ = writeln!(text, "pinned {reference}");
+    }
     for (reason, layers) in &status.fallbacks {
         let _ = writeln!(text, "{layers} layers streamed whole: {reason}");
     }
+    let _ = writeln!(text, "{}", room(&status.room));
     let _ =
         writeln!(text, "received {} in {} requests", bytes(status.traffic.bytes), status.traffic.requests);
+    text
+}
+
+fn room(room: &RoomReport) -> String {
+    let mut text = format!("holds {}", bytes(room.held));
+    if let Some(quota) = room.quota {
+        text += &format!(" of {}", bytes(quota));
+    }
+    text += &format!("; {} free, {} kept free", bytes(room.free), bytes(room.reserve));
+    if room.evicted_layers > 0 {
+        text += &format!("; evicted {} layers, {}", room.evicted_layers, bytes(room.evicted_bytes));
+    }
     text
 }
 
@@ -97,31 +117,6 @@ pub(super) fn timings(timings: &Timings) -> String {
     text
 }
 
-pub(super) fn bytes(n: u64) -> String {
-    let mut value = (n, 0);
-    let mut rest = 0;
-    while value.0 >= 1000 {
-        rest = value.0 % 1000;
-        value = (value.0 / 1000, value.1 + 1);
-    }
-    let unit = ["B", "kB", "MB", "GB", "TB", "PB", "EB"][value.1];
-    if value.1 == 0 { format!("{n} B") } else { format!("{}.{} {unit}", value.0, rest / 100) }
-}
-
 pub(super) fn seconds(time: Duration) -> String {
     format!("{:.3} s", time.as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_decimal_and_short() {
-        let table =
-            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_999_999, "1.9 MB"), (u64::MAX, "18.4 EB")];
-        for (n, text) in table {
-            assert_eq!(bytes(n), text);
-        }
-    }
 }

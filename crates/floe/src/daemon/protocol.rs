@@ -111,6 +111,18 @@ pub enum Call {
         /// The reference as typed.
         image: String,
     },
+    /// Keep an image from being evicted. Replies nothing.
+    Pin {
+        /// The reference as typed.
+        image: String,
+    },
+    /// Undo `Pin`. Replies nothing.
+    Unpin {
+        /// The reference as typed.
+        image: String,
+    },
+    /// What is pinned? Replies [`Pinned`].
+    Pinned,
     /// Free what nothing refers to. Replies [`Freed`].
     Gc {
         /// Only say what would be freed.
@@ -235,6 +247,13 @@ pub struct Indexed {
 pub struct Segment {
     /// The file that holds the whole segment.
     pub file: PathBuf,
+}
+
+/// Reply to `Pinned`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pinned {
+    /// References, canonical.
+    pub images: Vec<String>,
 }
 
 /// Reply to `Gc`.

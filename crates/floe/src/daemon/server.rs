@@ -13,9 +13,10 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
-use super::protocol::{self, Call, Event, Failure, Hello, Ready, Request};
+use super::protocol::{self, Call, Event, Failure, Hello, Pinned, Ready, Request};
 use crate::engine::Engine;
 use crate::engine::publish::Wanted;
+use crate::engine::room::InUse;
 
 /// Clients served at once. A client that waits for a pull costs one thread.
 const CLIENTS: usize = 512;
@@ -196,6 +197,8 @@ impl Server {
             bail!("uid {uid} is not allowed to use this daemon");
         }
         let mut reader = BufReader::new(stream.try_clone()?);
+        // What a client looks into stays in use until it has gone, or looks into something else.
+        let mut looking = None;
         while let Some(request) = protocol::receive::<Request>(&mut reader)? {
             if request.version != protocol::VERSION {
                 let failure = Failure {
@@ -209,7 +212,7 @@ impl Server {
                 return Ok(protocol::send(&mut &*stream, &Event::Failed(failure))?);
             }
             let talk = Talk { stream };
-            match self.answer(request.call, &talk, &mut reader) {
+            match self.answer(request.call, &talk, &mut reader, &mut looking) {
                 Ok(reply) => protocol::send(&mut &*stream, &Event::Done { reply })?,
                 Err(error) => {
                     tracing::warn!("{error:#}");
@@ -225,6 +228,7 @@ impl Server {
         call: Call,
         talk: &Talk<'_>,
         reader: &mut BufReader<UnixStream>,
+        looking: &mut Option<InUse>,
     ) -> anyhow::Result<serde_json::Value> {
         let engine = &self.engine;
         let client = talk;
@@ -236,7 +240,11 @@ impl Server {
                 reply(&())
             }
             Call::Status => reply(&engine.status()),
-            Call::Open { image } => reply(&engine.opened(&image, talk)?),
+            Call::Open { image } => {
+                let (opened, in_use) = engine.opened(&image, talk)?;
+                *looking = Some(in_use);
+                reply(&opened)
+            }
             Call::HandOver => {
                 engine.hand_over();
                 reply(&())
@@ -260,6 +268,9 @@ impl Server {
             Call::Verify { image, rebuild } => reply(&engine.verify(&image, rebuild, talk)?),
             Call::Segment { index, number } => reply(&engine.segment(index, number)?),
             Call::Rm { image } => reply(&engine.rm(&image)?),
+            Call::Pin { image } => reply(&engine.pin(&image)?),
+            Call::Unpin { image } => reply(&engine.unpin(&image)?),
+            Call::Pinned => reply(&Pinned { images: engine.pinned()? }),
             Call::Gc { dry_run } => reply(&engine.gc(dry_run)?),
             Call::Hold { image, path, background } => {
                 let hold = engine.hold(&image, client.process(), path, background, talk)?;

@@ -53,10 +53,32 @@ impl Engine {
             if engine.stopping() {
                 return;
             }
-            if let Err(error) = engine.complete(&image, &|_| Ok(())) {
-                tracing::warn!(image = image.reference(), "fetching the rest: {error:#}");
-            }
+            engine.rest(image);
         });
+    }
+
+    /// Fetches all that is missing as there is room for it. While it waits for room, the image is not kept in use: it may
+    /// be what makes room.
+    fn rest(&self, image: Arc<OpenImage>) {
+        let known = Arc::downgrade(&image);
+        let mut wanted = Some(image);
+        while let Some(image) = wanted {
+            match self.complete(&image, &|_| Ok(())) {
+                Ok(()) => return,
+                Err(error) if matches!(error.downcast_ref(), Some(CompleteError::Paused)) => {
+                    tracing::info!(image = image.reference(), "fetching the rest waits until there is room");
+                }
+                Err(error) => {
+                    tracing::warn!(image = image.reference(), "fetching the rest: {error:#}");
+                    return;
+                }
+            }
+            drop(image);
+            if !self.wait_for_room() {
+                return;
+            }
+            wanted = known.upgrade();
+        }
     }
 
     /// Fetches all that is missing and proves every layer against the config.
@@ -71,7 +93,9 @@ impl Engine {
                 gone.is_ok()
             });
             gone?;
-            completed.with_context(|| format!("completing layer {blob}"))?;
+            completed
+                .map_err(|error| self.for_want_of_room(error))
+                .with_context(|| format!("completing layer {blob}"))?;
             if !found.proved() {
                 say(talk, "proving", &blob, found.place.size, found.place.size)?;
                 self.prove(found)?;

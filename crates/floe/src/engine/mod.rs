@@ -9,6 +9,7 @@
 //! | `mounts.rs`, `live.rs`, `points.rs` | mounts and who sees them, one mount, the kernel's table of them |
 //! | `keeping.rs`, `record.rs`, `adopt.rs` | what outlives this daemon: keeper, records, and taking them over |
 //! | `waits.rs`, `profile.rs` | who waited, what a start reads |
+//! | `room.rs` | quota and reserve: what is evicted, when the background pauses; pins |
 //! | `report.rs` | what is told |
 //!
 //! Everything here is synchronous; the network is behind [`crate::origin::Net`].
@@ -28,6 +29,7 @@ pub mod profile;
 pub mod publish;
 mod record;
 pub mod report;
+pub mod room;
 mod waits;
 
 use std::collections::{BTreeMap, HashMap};
@@ -46,6 +48,7 @@ use self::mounts::{Held, LiveMount, Mounts, ReadPath};
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
 use self::report::{Fallback, ImageReport, Status, Timings, Traffic};
+use self::room::{InUse, Room};
 use crate::config::Config;
 use crate::daemon::client::Address;
 use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Progress, Ready, Segment};
@@ -68,6 +71,7 @@ pub struct Engine {
     through: Arc<ReadThrough>,
     mounts: Mounts,
     keeping: Arc<Keeping>,
+    room: Room,
     /// Images that were opened, by canonical reference.
     images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
     /// One builder per layer, so that two runs of one image stream it once.
@@ -111,6 +115,7 @@ impl Engine {
         for run in crate::run::sweep(root) {
             tracing::info!(run, "removed what a killed run left");
         }
+        let room = Room::new(store.clone(), &config.store)?;
         let engine = Arc::new(Self {
             config: config.clone(),
             rule,
@@ -119,6 +124,7 @@ impl Engine {
             through,
             mounts,
             keeping,
+            room,
             images: Mutex::default(),
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
@@ -135,6 +141,7 @@ impl Engine {
                 engine.keeper_lost();
             }
         });
+        engine.keep_room(); // what was taken over is in use
         Ok(engine)
     }
 
@@ -153,10 +160,11 @@ impl Engine {
         self.store.root()
     }
 
-    /// Makes an image readable and tells where its metadata image is.
-    pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<Opened> {
+    /// Makes an image readable, for as long as the answer's second half lives, and tells where its metadata image is.
+    pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<(Opened, InUse)> {
         let image = self.open(image, Purpose::Look, talk)?;
-        Ok(Opened { report: self.report(&image), meta: image.meta_path().to_owned() })
+        let opened = Opened { report: self.report(&image), meta: image.meta_path().to_owned() };
+        Ok((opened, InUse::new(image)))
     }
 
     /// Mounts an image at a directory of the user's.
@@ -248,6 +256,12 @@ impl Engine {
     /// Forgets a reference.
     pub fn rm(&self, image: &str) -> anyhow::Result<()> {
         let name = ref_name(&open::canonical(image)?)?;
+        if self.store.pinned().has(&name)? {
+            bail!(anyhow::anyhow!("{image} is pinned").context(Hint::new(
+                "forgetting an image",
+                format!("`floe pin --remove {image}` takes the pin away")
+            )));
+        }
         if !self.store.refs().remove(&name).with_context(|| format!("forgetting {image}"))? {
             bail!(
                 anyhow::anyhow!("{image} is not in the store")
@@ -263,7 +277,7 @@ impl Engine {
         let mode = if dry_run { GcMode::DryRun } else { GcMode::Remove };
         if !dry_run {
             // What is open only because it was once asked for does not count as in use.
-            self.images().retain(|_, image| Arc::strong_count(image) > 1 || self.mounts.uses(image.key()));
+            self.let_go();
         }
         let garbage = self.store.gc(mode).context("collecting garbage")?;
         Ok(Freed { items: garbage.into_iter().map(|item| (named(&item.kind), item.bytes)).collect() })
@@ -278,6 +292,14 @@ impl Engine {
             mounts: self.mounts.report(),
             traffic: self.net.traffic(),
             fallbacks: self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            room: self.room.report().unwrap_or_else(|error| {
+                tracing::warn!("looking at the room of the store: {error:#}");
+                Default::default()
+            }),
+            pinned: self.pinned().unwrap_or_else(|error| {
+                tracing::warn!("listing the pins: {error:#}");
+                Default::default()
+            }),
             alerts: self.alerts.list(),
         }
     }

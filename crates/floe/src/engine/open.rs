@@ -15,6 +15,7 @@ use store::{ImageRef, MetaKey, Proof};
 use super::layers::{FoundLayer, Place};
 use super::live::Recipe;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
+use super::room::InUse;
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
 use crate::exit::Hint;
@@ -92,7 +93,7 @@ impl OpenImage {
             meta: self.meta.clone(),
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
             files: self.layers.iter().map(|layer| layer.hold.files().clone()).collect(),
-            uses: self.clone(),
+            uses: Arc::new(InUse::new(self.clone())),
             learn: self.profile.is_none(),
         }
     }
@@ -107,6 +108,11 @@ impl OpenImage {
         if let (Purpose::Start, Some(profile)) = (purpose, &self.profile) {
             engine.fetch_profile(profile.clone());
         }
+    }
+
+    /// Remembers that the image was used at this moment.
+    pub(super) fn touch(&self) {
+        self.layers.iter().for_each(|layer| layer.hold.touch());
     }
 
     pub(super) fn mounted_in(&self, time: Duration) {
@@ -176,6 +182,7 @@ impl Engine {
                 again: purpose == Purpose::Start,
                 unasked: resolved.unasked,
             };
+            known.touch();
             known.hurry(self, purpose);
             return Ok(known);
         }

@@ -179,8 +179,33 @@ pub struct Status {
     /// Layers streamed since the daemon started because no index could be used, by reason.
     #[serde(default)]
     pub fallbacks: BTreeMap<Fallback, u64>,
+    /// What the store takes and may take.
+    #[serde(default)]
+    pub room: RoomReport,
+    /// References that are pinned.
+    #[serde(default)]
+    pub pinned: Vec<String>,
     /// What an administrator has to look at: layers that did not prove, damaged files.
     pub alerts: Vec<String>,
+}
+
+/// What the store takes, in bytes, and what it may take.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomReport {
+    /// What all segments have.
+    pub held: u64,
+    /// The most they may have, where that is limited.
+    pub quota: Option<u64>,
+    /// What is free on the store's disk.
+    pub free: u64,
+    /// What is kept free.
+    pub reserve: u64,
+    /// Layers evicted since the daemon started.
+    pub evicted_layers: u64,
+    /// What they had.
+    pub evicted_bytes: u64,
+    /// Why what no reader waits for is paused, if it is.
+    pub paused: Option<String>,
 }
 
 /// One mount.

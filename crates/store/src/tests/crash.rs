@@ -10,6 +10,7 @@ use super::fixture::{Fake, image, simulated};
 use crate::claim::Claim;
 use crate::gc::GcMode;
 use crate::refs::RefName;
+use crate::room::Room;
 use crate::segments::{Content, OpenLayer};
 use crate::sim::{Dice, Model, SimDisk};
 use crate::standing::{Proof, Stage};
@@ -33,19 +34,20 @@ struct Run {
     disk: Arc<SimDisk>,
     refs: Vec<Change>,
     profiles: Vec<Change>,
+    pins: Vec<Change>,
 }
 
 /// Does `steps` random operations on an empty store.
 fn run(root: &Path, dice: &mut Dice, steps: usize) -> Run {
     let (disk, mut store) = simulated(root, "boot 0");
-    let mut run = Run { disk: disk.clone(), refs: Vec::new(), profiles: Vec::new() };
+    let mut run = Run { disk: disk.clone(), refs: Vec::new(), profiles: Vec::new(), pins: Vec::new() };
     let mut open: Vec<Arc<OpenLayer>> = Vec::new();
     let mut boot = "boot 0".to_owned();
     for version in 0..steps as u64 {
         let content = Fake::new(dice.below(4) as u64 % LAYERS);
         let name = NAMES[dice.below(3)];
         let begun = disk.now();
-        match dice.below(14) {
+        match dice.below(17) {
             0 | 1 => {
                 let layers = [content.id(), Fake::new(version % LAYERS).id()];
                 store.refs().put(&image(name, &layers, version)).unwrap();
@@ -86,6 +88,17 @@ fn run(root: &Path, dice: &mut Dice, steps: usize) -> Run {
                 store.gc(GcMode::Remove).unwrap();
             }
             12 => {
+                Room::new(store.clone()).evict(1 + dice.below(50_000) as u64).unwrap();
+            }
+            13 => {
+                store.pinned().put(&RefName::parse(name).unwrap()).unwrap();
+                run.pins.push(Change { begun, done: disk.now(), name, version: Some(0) });
+            }
+            14 => {
+                store.pinned().remove(&RefName::parse(name).unwrap()).unwrap();
+                run.pins.push(Change { begun, done: disk.now(), name, version: None });
+            }
+            15 => {
                 store.put_meta(crate::MetaKey::of(&[content.id()]), &content.bytes(0)).unwrap();
             }
             _ => {
@@ -123,6 +136,7 @@ fn check(root: &Path, run: &Run, prefix: usize, boot: &str, dice: &mut Dice) -> 
     let (disk, store) = simulated(root, boot);
     let (images, damaged) = store.refs().list().unwrap();
     assert!(damaged.is_empty(), "{damaged:?}");
+    let pins = store.pinned().list().unwrap();
     for name in NAMES {
         let found = images.iter().find(|image| image.name.as_str() == name).map(|image| image.layers[0].size);
         let allowed_refs = allowed(&run.refs, prefix, name);
@@ -130,6 +144,8 @@ fn check(root: &Path, run: &Run, prefix: usize, boot: &str, dice: &mut Dice) -> 
         let profile = store.profile(Digest::of(name.as_bytes())).unwrap();
         let profile = profile.map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
         assert!(allowed(&run.profiles, prefix, name).contains(&profile), "profile of {name}");
+        let pin = pins.iter().any(|pin| pin.as_str() == name).then_some(0);
+        assert!(allowed(&run.pins, prefix, name).contains(&pin), "pin of {name}");
     }
     for seed in 0..LAYERS {
         let content = Fake::new(seed);

@@ -6,4 +6,5 @@ mod files;
 mod fixture;
 mod flight;
 mod locking;
+mod room;
 mod spans;
