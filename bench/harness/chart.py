@@ -2,7 +2,7 @@
 from html import escape
 
 from harness.network import rate_text
-from harness.report import link_seconds, rounds, summarize
+from harness.report import delay_text, link_seconds, rounds, summarize
 
 WIDTH, LEFT, RIGHT = 860, 190, 150  # the bars lie between the margins
 BAR, GAP, GROUP, TOP, BOTTOM = 20, 6, 44, 64, 64
@@ -39,7 +39,7 @@ def svg(result):
         ticks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP + 14}" y2="{axis}" stroke="#e4e7eb"/>')
         ticks.append(_text(x, axis + 16, f"{index * step:g} s", color=FAINT, anchor="middle", size=11))
     height = axis + BOTTOM
-    title = f"From nothing to ready over {rate_text(result['rate'])}"
+    title = f"From nothing to ready over {rate_text(result['rate'])}{delay_text(result)}"
     foot = [f"Median of {rounds(result)} cold starts, whiskers: {_interval(summary)}. "
             "Dashed: the link alone, for all layers.",
             f"Linux {result['machine']['kernel']}, {result['machine']['cpus']} CPUs, {result['date'][:10]}. Shorter is better."]

@@ -38,11 +38,12 @@ class Floe:
     TITLES = {"floe-first": "Floe, no index anywhere", "floe-index": "Floe, index in the registry",
               "floe-profile": "Floe, index and profile"}
 
-    def __init__(self, name, binary, home, deadline):
+    def __init__(self, name, binary, home, deadline, path):
         self.name, self.title = name, self.TITLES[name]
         self.repositories = (name,)
         self._deadline = deadline
         self._binary = binary
+        self._path = path
         self._root = os.path.join(home, name)
 
     def prepare(self, images, registry_):
@@ -72,7 +73,7 @@ class Floe:
         machine.wipe(self._root)
         os.makedirs(self._root)
         try:
-            with closing(_Store(self._binary, self._root)) as store:
+            with closing(_Store(self._binary, self._root, self._path)) as store:
                 yield store
         finally:
             machine.wipe(self._root)
@@ -82,14 +83,14 @@ class Floe:
 
 
 @contextmanager
-def mounted(binary, home, image):
+def mounted(binary, home, image, path="auto"):
     """Pulls an image of the lab and mounts it, everything local; yields the mount point."""
     root = os.path.join(home, "floe-mounted")
     machine.wipe(root)
     point = os.path.join(root, "mnt")
     os.makedirs(point)
     try:
-        with closing(_Store(binary, os.path.join(root, "store"))) as store:
+        with closing(_Store(binary, os.path.join(root, "store"), path)) as store:
             reference = f"oci:{image.layout}:{image.tag}"
             store.command("pull", reference)
             store.command("mount", reference, point)
@@ -104,13 +105,13 @@ def mounted(binary, home, image):
 class _Store:
     """One store of floe's, and the commands on it."""
 
-    def __init__(self, binary, root):
+    def __init__(self, binary, root, path):
         self.binary, self.root = binary, root
         self.log = f"{root}.log"  # beside the store: a store wants a directory of its own
         self.timings = f"{root}.timings"
         self.config = f"{root}.toml"
         with open(self.config, "w") as out:
-            out.write(CONFIG)
+            out.write(CONFIG + f'[mount]\npath = "{path}"\n')
 
     def argv(self, *words):
         return [self.binary, "--root", self.root, "--config", self.config, *words]

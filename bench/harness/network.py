@@ -31,7 +31,9 @@ def rate(limit):
 
 
 def bits_per_second(limit):
-    """Returns the number that a rate as tc writes it stands for."""
+    """Returns the number that a rate as tc writes it stands for; `none` is no limit."""
+    if limit == "none":
+        return float("inf")
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg])bit", limit)
     bits = float(number[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[number[2]] if number else 0
     if not bits:
@@ -42,6 +44,8 @@ def bits_per_second(limit):
 def rate_text(limit):
     """Returns a rate as tc writes it in the way people write it: 100 Mbit/s."""
     bits = bits_per_second(limit)
+    if limit == "none":
+        return "unshaped"
     factor, unit = next((f, u) for f, u in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (0, "kbit/s")) if bits >= f)
     return f"{bits / (factor or 1e3):g} {unit}"
 

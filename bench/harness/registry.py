@@ -16,6 +16,7 @@ from harness import network
 from harness.process import Child, Failed, run, until
 
 ADDRESS = f"{network.REGISTRY_HOST}:5000"
+BEHIND = f"{network.REGISTRY_HOST}:5002"  # where it is when ADDRESS is the far end of a long line
 DEBUG = f"{network.REGISTRY_HOST}:5001"
 CONFIG = """\
 version: 0.1
@@ -89,8 +90,10 @@ def parse_duration(text):
 class Registry:
     """A running registry; a context manager. Its storage stays from run to run, so images are pushed once."""
 
-    def __init__(self, home, drop):
-        """`drop` names the top-level repositories that must not survive from earlier runs."""
+    def __init__(self, home, drop, delay=0):
+        """`drop` names the top-level repositories that must not survive from earlier runs; `delay` is in ms each way."""
+        self._delay = delay
+        self._between = None
         self._home = home
         self._data = os.path.join(home, "data")
         self._log = os.path.join(home, "log")
@@ -102,19 +105,24 @@ class Registry:
         os.makedirs(self._data, exist_ok=True)
         config = os.path.join(self._home, "config.yml")
         with open(config, "w") as out:
-            out.write(CONFIG.format(data=self._data, address=ADDRESS, debug=DEBUG))
+            out.write(CONFIG.format(data=self._data, address=BEHIND if self._delay else ADDRESS, debug=DEBUG))
         open(self._log, "w").close()
         space = ["nsenter", f"--net=/run/netns/{network.REGISTRY}", "--"]
         self._child = Child(space + ["docker-registry", "serve", config], stderr=self._log)
+        if self._delay:
+            proxy = ["python3", os.path.join(os.path.dirname(os.path.abspath(__file__)), "delay.py")]
+            self._between = Child(space + proxy + [ADDRESS, BEHIND, self._delay], stderr=self._log + ".delay")
         try:
             until(self._answers, f"the registry (its log is {self._log})", 20)
         except BaseException:
-            self._child.stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
         self._child.stop()
+        if self._between:
+            self._between.stop()
 
     def push(self, image, repository):
         """Pushes an image's layout under a repository name, unless it is there."""

@@ -63,7 +63,7 @@ def notes(result):
         f"Medians of {rounds(result)} interleaved cold rounds; in brackets the interval between order statistics that holds the "
         f"median with {' or '.join(f'{100 * share:.1f} %' for share in sorted(coverage))}. Shares are of the full pull of the "
         f"same round. {failed} of {len(result['samples'])} starts failed.",
-        f"Link {rate_text(result['rate'])}, measured {result['measured_rate'] / 1e6:.1f} Mbit/s of payload; all layers alone need {limits}.",
+        f"Link {rate_text(result['rate'])}{delay_text(result)}, measured {result['measured_rate'] / 1e6:.1f} Mbit/s of payload; all layers alone need {limits}.",
         f"{result['date']}, Linux {machine['kernel']}, {machine['cpus']} x {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB; "
         + "; ".join(machine["versions"].values()) + ".",
     ]
@@ -72,6 +72,12 @@ def notes(result):
 def rounds(result):
     """Returns how many rounds were begun; an interrupted bench has fewer than were asked for."""
     return max((sample["round"] for sample in result["samples"]), default=0)
+
+
+def delay_text(result):
+    """Returns how long the line is, where it was made longer."""
+    delay = result.get("delay", 0)
+    return f", {delay:g} ms each way" if delay else ""
 
 
 def link_seconds(size, rate):

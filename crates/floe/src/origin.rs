@@ -146,6 +146,11 @@ impl Net {
         known.truncate(SOURCES);
     }
 
+    /// Lets what nobody waits for use the time in which readers wait for answers, for as long as the result lives.
+    pub fn eager(&self) -> registry::Eager {
+        self.client.eager()
+    }
+
     /// Returns what has gone over the network since the start.
     pub fn traffic(&self) -> Traffic {
         let mut sum = Traffic::default();

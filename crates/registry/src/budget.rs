@@ -4,11 +4,12 @@
 //! [`Budgets::background`] for background work; in any window of one second at most [`Budgets::per_second`] are
 //! given; a reader's request goes before every background one; after [`Limiter::hold`] none is given until that
 //! moment. Dropping a waiter or a permit gives its place to the next. Background work that already has its permit
-//! gives way to readers' between the pieces of its answer.
+//! gives way to readers' between the pieces of its answer: while they have a request in flight, or, where the client is
+//! [`Eager`], while an answer to them is arriving.
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(crate) struct Limiter {
     budgets: Budgets,
     /// Held for a few instructions, never across `.await`; no other lock is taken under it.
     state: Mutex<State>,
+    /// How many want the background to use the time in which readers wait for the first byte of an answer.
+    eager: Arc<AtomicUsize>,
     /// Woken when waiters must look at the clock again.
     changed: Notify,
     pub(crate) counters: Counters,
@@ -47,6 +50,8 @@ pub(crate) struct Limiter {
 #[derive(Debug, Default)]
 struct State {
     demand: u32,
+    /// Of these, how many whose answer is arriving.
+    arriving: u32,
     background: u32,
     peak: u32,
     /// When the last `per_second` permits were given, oldest first.
@@ -99,9 +104,37 @@ pub struct HostStats {
 pub(crate) struct Permit {
     limiter: Arc<Limiter>,
     priority: Priority,
+    /// Whether the answer is arriving.
+    arriving: bool,
+}
+
+/// While it lives, background work of a client uses what its readers leave of the link, also while they wait for the
+/// first byte of an answer: for a link that is long, or fast beside what is read.
+#[derive(Debug)]
+pub struct Eager(Arc<AtomicUsize>);
+
+impl Eager {
+    pub(crate) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Eager {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Permit {
+    /// Tells that a piece of the answer is here.
+    pub(crate) fn arrives(&mut self) {
+        if self.priority == Priority::Demand && !self.arriving {
+            self.arriving = true;
+            self.limiter.lock().arriving += 1;
+        }
+    }
+
     pub(crate) fn priority(&self) -> Priority {
         self.priority
     }
@@ -130,7 +163,8 @@ impl Drop for Permit {
                 Priority::Demand => state.demand -= 1,
                 Priority::Background => state.background -= 1,
             }
-            self.priority == Priority::Demand && state.demand == 0
+            state.arriving -= u32::from(self.arriving);
+            self.priority == Priority::Demand && (state.demand == 0 || state.arriving == 0)
         };
         // Whoever waited for a free place may have to wait for the clock from here on, and whoever gave way may
         // go on. Only here, not where waiters pump: they would wake each other for ever.
@@ -141,9 +175,10 @@ impl Drop for Permit {
 }
 
 impl Limiter {
-    pub(crate) fn new(budgets: Budgets) -> Arc<Self> {
+    pub(crate) fn new(budgets: Budgets, eager: Arc<AtomicUsize>) -> Arc<Self> {
         Arc::new(Self {
             budgets: budgets.sane(),
+            eager,
             state: Mutex::default(),
             changed: Notify::new(),
             counters: Counters::default(),
@@ -195,7 +230,7 @@ impl Limiter {
         self.acquire(Priority::Demand).await
     }
 
-    /// Waits, but not long, until no reader has or wants a permit.
+    /// Waits, but not long, until no reader has or wants a permit, or none gets anything.
     pub(crate) async fn give_way(&self) {
         let end = Instant::now() + GIVE_WAY;
         loop {
@@ -203,7 +238,8 @@ impl Limiter {
             changed.as_mut().enable();
             {
                 let state = self.lock();
-                if state.demand == 0 && state.waiting[0].iter().all(oneshot::Sender::is_closed) {
+                let idle = state.demand == 0 && state.waiting[0].iter().all(oneshot::Sender::is_closed);
+                if idle || (state.arriving == 0 && self.eager.load(Relaxed) > 0) {
                     return;
                 }
             }
@@ -257,7 +293,7 @@ impl Limiter {
                 }
             };
             // Outside the lock: a waiter that has gone gives the permit back by dropping it, which locks.
-            let _ = sender.send(Permit { limiter: Arc::clone(self), priority });
+            let _ = sender.send(Permit { limiter: Arc::clone(self), priority, arriving: false });
         }
     }
 
@@ -319,7 +355,26 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     fn limiter(in_flight: u32, background: u32, per_second: u32) -> Arc<Limiter> {
-        Limiter::new(Budgets { in_flight, background, per_second, ..Budgets::default() })
+        let budgets = Budgets { in_flight, background, per_second, ..Budgets::default() };
+        Limiter::new(budgets, Arc::default())
+    }
+
+    #[tokio::test]
+    async fn an_eager_client_uses_the_time_in_which_readers_wait_for_an_answer() {
+        let limiter = limiter(4, 2, 100);
+        let mut reader = limiter.acquire(Priority::Demand).await;
+        assert!(poll(pin!(limiter.give_way())).is_none());
+        let eager = Eager::new(&limiter.eager);
+        assert!(poll(pin!(limiter.give_way())).is_some());
+        reader.arrives();
+        assert!(poll(pin!(limiter.give_way())).is_none(), "the link is the reader's");
+        let mut waiting = pin!(limiter.give_way());
+        assert!(poll(waiting.as_mut()).is_none());
+        drop(reader);
+        waiting.await;
+        let _reader = limiter.acquire(Priority::Demand).await;
+        drop(eager);
+        assert!(poll(pin!(limiter.give_way())).is_none());
     }
 
     /// Polls once; the pinned future keeps its place in the queue.

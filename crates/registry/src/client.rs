@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::auth::{Authorizer, Scopes};
 use crate::blob::{AHEAD, RangeReader, Route};
-use crate::budget::{HostStats, Priority};
+use crate::budget::{Eager, HostStats, Priority};
 use crate::config::Config;
 use crate::credentials;
 use crate::error::Error;
@@ -70,6 +70,11 @@ impl Client {
     /// Returns a repository of a registry. Nothing is sent.
     pub fn repository(&self, host: &Host, name: &RepositoryName) -> Repository {
         Repository { client: self.clone(), host: host.clone(), name: name.clone() }
+    }
+
+    /// Lets background work use the time in which readers wait for answers, for as long as the result lives.
+    pub fn eager(&self) -> Eager {
+        Eager::new(&self.0.net.eager)
     }
 
     /// Returns what every host was asked and gave, by host.

@@ -36,7 +36,7 @@ mod urgency;
 
 pub use artifact::{IndexArtifact, LayerIndexBlob, NewArtifact, NewLayerIndex};
 pub use blob::RangeReader;
-pub use budget::{HostStats, Priority};
+pub use budget::{Eager, HostStats, Priority};
 pub use client::{Client, Pick, Repository};
 pub use config::{Budgets, Config, HostConfig};
 pub use error::{Cause, Error};

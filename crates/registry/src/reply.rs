@@ -78,6 +78,7 @@ impl Reply {
             Err(_) => Err(Fault::Stalled(stall)),
             Ok(Err(error)) => Err(Fault::http(error)),
             Ok(Ok(piece)) => {
+                self.permit.arrives();
                 let len = piece.as_ref().map_or(0, |piece| piece.len() as u64);
                 self.limiter.counters.bytes.fetch_add(len, Ordering::Relaxed);
                 Ok(piece)

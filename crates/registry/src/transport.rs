@@ -5,7 +5,7 @@
 //! a limit. Which endpoint to ask and what to ask is left to the callers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -36,6 +36,8 @@ pub(crate) struct Net {
     budgets: HashMap<String, Budgets>,
     /// Held for a look-up only. By host and port as in URLs.
     limiters: Mutex<HashMap<String, Arc<Limiter>>>,
+    /// How many want an eager background.
+    pub(crate) eager: Arc<AtomicUsize>,
 }
 
 /// One place that may answer for a registry, and what we learned about it.
@@ -181,7 +183,8 @@ impl Net {
             Some((authority(&url), host.budgets.clone()?))
         };
         let budgets = config.hosts.iter().filter_map(own).collect();
-        Self { config, clients: HttpClients::default(), budgets, limiters: Mutex::default() }
+        let (limiters, eager) = (Mutex::default(), Arc::default());
+        Self { config, clients: HttpClients::default(), budgets, limiters, eager }
     }
 
     /// Returns the budget of a host.
@@ -190,7 +193,7 @@ impl Net {
         if let Some(limiter) = limiters.get(authority) {
             return Arc::clone(limiter);
         }
-        let limiter = Limiter::new(self.budgets(authority).clone());
+        let limiter = Limiter::new(self.budgets(authority).clone(), Arc::clone(&self.eager));
         limiters.insert(authority.into(), Arc::clone(&limiter));
         limiter
     }

@@ -33,14 +33,18 @@ impl Pace {
         }
     }
 
+    /// Returns how many bytes an answer that has begun brings in a second, once that is known.
+    pub(crate) fn rate(&self) -> Option<f64> {
+        let mut rates: Vec<f64> = self.rates.iter().copied().collect();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied()
+    }
+
     /// Returns whether leaving out some bytes, to ask for them if they are wanted, is likely to save time. Where
     /// nothing is known yet it is: a first guess that costs one round trip.
     pub(crate) fn is_worth_a_request(&self, bytes: u64) -> bool {
         let delay = self.delays.iter().min();
-        let mut rates: Vec<f64> = self.rates.iter().copied().collect();
-        rates.sort_by(f64::total_cmp);
-        let rate = rates.get(rates.len() / 2).copied();
-        match (delay, rate) {
+        match (delay, self.rate()) {
             #[allow(clippy::cast_precision_loss, reason = "an estimate")]
             (Some(delay), Some(rate)) => bytes as f64 / rate > delay.as_secs_f64(),
             _ => true,

@@ -240,6 +240,11 @@ impl ReadThrough {
         guard::lock(&self.inner.flights).paused = false;
     }
 
+    /// Returns how many packed bytes a second answers bring once they have begun, if that is known.
+    pub fn rate(&self) -> Option<f64> {
+        guard::lock(&self.inner.pace).rate()
+    }
+
     /// Returns how many spans are on their way.
     pub fn under_way(&self) -> usize {
         guard::lock(&self.inner.flights).len()

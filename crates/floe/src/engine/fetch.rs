@@ -1,10 +1,12 @@
 //! What is fetched when nobody waits: the profile in its order, then the rest, then the proof.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use format::IndexId;
 use store::{CompleteError, Priority};
 
 use super::layers::FoundLayer;
@@ -21,6 +23,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// How long the link is left to readers before the rest is fetched.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Reads of a profile that are looked at together.
+const BATCH: usize = 64;
+
 /// Damaged segments that are named; a disk that has lost more than that has lost them all.
 const NAMED: usize = 8;
 
@@ -29,8 +34,8 @@ impl Engine {
     pub(super) fn fetch_profile(self: &Arc<Self>, profile: Arc<super::Profile>) {
         let engine = self.clone();
         self.in_background("profile", move || {
-            for (index, segment) in profile.reads() {
-                while !engine.through.want(index, segment..segment + 1, Priority::Profile) {
+            for (index, segments) in batches(profile.reads()) {
+                while !engine.through.want(index, segments.clone(), Priority::Profile) {
                     if engine.stopping() {
                         return;
                     }
@@ -124,7 +129,7 @@ impl Engine {
     }
 
     /// Returns the images that read a layer through this index, open or not.
-    fn affected(&self, index: format::IndexId) -> Vec<String> {
+    fn affected(&self, index: IndexId) -> Vec<String> {
         let uses = |image: &&Arc<OpenImage>| image.layer_ids().contains(&index);
         let mut affected: BTreeSet<String> =
             self.images().values().filter(uses).map(|image| image.reference().to_owned()).collect();
@@ -180,11 +185,33 @@ impl Engine {
         Ok(())
     }
 
-    fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce() + Send + 'static) {
+    pub(super) fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce() + Send + 'static) {
         if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(work) {
             tracing::warn!("starting a background thread: {error}; the image stays lazy");
         }
     }
+}
+
+/// Puts neighbours among reads together, so that they share a request: a few of the first, for somebody waits for them,
+/// and more and more of those that follow.
+fn batches(reads: impl Iterator<Item = (IndexId, u32)>) -> Vec<(IndexId, Range<u32>)> {
+    let mut batches: Vec<(IndexId, Range<u32>)> = Vec::new();
+    let mut reads = reads.peekable();
+    let mut size = 4;
+    while reads.peek().is_some() {
+        let mut batch: Vec<_> = reads.by_ref().take(size).collect();
+        size = (size * 2).min(BATCH);
+        // Layers in the order in which they are first read, segments as they lie.
+        let order: Vec<IndexId> = batch.iter().map(|(index, _)| *index).collect();
+        batch.sort_by_key(|(index, segment)| (order.iter().position(|other| other == index), *segment));
+        for (index, segment) in batch {
+            match batches.last_mut() {
+                Some((last, range)) if *last == index && range.end == segment => range.end += 1,
+                _ => batches.push((index, segment..segment + 1)),
+            }
+        }
+    }
+    batches
 }
 
 /// Names the first few.
@@ -194,4 +221,17 @@ fn numbers(segments: &[u32]) -> String {
         text += &format!(" and {rest} more");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_that_lie_together_share_a_request_and_the_first_ones_come_first() {
+        let [a, b] = [1, 2].map(|n| IndexId::from_bytes([n; 32]));
+        let reads = [(a, 5), (b, 1), (a, 4), (b, 2), (a, 9), (a, 8), (a, 6), (b, 3)];
+        let batches = batches(reads.into_iter());
+        assert_eq!(batches, [(a, 4..6), (b, 1..3), (a, 6..7), (a, 8..10), (b, 3..4)]);
+    }
 }

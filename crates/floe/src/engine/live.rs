@@ -75,7 +75,7 @@ pub(super) struct Recipe {
     pub(super) files: Vec<Arc<OpenLayer>>,
     /// Keeps the layers in use, whatever becomes of the reference they were mounted by.
     pub(super) uses: Arc<dyn Send + Sync>,
-    /// Whether the first read of every segment is to be heard of: nobody knows what a start reads.
+    /// Whether the first read of every segment is to be heard of: a container starts, and nobody knows what it reads.
     pub(super) learn: bool,
 }
 
@@ -102,8 +102,10 @@ pub struct LiveMount {
     recorder: Arc<Recorder>,
     /// The layers' files, and the generation that is mounted.
     files: Vec<(Arc<OpenLayer>, u64)>,
-    /// Whether the first read of every segment is heard of.
-    learns: bool,
+    /// Whether the first read of every segment is heard of, and somebody wants to know.
+    learns: AtomicBool,
+    /// Whether the start that it was mounted for is over.
+    ready: AtomicBool,
     server: Option<Mounted>,
     record: Mutex<Record>,
     shop: Arc<Workshop>,
@@ -191,7 +193,21 @@ impl LiveMount {
     ) -> Arc<Self> {
         let Parts { image, waits, recorder } = parts;
         let (shop, record, left) = (shop.clone(), Mutex::new(record), AtomicBool::new(false));
-        Arc::new(Self { dir, image, waits, recorder, files, learns, server, record, shop, left, _uses: uses })
+        let (learns, ready) = (AtomicBool::new(learns), AtomicBool::new(false));
+        Arc::new(Self {
+            dir,
+            image,
+            waits,
+            recorder,
+            files,
+            learns,
+            ready,
+            server,
+            record,
+            shop,
+            left,
+            _uses: uses,
+        })
     }
 
     /// Has the keeper watch it, if it is to be watched: there is a new keeper, or a new daemon.
@@ -231,7 +247,30 @@ impl LiveMount {
 
     /// Returns what has been read, in order, if all of it was heard of.
     pub fn reads(&self) -> Option<Vec<(IndexId, u32)>> {
-        self.learns.then(|| self.recorder.reads())
+        self.learns.load(Ordering::Relaxed).then(|| self.recorder.reads())
+    }
+
+    /// Says whether the start that it was mounted for is over.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Says that the container is ready, or gone: nobody wants to know any more what a start reads.
+    pub(super) fn end_start(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+        // A server of ours hears of everything anyway.
+        self.learns.fetch_and(self.server.is_some(), Ordering::Relaxed);
+    }
+
+    /// Returns how many packed bytes are missing, about.
+    pub(super) fn missing(&self) -> u64 {
+        let missing = |layer: &RefLayer| {
+            let found = self.files.iter().find(|(files, _)| files.id() == layer.index);
+            found.map_or(0, |(files, _)| {
+                layer.size / u64::from(files.segments()).max(1) * files.missing() as u64
+            })
+        };
+        self.record().layers.iter().map(missing).sum()
     }
 
     /// Returns by which path it is read at this moment.
@@ -254,7 +293,10 @@ impl LiveMount {
     /// Ends the watch if everything is here: then the kernel needs nobody.
     pub(super) fn release_if_complete(&self) {
         let mut record = self.record();
-        if record.watched && self.files.iter().all(|(files, _)| files.missing() == 0) {
+        if record.watched
+            && !self.learns.load(Ordering::Relaxed)
+            && self.files.iter().all(|(files, _)| files.missing() == 0)
+        {
             record.watched = false;
             self.unwatch(&record);
             self.keep(&record);
@@ -389,7 +431,8 @@ impl Kernel<'_> {
             )));
         }
         let segments = File::open(&self.shop.devices).context("opening the segments")?;
-        let point = if complete { None } else { Some(self.watch()?) };
+        let learn = self.learn && self.record.path != ReadPath::Plain;
+        let point = if complete && !learn { None } else { Some(self.watch()?) };
         let mounted = mount::erofs::mount(self.meta, &devices, &segments, point.as_ref());
         mounted.context("mounting by the kernel's own path")
     }

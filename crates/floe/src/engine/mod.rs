@@ -5,6 +5,7 @@
 //! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
 //! | `layers.rs` | where a layer's index comes from: store, registry, or the layer itself |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
+//! | `regret.rs` | when the rest had better come before anybody is ready |
 //! | `publish.rs` | the index artifact: sign, push, write |
 //! | `mounts.rs`, `live.rs`, `points.rs` | mounts and who sees them, one mount, the kernel's table of them |
 //! | `keeping.rs`, `record.rs`, `adopt.rs` | what outlives this daemon: keeper, records, and taking them over |
@@ -28,6 +29,7 @@ mod points;
 pub mod profile;
 pub mod publish;
 mod record;
+mod regret;
 pub mod report;
 pub mod room;
 mod waits;
@@ -177,7 +179,7 @@ impl Engine {
         talk: &Talk<'_>,
     ) -> anyhow::Result<Mounted> {
         let image = self.open(image, Purpose::Look, talk)?;
-        let live = self.live(&image, path)?;
+        let live = self.live(&image, Purpose::Look, path)?;
         self.mounts.bind(live, dir, image.reference())?;
         if background {
             self.fetch_rest(&image);
@@ -202,8 +204,11 @@ impl Engine {
         let before = self.net.traffic();
         let image = self.open(image, Purpose::Start, talk)?;
         let mounting = Instant::now();
-        let live = Held::new(self.live(&image, path)?, process);
+        let live = Held::new(self.live(&image, Purpose::Start, path)?, process);
         image.mounted_in(mounting.elapsed());
+        if background {
+            self.watch_start(&image, &live.mount);
+        }
         Ok(Hold { engine: self.clone(), image, live, background, before })
     }
 
@@ -356,8 +361,13 @@ impl Engine {
         }
     }
 
-    fn live(&self, image: &Arc<OpenImage>, path: Option<ReadPath>) -> anyhow::Result<Arc<LiveMount>> {
-        self.mounts.live(path.unwrap_or(self.config.mount.path), image.recipe())
+    fn live(
+        &self,
+        image: &Arc<OpenImage>,
+        purpose: Purpose,
+        path: Option<ReadPath>,
+    ) -> anyhow::Result<Arc<LiveMount>> {
+        self.mounts.live(path.unwrap_or(self.config.mount.path), image.recipe(purpose))
     }
 
     fn images(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<OpenImage>>> {
@@ -427,6 +437,7 @@ impl Hold {
             let kept = self.engine.store.put_profile(self.image.manifest(), &profile.to_json()?);
             kept.context("keeping the profile of the start")?;
         }
+        live.end_start();
         if self.background {
             self.engine.fetch_rest(&self.image);
         }

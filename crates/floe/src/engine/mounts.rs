@@ -91,7 +91,7 @@ impl Mounts {
         if matches!(wanted, ReadPath::Fuse | ReadPath::Plain) {
             return Ok(wanted);
         }
-        let complete = recipe.files.iter().all(|files| files.missing() == 0);
+        let complete = !recipe.learn && recipe.files.iter().all(|files| files.missing() == 0);
         match (self.trial(), wanted) {
             (Ok(()), _) => Ok(if complete { ReadPath::Plain } else { ReadPath::Erofs }),
             (Err(why), ReadPath::Erofs) => bail!(anyhow::Error::msg(why.clone()).context(Hint::new(
@@ -315,6 +315,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.mount.end_start();
         // One that is left is held on, by a process that lives.
         if !self.mount.is_left() {
             self.holder.iter().for_each(|holder| self.mount.let_go(holder));

@@ -86,7 +86,7 @@ impl OpenImage {
     }
 
     /// Returns what a mount of it is made from.
-    pub(super) fn recipe(self: &Arc<Self>) -> Recipe {
+    pub(super) fn recipe(self: &Arc<Self>, purpose: Purpose) -> Recipe {
         Recipe {
             reference: self.reference.clone(),
             key: self.key,
@@ -94,7 +94,7 @@ impl OpenImage {
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
             files: self.layers.iter().map(|layer| layer.hold.files().clone()).collect(),
             uses: Arc::new(InUse::new(self.clone())),
-            learn: self.profile.is_none(),
+            learn: purpose == Purpose::Start && self.profile.is_none(),
         }
     }
 

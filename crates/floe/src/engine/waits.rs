@@ -26,10 +26,15 @@ impl Clock {
     }
 }
 
+/// Missing segments remembered for whoever asks; most of the time nobody does.
+const MISSED: usize = 1024;
+
 /// Counts reads, and measures for how long at least one of them waited.
 #[derive(Default)]
 pub struct Waits {
     counters: Counters,
+    /// Segments that were missing, since somebody asked. Held for a look only.
+    missed: Mutex<Vec<(IndexId, u32)>>,
     clock: Mutex<Clock>,
 }
 
@@ -45,6 +50,19 @@ impl Waits {
     pub fn waited(&self) -> Duration {
         let clock = self.clock();
         clock.sum + clock.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Returns the segments that readers have waited for since this was last asked.
+    pub(super) fn take_missed(&self) -> Vec<(IndexId, u32)> {
+        std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn begin(&self, missing: (IndexId, u32)) {
+        self.clock().begin();
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        if missed.len() < MISSED {
+            missed.push(missing);
+        }
     }
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
@@ -97,12 +115,12 @@ impl Observer for Waits {
     }
 
     fn waiting(&self, nid: Nid, missing: (IndexId, u32)) {
-        self.clock().begin();
+        self.begin(missing);
         Observer::waiting(&self.counters, nid, missing);
     }
 
     fn segment_waiting(&self, missing: (IndexId, u32)) {
-        self.clock().begin();
+        self.begin(missing);
         self.counters.segment_waiting(missing);
     }
 

@@ -1,0 +1,179 @@
+//! No regret: a lazy start must not be slower than fetching everything.
+//!
+//! On a link that is slow beside what is read, every byte that nobody waits for delays one that somebody does. On one
+//! that is long, or fast, readers wait for answers to begin while nothing moves: each miss costs a round trip, and
+//! thousands of them cost more than the whole image. So the start is watched: when readers have waited, for nothing but
+//! answers to begin, a tenth of the time that all the rest would take, the rest is fetched at once, and it uses the
+//! pauses. What readers want still goes first, then what lies behind what they wanted.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use store::Priority;
+
+use super::Engine;
+use super::live::LiveMount;
+use super::open::OpenImage;
+
+/// How often there is a look.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// The part of the time that the rest would take after which it is fetched.
+const PATIENCE: f64 = 0.1;
+
+/// The part of the link and of the processors up to which there is room for more.
+const BUSY: f64 = 0.5;
+
+/// Segments behind one that was missing which are fetched before others.
+const BEHIND: u32 = 16;
+
+/// What is read off now and then.
+#[derive(Debug, Clone, Copy)]
+struct Gauges {
+    at: Instant,
+    /// For how long at least one reader has waited.
+    waited: Duration,
+    /// Bytes received.
+    bytes: u64,
+    /// Processor time of this process.
+    cpu: Duration,
+}
+
+/// What has been seen of a start.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Seen {
+    /// Seconds for which readers waited and neither link nor processors were busy.
+    idle: f64,
+    /// Bytes received, and the processor seconds that they took.
+    bytes: f64,
+    cpu: f64,
+}
+
+impl Seen {
+    /// Takes a look into account; `link` is in bytes a second.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn look(&mut self, before: Gauges, now: Gauges, link: f64, cores: f64) {
+        let time = now.at.duration_since(before.at).as_secs_f64();
+        let waited = now.waited.saturating_sub(before.waited).as_secs_f64();
+        let bytes = now.bytes.saturating_sub(before.bytes) as f64;
+        let cpu = now.cpu.saturating_sub(before.cpu).as_secs_f64();
+        if bytes < BUSY * link * time && cpu < BUSY * cores * time {
+            self.idle += waited.min(time);
+        }
+        self.bytes += bytes;
+        self.cpu += cpu;
+    }
+
+    /// Says whether what is missing had better be fetched now.
+    fn regrets(&self, missing: f64, link: f64, cores: f64) -> bool {
+        let by_link = missing / link;
+        let by_cores = if self.bytes > 0.0 { missing * self.cpu / self.bytes / cores } else { 0.0 };
+        self.idle > PATIENCE * by_link.max(by_cores)
+    }
+}
+
+impl Engine {
+    /// Watches a start until the container is ready or everything is here.
+    pub(super) fn watch_start(self: &Arc<Self>, image: &Arc<OpenImage>, mount: &Arc<LiveMount>) {
+        if mount.missing() == 0 {
+            return;
+        }
+        let (engine, image, mount) = (self.clone(), Arc::downgrade(image), Arc::downgrade(mount));
+        let mut last = self.gauges(&mount);
+        self.in_background("start", move || {
+            let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+            let mut seen = Seen::default();
+            loop {
+                std::thread::sleep(LOOK);
+                let now = engine.gauges(&mount);
+                let Some(missing) = engine.missing_of(&mount) else { return };
+                if let Some(link) = engine.through.rate() {
+                    seen.look(last, now, link, cores);
+                    if seen.regrets(missing, link, cores) {
+                        tracing::info!(
+                            ?seen,
+                            missing,
+                            link,
+                            "readers wait for answers to begin: fetching the rest"
+                        );
+                        break;
+                    }
+                }
+                last = now;
+            }
+            engine.hurry_rest(&image, &mount);
+        });
+    }
+
+    fn gauges(&self, mount: &Weak<LiveMount>) -> Gauges {
+        let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
+        let waited = mount.upgrade().map_or(Duration::ZERO, |mount| mount.waits().waited());
+        Gauges { at: Instant::now(), waited, bytes: self.net.traffic().bytes, cpu }
+    }
+
+    /// Returns how many packed bytes a start still lacks, nothing if it is over.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn missing_of(&self, mount: &Weak<LiveMount>) -> Option<f64> {
+        let mount = mount.upgrade().filter(|mount| !self.stopping() && !mount.is_ready())?;
+        Some(mount.missing() as f64).filter(|missing| *missing > 0.0)
+    }
+
+    /// Fetches the rest in the pauses, what lies behind missing segments first, until the container is ready.
+    fn hurry_rest(self: &Arc<Self>, image: &Weak<OpenImage>, mount: &Weak<LiveMount>) {
+        let _eager = self.net.eager();
+        let mut left: Vec<_> = image.upgrade().iter().flat_map(|image| image.layer_ids()).collect();
+        while self.missing_of(mount).is_some() {
+            let Some(mount) = mount.upgrade() else { return };
+            for (index, segment) in mount.waits().take_missed() {
+                // Without room they come with the rest.
+                let _ =
+                    self.through.want(index, segment + 1..segment.saturating_add(1 + BEHIND), Priority::Hint);
+            }
+            drop(mount);
+            // Nothing is proved or synced yet: that is for when nobody waits. Without room it is asked again.
+            left.retain(|index| !self.through.want(*index, 0..u32::MAX, Priority::Background));
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: f64 = 1e6;
+
+    /// What is seen of so many looks that are all the same: milliseconds waited, bytes and milliseconds of processor.
+    fn seen(looks: u32, waited: u64, bytes: u64, cpu: u64, link: f64) -> Seen {
+        let mut seen = Seen::default();
+        let at = Instant::now();
+        let ms = Duration::from_millis;
+        for n in 0..looks {
+            let gauges = |n: u32| Gauges {
+                at: at + LOOK * n,
+                waited: ms(waited) * n,
+                bytes: bytes * u64::from(n),
+                cpu: ms(cpu) * n,
+            };
+            seen.look(gauges(n), gauges(n + 1), link, 2.0);
+        }
+        seen
+    }
+
+    #[test]
+    fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
+        let (slow, fast) = (12.0 * MB, 120.0 * MB);
+        // 100 Mbit/s, and it is full; 1 Gbit/s, and the processors are.
+        assert!(!seen(400, 25, 250_000, 10, slow).regrets(150.0 * MB, slow, 2.0));
+        assert!(!seen(400, 25, 500_000, 45, fast).regrets(150.0 * MB, fast, 2.0));
+        // Nobody waits.
+        assert!(!seen(400, 0, 10_000, 0, fast).regrets(150.0 * MB, fast, 2.0));
+        // Answers take their time: 1.25 s of waiting for a rest of 12.5 s.
+        assert!(!seen(45, 25, 50_000, 2, slow).regrets(150.0 * MB, slow, 2.0));
+        assert!(seen(55, 25, 50_000, 2, slow).regrets(150.0 * MB, slow, 2.0));
+        // On a fast link the rest takes what the processors take.
+        assert!(!seen(10, 25, 50_000, 4, fast).regrets(150.0 * MB, fast, 2.0));
+        assert!(seen(30, 25, 50_000, 4, fast).regrets(150.0 * MB, fast, 2.0));
+    }
+}
