@@ -11,6 +11,9 @@
 //! |---|---|
 //! | `device.rs` | `/dev/fuse`, mount and unmount, with and without root |
 //! | `mounted.rs` | the life of a mount |
+//! | `session.rs` | fuser's threads: begun on any device, ended without ending the mount |
+//! | `terms.rs` | what a successor must know |
+//! | `wire.rs` | messages of the protocol beside fuser's |
 //! | `filesystem.rs` | the kernel's requests |
 //! | `reads.rs` | from a range of a file to bytes |
 //! | `files.rs` | segments kept open |
@@ -23,8 +26,12 @@ mod files;
 mod filesystem;
 mod mounted;
 mod reads;
+mod session;
+mod terms;
 mod waiters;
+mod wire;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +42,8 @@ use store::Segments;
 use crate::observe::{Observer, Silent};
 
 pub use device::{DeviceError, Unavailable, available};
-pub use mounted::{MountError, Mounted, UnmountError, User};
+pub use mounted::{LeaveError, MountError, Mounted, Unanswered, UnmountError, User};
+pub use terms::Terms;
 
 /// Who may look into the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,5 +124,19 @@ impl<B: AsRef<[u8]> + Send + Sync + 'static> Server<B> {
     /// Mounts on a directory and serves until unmounted or dropped.
     pub fn mount(self, at: &Path) -> Result<Mounted, MountError> {
         mounted::mount(self, at)
+    }
+
+    /// Serves a mount that another process has made and left, or died of serving.
+    ///
+    /// `device` and `terms` are those that process gave away, `at` is its [`Mounted::path`]. It must serve no more:
+    /// waited for if it died, returned from [`Mounted::leave`] otherwise. Readers notice nothing but the time it took,
+    /// as far as [`Unanswered`] says. If this fails the mount is as it was, for another try.
+    pub fn resume(
+        self,
+        device: OwnedFd,
+        terms: Terms,
+        at: &Path,
+    ) -> Result<(Mounted, Unanswered), MountError> {
+        mounted::resume(self, device, terms, at)
     }
 }

@@ -27,6 +27,9 @@ macro_rules! needs_fuse {
 }
 
 #[cfg(test)]
+mod resume;
+
+#[cfg(test)]
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().unwrap()
 }

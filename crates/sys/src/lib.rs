@@ -1,9 +1,11 @@
 //! Kernel calls, memory maps and resumable inflate behind safe types; the only unsafe code.
 
 pub mod deflate;
+pub mod descriptor;
 pub mod fanotify;
 pub mod heap;
 pub mod inflate;
+pub mod interrupt;
 pub mod map;
 pub mod mount;
 pub mod namespace;

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use format::IndexId;
 use format::erofs::read::Image;
 use mount::erofs::{Device, Observed, WatchPoint, remove_point};
-use mount::fuse::{self, Mounted, Server};
+use mount::fuse::{self, Mounted, Server, Terms, Unanswered};
 use serde::{Deserialize, Serialize};
 use store::{MetaKey, OpenLayer, RefLayer, Segments};
 use sys::map::Map;
@@ -94,6 +94,19 @@ pub(super) struct Workshop {
     pub(super) deadline: Duration,
 }
 
+impl Workshop {
+    /// Has the keeper hold what a FUSE mount lives by.
+    fn keep(&self, name: &str, server: &Mounted) -> anyhow::Result<()> {
+        let device = server.device().context("sharing the FUSE device")?;
+        Ok(self.keeping.connection()?.client.keep(&fuse_name(name), device)?)
+    }
+}
+
+/// By which name the keeper holds the device of a FUSE mount.
+pub(super) fn fuse_name(mount: &str) -> String {
+    format!("fuse:{mount}")
+}
+
 /// One mounted image.
 pub struct LiveMount {
     dir: PathBuf,
@@ -106,7 +119,8 @@ pub struct LiveMount {
     learns: AtomicBool,
     /// Whether the start that it was mounted for is over.
     ready: AtomicBool,
-    server: Option<Mounted>,
+    /// Held for a look, or while it is left.
+    server: Mutex<Option<Mounted>>,
     record: Mutex<Record>,
     shop: Arc<Workshop>,
     /// Set when the mount is to outlive this process.
@@ -132,6 +146,11 @@ impl Parts {
         Ok(Self { image: Arc::new(image), waits: Arc::default(), recorder })
     }
 
+    fn server(&self, shop: &Workshop) -> Server<Map> {
+        let options = fuse::Options { deadline: shop.deadline, ..Default::default() };
+        Server::new(self.image.clone(), self.recorder.clone()).observed_by(self.waits.clone()).with(options)
+    }
+
     fn observed(&self) -> Observed {
         Observed { segments: self.recorder.clone(), observer: self.waits.clone() }
     }
@@ -154,10 +173,13 @@ impl LiveMount {
                 let hint = "load the fuse module (modprobe fuse) and give this container or user /dev/fuse";
                 return Err(anyhow::Error::new(why).context(Hint::new("looking for FUSE", hint)));
             }
-            let options = fuse::Options { deadline: shop.deadline, ..Default::default() };
-            let made = Server::new(parts.image.clone(), parts.recorder.clone());
-            let made = made.observed_by(parts.waits.clone()).with(options).mount(&dir);
-            server = Some(made.with_context(|| format!("mounting at {}", dir.display()))?);
+            let made = parts.server(shop).mount(&dir);
+            let made = made.with_context(|| format!("mounting at {}", dir.display()))?;
+            record.terms = made.terms().to_bytes().to_vec();
+            if let Err(error) = shop.keep(name, &made) {
+                tracing::warn!(mount = name, "nobody will keep this mount should the daemon die: {error:#}");
+            }
+            server = Some(made);
         } else {
             let kernel =
                 Kernel { shop, record: &mut record, parts: &parts, meta: &recipe.meta, learn: recipe.learn };
@@ -168,16 +190,30 @@ impl LiveMount {
         Ok(Self::of(shop, dir, parts, files, learns, server, record, recipe.uses))
     }
 
-    /// Takes over a mount of the kernel's that an earlier process made.
+    /// Takes over a mount that an earlier process made.
     pub(super) fn adopt(shop: &Arc<Workshop>, record: Record, recipe: Recipe) -> anyhow::Result<Arc<Self>> {
         let parts = Parts::of(&recipe.meta, &shop.segments)?;
-        let mut files = Vec::new();
-        for layer in recipe.files {
-            let generation = layer.expose().context("looking at the segments")?;
-            files.push((layer, generation));
-        }
         let dir = shop.mnt.join(&record.name);
-        Ok(Self::of(shop, dir, parts, files, false, None, record, recipe.uses))
+        let (mut server, mut files) = (None, Vec::new());
+        if record.path == ReadPath::Fuse {
+            let terms = Terms::from_bytes(&record.terms).context("a program of another version made it")?;
+            let device = shop.keeping.connection()?.client.fetch(&fuse_name(&record.name))?;
+            let (resumed, unanswered) = parts.server(shop).resume(device, terms, &dir)?;
+            if let Unanswered::Lost { at_most } = unanswered {
+                drop(resumed); // ends those who would wait for ever, and with them all others
+                bail!(
+                    "readers waited ({at_most:?} at most), and this kernel cannot ask for them again (Linux 6.9)"
+                );
+            }
+            server = Some(resumed);
+            files.extend(recipe.files.into_iter().map(|layer| (layer, 0)));
+        } else {
+            for layer in recipe.files {
+                let generation = layer.expose().context("looking at the segments")?;
+                files.push((layer, generation));
+            }
+        }
+        Ok(Self::of(shop, dir, parts, files, false, server, record, recipe.uses))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the two ways to make one end here, and nobody else comes")]
@@ -192,6 +228,7 @@ impl LiveMount {
         uses: Arc<dyn Send + Sync>,
     ) -> Arc<Self> {
         let Parts { image, waits, recorder } = parts;
+        let server = Mutex::new(server);
         let (shop, record, left) = (shop.clone(), Mutex::new(record), AtomicBool::new(false));
         let (learns, ready) = (AtomicBool::new(learns), AtomicBool::new(false));
         Arc::new(Self {
@@ -210,15 +247,18 @@ impl LiveMount {
         })
     }
 
-    /// Has the keeper watch it, if it is to be watched: there is a new keeper, or a new daemon.
+    /// Has the keeper watch it, or hold its device: there is a new keeper, or a new daemon.
     pub(super) fn rearm(&self, held: &[String]) -> anyhow::Result<()> {
-        let name = {
+        let (name, watched) = {
             let record = self.record();
-            if !record.watched {
-                return Ok(());
-            }
-            record.name.clone()
+            (record.name.clone(), record.watched)
         };
+        if let Some(server) = &*self.server() {
+            return if held.contains(&fuse_name(&name)) { Ok(()) } else { self.shop.keep(&name, server) };
+        }
+        if !watched {
+            return Ok(());
+        }
         let connection = self.shop.keeping.connection()?;
         let observed = Observed { segments: self.recorder.clone(), observer: self.waits.clone() };
         connection.events.observe(&name, observed);
@@ -259,7 +299,8 @@ impl LiveMount {
     pub(super) fn end_start(&self) {
         self.ready.store(true, Ordering::Relaxed);
         // A server of ours hears of everything anyway.
-        self.learns.fetch_and(self.server.is_some(), Ordering::Relaxed);
+        let served = self.server().is_some();
+        self.learns.fetch_and(served, Ordering::Relaxed);
     }
 
     /// Returns how many packed bytes are missing, about.
@@ -287,7 +328,7 @@ impl LiveMount {
     /// Says whether a segment has been replaced since it was mounted: whoever comes next needs another mount.
     pub(super) fn is_stale(&self) -> bool {
         // FUSE opens what is there now.
-        self.server.is_none() && self.files.iter().any(|(files, mounted)| files.generation() != *mounted)
+        self.server().is_none() && self.files.iter().any(|(files, mounted)| files.generation() != *mounted)
     }
 
     /// Ends the watch if everything is here: then the kernel needs nobody.
@@ -352,8 +393,10 @@ impl LiveMount {
         self.record().reference.clone()
     }
 
-    pub(super) fn is_named(&self, name: &str) -> bool {
-        self.record().name == name
+    /// Says whether the keeper holds something of it by this name.
+    pub(super) fn is_held_as(&self, name: &str) -> bool {
+        let record = self.record();
+        record.name == name || fuse_name(&record.name) == name
     }
 
     pub(super) fn is_left(&self) -> bool {
@@ -363,6 +406,15 @@ impl LiveMount {
     /// Leaves the mount to the next daemon.
     pub(super) fn leave(&self) {
         self.left.store(true, Ordering::Relaxed);
+        if let Some(server) = &mut *self.server()
+            && let Err(error) = server.leave()
+        {
+            tracing::error!(dir = %self.dir.display(), "leaving a mount: {:#}", anyhow::Error::new(error));
+        }
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Mounted>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -372,12 +424,18 @@ impl LiveMount {
 
 impl Drop for LiveMount {
     fn drop(&mut self) {
-        if self.is_left() && self.server.is_none() {
+        if self.is_left() {
             return;
         }
         // Somebody may still have a file open: the mount leaves the tree at once and ends with its last user.
-        match self.server.take() {
-            Some(server) => drop(server),
+        let server = self.server().take();
+        match server {
+            Some(server) => {
+                drop(server);
+                if let Some(connection) = self.shop.keeping.current() {
+                    let _ = connection.client.release(&fuse_name(&self.record().name)); // it may have gone
+                }
+            }
             None => remove_point(&self.dir),
         }
         let _ = std::fs::remove_dir(&self.dir); // an empty directory below /run

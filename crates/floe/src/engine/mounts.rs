@@ -48,7 +48,7 @@ impl Mounts {
         let mut records = Record::all(&shop.records).context("reading what is known of mounts")?;
         records.retain(|record| {
             let there = points.iter().any(|point| point.path == shop.mnt.join(&record.name));
-            let ours = there && record.path != ReadPath::Fuse;
+            let ours = there && (record.path != ReadPath::Fuse || !record.terms.is_empty());
             if !ours {
                 record.remove(&shop.records);
             }
@@ -117,14 +117,7 @@ impl Mounts {
 
     /// Takes over the mounts of an earlier daemon; `made` are those that could be made sense of.
     pub(super) fn adopt(&self, made: Vec<(MetaKey, Record, Recipe)>) {
-        let mut adopted = Vec::new();
-        for (key, record, recipe) in made {
-            let (name, binds, holders) = (record.name.clone(), record.binds.clone(), record.holders.clone());
-            match LiveMount::adopt(&self.shop, record, recipe) {
-                Ok(mount) => adopted.push((key, mount, binds, holders)),
-                Err(error) => tracing::error!(mount = name, "a mount is left as it is: {error:#}"),
-            }
-        }
+        // The layers are in use: whatever is asked from here on can be answered.
         let held = match self.shop.keeping.join() {
             Ok(joined) => joined.map(|(_, held)| held).unwrap_or_default(),
             Err(error) => {
@@ -132,7 +125,15 @@ impl Mounts {
                 Vec::new()
             }
         };
-        for name in held.iter().filter(|name| !adopted.iter().any(|(_, mount, ..)| mount.is_named(name))) {
+        let mut adopted = Vec::new();
+        for (key, record, recipe) in made {
+            let (old, binds, holders) = (record.clone(), record.binds.clone(), record.holders.clone());
+            match LiveMount::adopt(&self.shop, record, recipe) {
+                Ok(mount) => adopted.push((key, mount, binds, holders)),
+                Err(error) => self.give_up(&old, &error),
+            }
+        }
+        for name in held.iter().filter(|name| !adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name))) {
             if let Some(connection) = self.shop.keeping.current() {
                 let _ = connection.client.release(name); // nobody knows what it was for
             }
@@ -165,6 +166,23 @@ impl Mounts {
                     None => mount.let_go(&holder),
                 }
             }
+        }
+    }
+
+    /// Does what can be done for a mount that cannot be served: the kernel's own still shows what is here, and what is
+    /// missing is an error; one of FUSE would keep its readers waiting.
+    fn give_up(&self, record: &Record, error: &anyhow::Error) {
+        tracing::error!(
+            mount = record.name,
+            image = record.reference,
+            "a mount cannot be taken over: {error:#}"
+        );
+        if record.path == ReadPath::Fuse {
+            mount::erofs::remove_point(&self.shop.mnt.join(&record.name));
+            for dir in &record.binds {
+                let _ = unmount(dir, UnmountFlags::DETACH); // it shows the same
+            }
+            record.remove(&self.shop.records);
         }
     }
 

@@ -27,6 +27,9 @@ pub(super) struct Record {
     pub(super) layers: Vec<RefLayer>,
     /// By which path it is read.
     pub(super) path: ReadPath,
+    /// What a successor must know of a FUSE mount.
+    #[serde(default)]
+    pub(super) terms: Vec<u8>,
     /// Whether the keeper watches it.
     pub(super) watched: bool,
     /// Where users see it.
@@ -69,6 +72,7 @@ impl Record {
             reference: reference.to_owned(),
             layers,
             path,
+            terms: Vec::new(),
             watched: false,
             binds: Vec::new(),
             holders: Vec::new(),

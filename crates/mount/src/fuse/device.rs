@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -241,6 +242,20 @@ fn mountinfo(line: &[u8], at: &Path) -> Option<u64> {
 pub(super) fn abort(device: u64) -> io::Result<()> {
     let minor = rustix::fs::minor(device);
     std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
+}
+
+/// Returns how many requests of a connection are queued or unanswered, where the control file system tells.
+pub(super) fn waiting(device: u64) -> Option<u64> {
+    let minor = rustix::fs::minor(device);
+    let count = std::fs::read_to_string(format!("/sys/fs/fuse/connections/{minor}/waiting")).ok()?;
+    count.trim().parse().ok()
+}
+
+/// Says whether a device still has its file system: not unmounted, not aborted.
+pub(super) fn is_connected(device: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(device, PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut asked, Some(&now)).is_ok() && !asked[0].revents().contains(PollFlags::ERR)
 }
 
 /// The helper, with messages in the language that is looked for in them.

@@ -39,7 +39,11 @@ impl OpenSegment {
     /// Returns where a range of the segment is in its map, if it is mapped and has the range.
     pub(super) fn mapped(self: Arc<Self>, range: Range<u64>) -> Option<InPlace> {
         let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(range.end).ok()?);
-        self.map.as_ref()?.as_ref().get(start..end)?;
+        let map = self.map.as_ref()?;
+        map.as_ref().get(start..end)?;
+        // The kernel answers the reader with EIO if it has to fetch a page for a process that is being killed.
+        // A page that is there it takes; and a process killed in this call has not answered yet.
+        map.populate(start..end);
         Some(InPlace { segment: self, range: start..end })
     }
 

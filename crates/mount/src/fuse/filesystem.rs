@@ -21,7 +21,9 @@ use fuser::{
 };
 
 use super::reads::{Core, Outcome};
+use super::session::{Gate, Last};
 use super::waiters::{Parked, Waiters};
+use super::wire;
 use crate::errno;
 
 /// How long the kernel may keep what it was told: nothing ever changes, so as long as its clock can say.
@@ -42,6 +44,8 @@ pub(super) struct Fs<B> {
     waiters: Arc<Waiters<B>>,
     /// Whether the kernel does without open requests for files, and for directories.
     opens: Opens,
+    gate: Arc<Gate>,
+    _last: Last,
 }
 
 /// Which open requests the kernel can do without.
@@ -52,8 +56,8 @@ struct Opens {
 }
 
 impl<B: AsRef<[u8]> + Send + Sync + 'static> Fs<B> {
-    pub(super) fn new(core: Arc<Core<B>>, waiters: Arc<Waiters<B>>) -> Self {
-        Self { core, waiters, opens: Opens::default() }
+    pub(super) fn new(core: Arc<Core<B>>, waiters: Arc<Waiters<B>>, gate: Arc<Gate>, last: Last) -> Self {
+        Self { core, waiters, opens: Opens::default(), gate, _last: last }
     }
 
     /// Returns the nid behind a number of FUSE, and the other way round.
@@ -226,6 +230,13 @@ impl<B: AsRef<[u8]> + Send + Sync + 'static> Filesystem for Fs<B> {
             // Number 0 says that there is no such name, and that this may be kept too.
             Ok(None) => reply.entry(&FOREVER, &NOTHING, GENERATION),
             Err(corrupt) => reply.error(self.damaged(&corrupt)),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        // There is no state per inode, so the kernel's say nothing to us.
+        if ino.0 == wire::NO_NODE {
+            self.gate.pass();
         }
     }
 

@@ -2,19 +2,21 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
-
-use fuser::{Config, Session, SessionACL};
 
 use super::Server;
 use super::device::{self, By, DeviceError, How};
 use super::filesystem::Fs;
 use super::reads::Core;
+use super::session::{self, Gate, Greeting, Last, Link, Running};
+use super::terms::Terms;
 use super::waiters::Waiters;
+use super::wire;
 
 /// Why an image could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -75,17 +77,54 @@ pub enum UnmountError {
     },
 }
 
+/// Why this process still serves a mount that it was to leave.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// Whoever waits for a segment would never be answered.
+    #[error("the kernel cannot ask a successor for what is unanswered: that needs Linux 6.9")]
+    Unsupported,
+    /// There is nothing to leave: unmounted, or left before.
+    #[error("{} is no longer served", .0.display())]
+    Ended(PathBuf),
+    /// Anything else. If its kind is `TimedOut`, this process answers no more, and must end before a successor begins.
+    #[error("leaving {}", at.display())]
+    Io {
+        /// The mount.
+        at: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+/// What becomes of requests that a predecessor had read and not answered.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unanswered {
+    /// The kernel asks for them again.
+    Resent,
+    /// There were none.
+    None,
+    /// Nobody will ever answer them, as the kernel is older than 6.9.
+    ///
+    /// Those who asked hang, deaf to SIGKILL, until the mount is taken down, which ends them with an errno, and all
+    /// others with them. Which of the two is the lesser evil the caller decides; dropping the mount takes it down.
+    Lost {
+        /// How many at most, where the system tells: requests that nobody had read yet are among them.
+        at_most: Option<u64>,
+    },
+}
+
 /// A mount that is being served.
 ///
 /// Dropping it takes the mount down whoever uses it: reads that wait get an errno, and so do all later ones.
 #[derive(Debug)]
 pub struct Mounted {
     at: PathBuf,
-    by: By,
-    /// Device number of the mount; by it a connection is found.
-    number: Option<u64>,
-    session: Option<JoinHandle<io::Result<()>>>,
+    terms: Terms,
+    running: Running,
+    link: Arc<Link>,
     stop: Stop,
+    left: bool,
 }
 
 /// What ends all waiting.
@@ -106,34 +145,77 @@ where
     if !fs::metadata(&path).map_err(target)?.is_dir() {
         return Err(target(io::ErrorKind::NotADirectory.into()));
     }
-    let options = server.options.clone();
+    let (device, by) = device::mount(&path, &server.options)
+        .map_err(|source| MountError::Device { at: path.clone(), source })?;
+    let link = Link::new(device);
+    let fail = |source| {
+        if let Err(error) = device::unmount(&path, by, How::Abort) {
+            tracing::warn!(at = %path.display(), %error, "unmounting");
+        }
+        MountError::Session { at: at.to_owned(), source }
+    };
+    let (offer, unique) = session::offered(&link.device).map_err(fail)?;
+    let read_ahead_kib = server.options.read_ahead_kib;
+    let begun = begin(server, &link, &offer, Greeting::Awaited(unique));
+    let (running, stop) = begun.map_err(fail)?;
+    // Served by the threads that have just begun.
+    let number = fs::metadata(&path).map_err(fail)?.dev();
+    let terms = Terms { offer, number, by };
+    Ok(Mounted::new(path, terms, running, link, stop, read_ahead_kib))
+}
+
+pub(super) fn resume<B>(
+    server: Server<B>,
+    device: OwnedFd,
+    terms: Terms,
+    at: &Path,
+) -> Result<(Mounted, Unanswered), MountError>
+where
+    B: AsRef<[u8]> + Send + Sync + 'static,
+{
+    let fail = |source| MountError::Session { at: at.to_owned(), source };
+    if !device::is_connected(&device) {
+        return Err(fail(io::ErrorKind::NotConnected.into()));
+    }
+    let link = Link::new(device);
+    // If we fail after this they are in the queue for whoever comes next.
+    let unanswered = unanswered(&link, &terms).map_err(fail)?;
+    let read_ahead_kib = server.options.read_ahead_kib;
+    let (running, stop) = begin(server, &link, &terms.offer, Greeting::Done).map_err(fail)?;
+    // Not made canonical: that would ask the mount.
+    let mounted = Mounted::new(at.to_owned(), terms, running, link, stop, read_ahead_kib);
+    Ok((mounted, unanswered))
+}
+
+fn begin<B>(
+    server: Server<B>,
+    link: &Arc<Link>,
+    offer: &wire::Offer,
+    greeting: Greeting,
+) -> io::Result<(Running, Stop)>
+where
+    B: AsRef<[u8]> + Send + Sync + 'static,
+{
+    let threads = server.options.threads;
     let core = Arc::new(Core::new(server));
     let waiters = Arc::new(Waiters::new(Arc::clone(&core)));
-
-    let (fd, by) =
-        device::mount(&path, &options).map_err(|source| MountError::Device { at: path.clone(), source })?;
     let stop = Arc::clone(&waiters);
-    let stop = Stop(Box::new(move || stop.stop()));
-    // From here on a failure drops it, which unmounts.
-    let mut mounted = Mounted { at: path, by, number: None, session: None, stop };
-    let session = |source| MountError::Session { at: at.to_owned(), source };
-    let mut config = Config::default();
-    config.n_threads = Some(options.threads.max(1));
-    config.clone_fd = true;
-    let fs = Fs::new(core, waiters);
-    // The kernel checks who may come in; there is no need to do it again.
-    let made = Session::from_fd(fs, fd, SessionACL::All, config).map_err(session)?;
-    // The threads of the session alone hold the device: should all of them end, so does the connection, and
-    // readers get errors.
-    let run = thread::Builder::new().name("floe-fuse".into()).spawn(move || made.run());
-    mounted.session = Some(run.map_err(session)?);
-    // Served by the threads that have just begun.
-    let number = fs::metadata(&mounted.at).map_err(session)?.dev();
-    mounted.number = Some(number);
-    if let Some(kib) = options.read_ahead_kib {
-        read_ahead(number, kib);
+    let gate = Arc::new(Gate::default());
+    let fs = Fs::new(core, waiters, Arc::clone(&gate), Last(Arc::clone(link)));
+    let running = session::begin(fs, &gate, link, offer, greeting, threads)?;
+    Ok((running, Stop(Box::new(move || stop.stop()))))
+}
+
+/// Has the kernel ask again for what is unanswered, or says what is lost.
+fn unanswered(link: &Link, terms: &Terms) -> io::Result<Unanswered> {
+    if terms.resends() {
+        rustix::io::write(&link.device, &wire::resend())?;
+        return Ok(Unanswered::Resent);
     }
-    Ok(mounted)
+    Ok(match device::waiting(terms.number) {
+        Some(0) => Unanswered::None,
+        at_most => Unanswered::Lost { at_most },
+    })
 }
 
 /// Tells the kernel how far to read ahead; it goes on with its default where we may not.
@@ -146,14 +228,63 @@ fn read_ahead(number: u64, kib: u32) {
 }
 
 impl Mounted {
+    fn new(
+        at: PathBuf,
+        terms: Terms,
+        running: Running,
+        link: Arc<Link>,
+        stop: Stop,
+        read_ahead_kib: Option<u32>,
+    ) -> Self {
+        let _ = link.number.set(terms.number); // nobody else does
+        if let Some(kib) = read_ahead_kib {
+            read_ahead(terms.number, kib);
+        }
+        Self { at, terms, running, link, stop, left: false }
+    }
+
     /// Returns where it is mounted.
     pub fn path(&self) -> &Path {
         &self.at
     }
 
+    /// Returns another descriptor of the connection with the kernel.
+    ///
+    /// While anybody holds one, the death of this process ends nothing: readers wait for a successor
+    /// ([`Server::resume`]). When the last one is closed they get an errno.
+    pub fn device(&self) -> io::Result<OwnedFd> {
+        self.link.device.try_clone()
+    }
+
+    /// Returns what a successor must know beside the device.
+    pub fn terms(&self) -> Terms {
+        self.terms
+    }
+
     /// Says whether it is still served: a user may have unmounted it by hand.
     pub fn is_served(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| !session.is_finished())
+        self.running.is_served()
+    }
+
+    /// Ends the serving by this process and leaves the mount to a successor, which may begin when this returns.
+    ///
+    /// Whoever waits goes on waiting; the successor answers. Somebody else must hold a [`Mounted::device`] beyond
+    /// the life of this value, or readers get an errno as it is dropped, which otherwise does nothing from here on.
+    pub fn leave(&mut self) -> Result<(), LeaveError> {
+        if self.left || !device::is_connected(&self.link.device) {
+            return Err(LeaveError::Ended(self.at.clone()));
+        }
+        if !self.terms.resends() {
+            return Err(LeaveError::Unsupported);
+        }
+        let ended = self.running.leave(&self.link);
+        let gone = ended.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::TimedOut);
+        if gone {
+            self.left = true;
+            // Their answers reach nobody any more; this only ends the threads.
+            (self.stop.0)();
+        }
+        ended.map_err(|source| LeaveError::Io { at: self.at.clone(), source })
     }
 
     /// Takes the mount down if nobody uses it; otherwise it stays as it is.
@@ -177,27 +308,27 @@ impl Mounted {
 
     /// Waits until the mount has ended: unmounted by anybody, and the last user gone.
     pub fn wait(&mut self) -> io::Result<()> {
-        let ended = self.session.take().map_or(Ok(Ok(())), JoinHandle::join);
-        ended.unwrap_or_else(|_| Err(io::Error::other("the thread that serves the mount failed")))
+        self.running.wait()
     }
 
     fn take_name(&self, how: How) -> Result<(), UnmountError> {
         // Who unmounted it by hand may have mounted something else there.
-        if !self.has_name() {
+        if self.left || !self.has_name() {
             return Ok(());
         }
-        device::unmount(&self.at, self.by, how).map_err(|source| self.failed(source))
+        device::unmount(&self.at, self.terms.by, how).map_err(|source| self.failed(source))
     }
 
     /// Says whether what is on top at our place is ours.
     fn has_name(&self) -> bool {
-        let Some(number) = self.number else { return true }; // hardly mounted yet
-        // Numbers are given out again, but not while a mount lives, and a dead one serves nobody.
+        // Numbers are given out again, but not while a mount lives, and a dead one serves nobody. One that lives
+        // and is not served is not asked: it would not answer.
         let dead = || {
             let looked = fs::metadata(&self.at).err().and_then(|error| error.raw_os_error());
             looked == Some(rustix::io::Errno::NOTCONN.raw_os_error())
         };
-        device::on_top(&self.at) == Some(number) && (self.is_served() || dead())
+        device::on_top(&self.at) == Some(self.terms.number)
+            && (device::is_connected(&self.link.device) || dead())
     }
 
     fn failed(&self, source: io::Error) -> UnmountError {
@@ -212,6 +343,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         // First those who wait, then those who would: an unmount must not wait for a network.
         (self.stop.0)();
         let named = self.has_name();
@@ -223,7 +357,7 @@ impl Drop for Mounted {
         }
         // Root has ended the connection together with the name. Otherwise there is one more way, and if it is
         // closed the threads go on until the last user is gone; nobody need wait for that.
-        let aborted = (named && self.by == By::Us) || self.number.is_some_and(|n| device::abort(n).is_ok());
+        let aborted = (named && self.terms.by == By::Us) || device::abort(self.terms.number).is_ok();
         if aborted {
             let _ = self.wait(); // its error is that the connection has ended
         }
