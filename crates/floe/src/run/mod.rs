@@ -19,7 +19,7 @@ mod user;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -87,6 +87,11 @@ pub fn sweep(store: &Path) -> Vec<String> {
         Ok(record) => Runtime::recall(&record).map_or(Ok(()), |runtime| runtime.delete(id)),
         Err(_) => Ok(()), // it never came as far as a container
     })
+}
+
+/// Returns the program of the runtime that the user named, or of the first one installed.
+pub fn runtime(wanted: Option<&Path>) -> Result<PathBuf> {
+    Ok(Runtime::find(wanted, Path::new("/"))?.program().to_owned())
 }
 
 /// In a run's directory: which runtime knows its container.

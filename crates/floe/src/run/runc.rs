@@ -97,6 +97,11 @@ impl Runtime {
         Ok(Self { program, root: state.join("runtime") })
     }
 
+    /// Returns its file.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Returns what [`Runtime::recall`] needs to find this runtime again.
     pub(super) fn record(&self) -> Vec<u8> {
         [self.program.as_os_str().as_bytes(), self.root.as_os_str().as_bytes()].join(&0)
