@@ -10,9 +10,9 @@ use crate::engine::mounts::ReadPath;
 #[derive(Debug, Parser)]
 #[command(name = "floe", version, max_term_width = 100)]
 pub struct Cli {
-    /// Directory of the store
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/floe", env = "FLOE_ROOT")]
-    pub root: PathBuf,
+    /// Directory of the store [default: /var/lib/floe, for others than root ~/.local/share/floe]
+    #[arg(long, global = true, value_name = "DIR", env = "FLOE_ROOT")]
+    pub root: Option<PathBuf>,
     /// Configuration file [default: /etc/floe/config.toml, which may be absent]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod doctor;
 pub mod engine;
 pub mod exit;
+pub mod home;
 pub mod origin;
 pub mod progress;
 pub mod run;

@@ -34,7 +34,7 @@ use store::Segments;
 
 use crate::observe::{Observer, Silent};
 
-pub use device::{DeviceError, Unavailable, available};
+pub use device::{DeviceError, Unavailable, available, detach, unmount};
 pub use mounted::{MountError, Mounted, UnmountError, User};
 
 /// Who may look into the mount.

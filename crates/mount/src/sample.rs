@@ -30,7 +30,7 @@ impl Sample {
         let member = Member {
             path: (*b"file").into(),
             kind: MemberKind::File,
-            mode: 0o600,
+            mode: 0o644,
             uid: 0,
             gid: 0,
             mtime: Time::default(),

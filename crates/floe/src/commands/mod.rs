@@ -70,7 +70,7 @@ pub(crate) fn out(bytes: &[u8]) -> anyhow::Result<()> {
 pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("resolving {}", path.display()));
-    let root = absolute(&cli.root)?;
+    let root = cli.root.as_deref().map_or_else(crate::home::store, absolute)?;
     let file = cli.config.as_deref().map(absolute).transpose()?;
     let address = Address { root, config: file };
     if let Command::Doctor(args) = cli.command {

@@ -16,6 +16,7 @@ use crate::run::{self, Net, Options, ReadyWhen, Volume};
 use crate::talk::Talk;
 
 pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
+    run::may_run()?;
     let options = options(session, &args)?;
     let background = !args.no_background && session.config.fetch.background;
     let started = start(session, user_image(args.image), args.path, background, options)?;

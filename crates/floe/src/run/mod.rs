@@ -89,6 +89,18 @@ pub fn sweep(store: &Path) -> Vec<String> {
     })
 }
 
+/// Says whether this user can run containers.
+pub fn may_run() -> Result<()> {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return Ok(());
+    }
+    let hint = "sudo floe run …; floe mount, pull, cat and ls work without root";
+    Err(not_started(
+        anyhow!("this is user {user}").context(Hint::new("running a container needs root", hint)),
+    ))
+}
+
 /// Returns the program of the runtime that the user named, or of the first one installed.
 pub fn runtime(wanted: Option<&Path>) -> Result<PathBuf> {
     Ok(Runtime::find(wanted, Path::new("/"))?.program().to_owned())
@@ -106,10 +118,7 @@ struct Prepared {
 
 fn prepare(lowers: &[&Path], image: &ImageConfiguration, options: &Options) -> Result<Prepared> {
     options.check()?;
-    if !rustix::process::geteuid().is_root() {
-        return Err(anyhow!("this is user {}", rustix::process::geteuid())
-            .context(Hint::new("running a container needs root", "sudo floe run …")));
-    }
+    may_run()?;
     let runtime = Runtime::find(options.runtime.as_deref(), &options.state)?;
     for id in sweep(&options.store) {
         tracing::info!(run = id, "removed what a killed run left");

@@ -186,7 +186,7 @@ impl Mounted {
         if !self.has_name() {
             return Ok(());
         }
-        device::unmount(&self.at, self.by, how).map_err(|source| self.failed(source))
+        device::unmount_by(&self.at, self.by, how).map_err(|source| self.failed(source))
     }
 
     /// Says whether what is on top at our place is ours.
