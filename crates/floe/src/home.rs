@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::Context;
 
@@ -37,8 +38,24 @@ fn store_of(uid: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> anyhow::Res
 
 /// Returns where sockets and mount points of all stores of whoever runs this are.
 pub fn run() -> PathBuf {
-    let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    run_of(uid(), named, |dir| is_private(dir, uid()).is_ok())
+    // Once: in a user namespace files seem to be another's.
+    static RUN_OF_OURS: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        run_of(uid(), named, |dir| is_private(dir, uid()).is_ok())
+    };
+    RUN_OF_OURS.get_or_init(find).clone()
+}
+
+/// Makes this process, which must have one thread, root of a user namespace of its own.
+pub fn become_root() -> io::Result<()> {
+    let _ = (run(), uid()); // as they are outside
+    sys::namespace::own_users()
+}
+
+/// Says whether this process has become root in that way.
+pub fn is_inside() -> bool {
+    uid() != rustix::process::geteuid().as_raw()
 }
 
 fn run_of(uid: u32, named: Option<PathBuf>, usable: impl Fn(&Path) -> bool) -> PathBuf {
@@ -77,8 +94,10 @@ fn is_private(dir: &Path, uid: u32) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
+/// Returns who started this process.
 fn uid() -> u32 {
-    rustix::process::geteuid().as_raw()
+    static UID: OnceLock<u32> = OnceLock::new();
+    *UID.get_or_init(|| rustix::process::geteuid().as_raw())
 }
 
 #[cfg(test)]

@@ -169,11 +169,33 @@ fn a_mount_whose_daemon_was_killed_is_taken_away_by_its_user() {
 }
 
 #[test]
-fn what_needs_root_says_so_before_anything_is_fetched() {
+fn a_container_runs_as_its_user_and_leaves_nothing() {
     as_user(|user| {
-        let outcome = user.run(&["run", "registry.invalid/app:v1"]);
-        assert_eq!(outcome.status.code(), Some(125), "{outcome:?}");
-        assert!(outcome.stderr.contains("hint: sudo floe run"), "{outcome:?}");
+        if support::program("runc").is_none() {
+            testkit::skip!("running containers needs runc");
+        }
+        let Some(image) = image::runnable(&serde_json::json!({ "Env": ["PATH=/bin"] })) else {
+            testkit::skip!("running containers needs a static busybox");
+        };
+        let registry = Embedded::start(&user.node.path("registry"));
+        let reference = format!("{}/app:v1", registry.host());
+        image.push(&reference);
+        let run = |script: &str| user.run(&["run", &reference, "--", "sh", "-c", script]);
+        let outcome =
+            run("id -u; wc -c </data/1; echo x >/made; rm -r /data; ls / | grep -c data; cat /made; exit 7");
+        assert_eq!((outcome.status.code(), &*outcome.text()), (Some(7), "0\n4000000\n0\nx\n"), "{outcome:?}");
+        assert_eq!(run("test -e /made").status.code(), Some(1), "it was the other container's");
+        assert_eq!(user.run(&["run", &reference, "--", "/nothing"]).status.code(), Some(127));
+        let runs = fs::read_dir(user.node.store().join("floe/run")).unwrap().count();
+        assert_eq!(runs, 0, "nothing is left");
+        assert!(support::mounts_of(&user.node.path("runtime")).is_empty());
+        assert_eq!(user.run(&["run", "--path", "erofs", &reference]).status.code(), Some(2));
+    });
+}
+
+#[test]
+fn what_needs_root_says_so() {
+    as_user(|user| {
         let report = user.run(&["--output", "json", "doctor"]).json();
         let fuse = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "fuse").unwrap();
         assert_eq!(

@@ -3,6 +3,7 @@
 mod browse;
 mod doctor;
 mod manage;
+mod rootless;
 pub(crate) mod run;
 mod serve;
 mod show;
@@ -81,6 +82,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
     let session = Session { address, output: cli.output, config };
 
     match cli.command {
+        Command::Run(args) if !rustix::process::geteuid().is_root() => rootless::run(&session, args),
         Command::Run(args) => run::run(&session, args),
         Command::Mount(args) => manage::mount(&session, args),
         Command::Umount { dir } => manage::umount(&session, &dir),

@@ -30,6 +30,7 @@ pub(super) fn check(root: bool) -> Vec<Check> {
     };
     let mut checks = vec![descriptors(hard)];
     if !root {
+        checks.push(namespaces(number));
         let why = "for the kernel's own read path, which needs root";
         checks.extend(["fanotify", "memlock", "oom"].map(|name| GROUP.skipped(name, why)));
         return checks;
@@ -55,6 +56,27 @@ fn descriptors(hard: u64) -> Check {
         ..TOO_FEW => GROUP.failed("open-files", found, hint),
         TOO_FEW..FEW => GROUP.warning("open-files", found, hint),
         _ => GROUP.ok("open-files", found),
+    }
+}
+
+/// Looks for what keeps an ordinary user from having user namespaces; each is in some kernels only.
+fn namespaces(number: impl Fn(&str) -> Option<u64>) -> Check {
+    let off = [
+        ("user/max_user_namespaces", 0, "sysctl user.max_user_namespaces=10000"),
+        ("kernel/unprivileged_userns_clone", 0, "sysctl kernel.unprivileged_userns_clone=1"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            1,
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ];
+    match off.iter().find(|(name, bad, _)| number(&format!("/proc/sys/{name}")) == Some(*bad)) {
+        Some((name, bad, hint)) => GROUP.warning(
+            "user-namespaces",
+            format!("{} is {bad}: floe run needs root", name.replace('/', ".")),
+            *hint,
+        ),
+        None => GROUP.ok("user-namespaces", "nothing forbids them, as far as the kernel says"),
     }
 }
 
@@ -108,6 +130,9 @@ mod tests {
         for (hard, state) in table {
             assert_eq!(descriptors(hard).state, state, "{hard}");
         }
+        assert_eq!(namespaces(|_| None).state, State::Ok);
+        assert_eq!(namespaces(|_| Some(0)).state, State::Warning);
+        assert_eq!(namespaces(|name| name.contains("apparmor").then_some(1)).state, State::Warning);
         assert_eq!(fanotify(Some(7), Some(1)).state, State::Warning);
         assert_eq!(fanotify(Some(8), Some(1)).state, State::Ok);
         assert_eq!(fanotify(None, None).state, State::Skipped);

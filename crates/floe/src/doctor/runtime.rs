@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) fn check(wanted: Option<&Path>, root: bool) -> Vec<Check> {
     let cgroups = match root {
         true => cgroups(Path::new(CGROUPS)),
-        false => GROUP.skipped("cgroups", "needs root: sudo floe doctor"),
+        false => GROUP.skipped("cgroups", "without root containers have none of their own"),
     };
     vec![program(wanted), cgroups]
 }

@@ -172,7 +172,8 @@ impl Engine {
     /// Makes an image readable, for as long as the answer's second half lives, and tells where its metadata image is.
     pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<(Opened, InUse)> {
         let image = self.open(image, Purpose::Look, talk)?;
-        let opened = Opened { report: self.report(&image), meta: image.meta_path().to_owned() };
+        let (config, meta) = (image.config_text()?, image.meta_path().to_owned());
+        let opened = Opened { config, report: self.report(&image), meta };
         Ok((opened, InUse::new(image)))
     }
 
