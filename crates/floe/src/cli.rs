@@ -10,9 +10,9 @@ use crate::engine::mounts::ReadPath;
 #[derive(Debug, Parser)]
 #[command(name = "floe", version, max_term_width = 100)]
 pub struct Cli {
-    /// Directory of the store
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/floe", env = "FLOE_ROOT")]
-    pub root: PathBuf,
+    /// Directory of the store [default: /var/lib/floe, for others than root ~/.local/share/floe]
+    #[arg(long, global = true, value_name = "DIR", env = "FLOE_ROOT")]
+    pub root: Option<PathBuf>,
     /// Configuration file [default: /etc/floe/config.toml, which may be absent]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -135,6 +135,9 @@ pub enum Command {
     /// Holds for the daemon what must outlive it; the daemon starts it
     #[command(hide = true, after_help = "Example: floe keeper")]
     Keeper,
+    /// Looks for what is in the way of starting images: kernel, store, limits, runtime, network, configuration
+    #[command(after_help = "Example: floe doctor --registry registry.example")]
+    Doctor(Doctor),
     /// Compares ways to start one image over a slow link, on this machine
     #[command(after_help = "Example: floe demo --rate 50mbit")]
     Demo(Demo),
@@ -248,6 +251,20 @@ pub enum DaemonAction {
     Stop,
     /// Replaces the daemon by this program; mounts stay, and reads wait for it
     Upgrade,
+}
+
+/// `floe doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Nothing is installed yet: needs no store and makes none
+    #[arg(long)]
+    pub pre: bool,
+    /// Registry to talk to; otherwise nobody is
+    #[arg(long, value_name = "HOST")]
+    pub registry: Vec<String>,
+    /// OCI runtime to use [default: runc, else crun]
+    #[arg(long, value_name = "PATH")]
+    pub runtime: Option<PathBuf>,
 }
 
 /// `floe demo`.

@@ -5,6 +5,7 @@
 //! | 0 | done |
 //! | 1 | failed |
 //! | 2 | misused: the command line or the configuration does not make sense |
+//! | 3 | `floe doctor` found that images cannot be started here |
 //! | 125 | `floe run` failed before the container's process ran |
 //! | 126 | `floe run` found the command but could not execute it |
 //! | 127 | `floe run` did not find the command in the image |
@@ -25,6 +26,8 @@ pub enum Code {
     Failed,
     /// The command line or the configuration does not make sense.
     Misused,
+    /// Images cannot be started on this machine.
+    Unable,
     /// A container could not be started.
     NotStarted,
     /// The container's command exists but cannot be executed.
@@ -42,6 +45,7 @@ impl Code {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Misused => 2,
+            Self::Unable => 3,
             Self::NotStarted => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
@@ -152,6 +156,7 @@ mod tests {
             (Code::Done, 0),
             (Code::Failed, 1),
             (Code::Misused, 2),
+            (Code::Unable, 3),
             (Code::NotStarted, 125),
             (Code::NotExecutable, 126),
             (Code::NotFound, 127),

@@ -183,6 +183,10 @@ fn who_is_not_root_is_told() {
     command.arg("--root").arg(node.store()).arg("--config").arg(&config);
     command.args(["mount", "registry.invalid/app:v1", "/tmp"]);
     node.isolate(&mut command);
+    let runtime = node.path("runtime");
+    fs::create_dir(&runtime).unwrap();
+    std::os::unix::fs::chown(&runtime, Some(65534), Some(65534)).unwrap();
+    command.env("XDG_RUNTIME_DIR", &runtime);
     let outcome = node.spawn(command).end();
     assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("root") || outcome.stderr.contains("ermission"), "{outcome:?}");

@@ -41,7 +41,7 @@ use store::Segments;
 
 use crate::observe::{Observer, Silent};
 
-pub use device::{DeviceError, Unavailable, available};
+pub use device::{DeviceError, Unavailable, available, detach, unmount};
 pub use mounted::{LeaveError, MountError, Mounted, Unanswered, UnmountError, User};
 pub use terms::Terms;
 

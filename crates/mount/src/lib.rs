@@ -7,3 +7,5 @@ pub mod keeper;
 pub mod observe;
 mod parking;
 pub mod places;
+mod sample;
+pub mod stack;

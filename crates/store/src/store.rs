@@ -94,6 +94,12 @@ impl Store {
         Ok(Arc::new(store))
     }
 
+    /// Returns the version of the store at `root`, nothing for an empty directory, without opening it.
+    pub fn version(root: &Path) -> Result<Option<u32>, StoreError> {
+        let disk = RealDisk::open(root).map_err(|error| StoreError::io("opening", root, error))?;
+        version(root, &disk)
+    }
+
     /// Closes the store: everything is durable, and the next start need not check anything.
     ///
     /// Segments can no longer be written; the lock is held until the last user has dropped the store. Without

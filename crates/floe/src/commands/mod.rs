@@ -1,7 +1,9 @@
 //! What each command does on the side of the user: asks the daemon, shows the answer.
 
 mod browse;
+mod doctor;
 mod manage;
+mod rootless;
 pub(crate) mod run;
 mod serve;
 mod show;
@@ -38,12 +40,21 @@ impl Session {
         value: &T,
         human: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<()> {
-        let text = match self.output {
-            Output::Json => serde_json::to_string_pretty(value).context("writing JSON")? + "\n",
-            Output::Human => human(value),
-        };
-        out(text.as_bytes())
+        print(self.output, value, human)
     }
+}
+
+/// Prints a result: JSON as it is, or what `human` makes of it.
+fn print<T: serde::Serialize>(
+    output: Output,
+    value: &T,
+    human: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(value).context("writing JSON")? + "\n",
+        Output::Human => human(value),
+    };
+    out(text.as_bytes())
 }
 
 /// Writes to stdout; a reader that has had enough (`floe ls | head`) is no failure.
@@ -60,13 +71,18 @@ pub(crate) fn out(bytes: &[u8]) -> anyhow::Result<()> {
 pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("resolving {}", path.display()));
-    let root = absolute(&cli.root)?;
+    let root = cli.root.as_deref().map_or_else(crate::home::store, absolute)?;
+    let file = cli.config.as_deref().map(absolute).transpose()?;
+    let address = Address { root, config: file };
+    if let Command::Doctor(args) = cli.command {
+        return doctor::doctor(address, cli.output, args);
+    }
     let config = Config::load(cli.config.as_deref())
         .context(crate::exit::Coded::new(Code::Misused, "reading the configuration"))?;
-    let file = cli.config.as_deref().map(absolute).transpose()?;
-    let session = Session { address: Address { root, config: file }, output: cli.output, config };
+    let session = Session { address, output: cli.output, config };
 
     match cli.command {
+        Command::Run(args) if !rustix::process::geteuid().is_root() => rootless::run(&session, args),
         Command::Run(args) => run::run(&session, args),
         Command::Mount(args) => manage::mount(&session, args),
         Command::Umount { dir } => manage::umount(&session, &dir),
@@ -84,6 +100,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Registry { dir, listen, rate } => serve::registry(&dir, listen, rate),
         Command::Daemon(args) => serve::daemon(&session, args),
         Command::Keeper => serve::keeper(&session),
+        Command::Doctor(args) => doctor::doctor(session.address, session.output, args),
         Command::Demo(args) => serve::demo(&session, &args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

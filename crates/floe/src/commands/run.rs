@@ -96,7 +96,7 @@ fn tell(client: &mut Client, ready: Ready) -> anyhow::Result<Timings> {
     client.reply(&mut |_| ())
 }
 
-fn options(session: &Session, args: &cli::Run) -> anyhow::Result<Options> {
+pub(super) fn options(session: &Session, args: &cli::Run) -> anyhow::Result<Options> {
     let mut options = Options::new(&session.address.root);
     options.runtime.clone_from(&args.runtime);
     options.args.clone_from(&args.command);
@@ -113,7 +113,7 @@ fn options(session: &Session, args: &cli::Run) -> anyhow::Result<Options> {
     Ok(options)
 }
 
-fn eprint(text: &str) {
+pub(super) fn eprint(text: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(text.as_bytes()); // talk: a closed stderr is not our failure
 }

@@ -128,12 +128,10 @@ impl Client {
 fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
     let dir = super::run_dir(root)?;
     let path = dir.join("start.lock");
-    let taken = std::fs::create_dir_all(&dir).and_then(|()| {
-        let file =
-            std::fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-        file.lock()?;
-        Ok(file)
-    });
+    crate::home::make_run(&dir)?;
+    let mut options = std::fs::File::options();
+    let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let taken = opened.and_then(|file| file.lock().map(|()| file));
     taken.map_err(|error| doing(format!("locking {}", path.display()), error))
 }
 
@@ -186,8 +184,10 @@ fn complaint(log: &str) -> Failure {
 fn doing(what: String, error: std::io::Error) -> anyhow::Error {
     let root = rustix::process::geteuid().is_root();
     match error.kind() {
-        std::io::ErrorKind::PermissionDenied if !root => anyhow::Error::new(error)
-            .context(Hint::new(what, "floe mounts file systems, which needs root: sudo floe …")),
+        std::io::ErrorKind::PermissionDenied if !root => anyhow::Error::new(error).context(Hint::new(
+            what,
+            "it is another user's: sudo floe …, or have a store of your own with --root DIR",
+        )),
         _ => anyhow::Error::new(error).context(what),
     }
 }

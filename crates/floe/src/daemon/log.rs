@@ -30,7 +30,7 @@ pub fn path(root: &Path) -> anyhow::Result<PathBuf> {
 pub fn open(root: &Path) -> anyhow::Result<Stdio> {
     let path = path(root)?;
     let dir = super::run_dir(root)?;
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    crate::home::make_run(&dir)?;
     let opened = append(&path).and_then(|file| match file.metadata()?.len() {
         // By a daemon that ends before it has logged a line, over and over.
         LIMIT.. => turn(&path),

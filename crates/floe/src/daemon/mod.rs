@@ -18,14 +18,11 @@ use anyhow::Context;
 /// How long a daemon without clients and mounts stays: long enough for a script's next command.
 pub const IDLE: Duration = Duration::from_secs(300);
 
-/// Where sockets and mount points are.
-pub const RUN: &str = "/run/floe";
-
 /// Returns the runtime directory of a store: short, because a socket's path has at most 107 bytes.
 pub fn run_dir(root: &Path) -> anyhow::Result<PathBuf> {
     let root = std::path::absolute(root).with_context(|| format!("resolving {}", root.display()))?;
     let digest = format::Digest::of(root.as_os_str().as_encoded_bytes());
-    Ok(Path::new(RUN).join(&digest.hex()[..12]))
+    Ok(crate::home::run().join(&digest.hex()[..12]))
 }
 
 /// Returns where the daemon of a store listens.

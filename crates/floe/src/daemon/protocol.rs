@@ -205,6 +205,9 @@ pub struct Hello {
 /// Reply to `Open`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Opened {
+    /// The image's config, verbatim.
+    #[serde(default)]
+    pub config: String,
     /// What the image is and how it was opened.
     pub report: ImageReport,
     /// The metadata image: everything but the contents of files.

@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_millis(200);
 pub fn serve(engine: &Arc<Engine>, at: Option<&Path>, ready: impl FnOnce()) -> anyhow::Result<()> {
     let usual = super::socket_path(engine.root())?;
     let dir = usual.parent().context("a socket has a directory")?;
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    crate::home::make_run(dir)?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
         .with_context(|| format!("opening {}", dir.display()))?;
     // The usual place may be written in another way: /var/run is a link.

@@ -96,7 +96,16 @@ impl Engine {
     pub fn start(address: &Address, config: &Config, listen: Option<&str>) -> anyhow::Result<Arc<Self>> {
         let root = &*address.root;
         let rule = Rule::new(config)?;
-        let store = Store::open(root).with_context(|| format!("opening the store {}", root.display()))?;
+        let store = Store::open(root).map_err(|error| {
+            let what = format!("opening the store {}", root.display());
+            match error {
+                store::StoreError::Denied { .. } => {
+                    let hint = "sudo floe …, or have a store of your own with --root DIR";
+                    anyhow::Error::new(error).context(Hint::new(what, hint))
+                }
+                error => anyhow::Error::new(error).context(what),
+            }
+        })?;
         let net = Arc::new(Net::new(config)?);
         let alerts = Arc::new(Alerts::default());
         let through = ReadThrough::start(store.clone(), net.clone(), alerts.clone(), Workers::default())?;
@@ -165,7 +174,8 @@ impl Engine {
     /// Makes an image readable, for as long as the answer's second half lives, and tells where its metadata image is.
     pub fn opened(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<(Opened, InUse)> {
         let image = self.open(image, Purpose::Look, talk)?;
-        let opened = Opened { report: self.report(&image), meta: image.meta_path().to_owned() };
+        let (config, meta) = (image.config_text()?, image.meta_path().to_owned());
+        let opened = Opened { config, report: self.report(&image), meta };
         Ok((opened, InUse::new(image)))
     }
 
@@ -179,8 +189,8 @@ impl Engine {
         talk: &Talk<'_>,
     ) -> anyhow::Result<Mounted> {
         let image = self.open(image, Purpose::Look, talk)?;
-        let live = self.live(&image, Purpose::Look, path)?;
-        self.mounts.bind(live, dir, image.reference())?;
+        let path = path.unwrap_or(self.config.mount.path);
+        self.mounts.show(path, image.recipe(Purpose::Look), dir, image.reference())?;
         if background {
             self.fetch_rest(&image);
         }

@@ -1,4 +1,8 @@
 //! Mounts: one per image, shared by its containers; what users see are binds of it.
+//!
+//! An ordinary user has mounts of their own instead: `mounts/direct.rs`.
+
+mod direct;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -44,6 +48,7 @@ impl Mounts {
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
                 .with_context(|| format!("closing {} to other users", dir.display()))?;
         }
+        direct::sweep(&shop.mnt);
         let points = mount_points()?;
         let mut records = Record::all(&shop.records).context("reading what is known of mounts")?;
         records.retain(|record| {
@@ -74,7 +79,9 @@ impl Mounts {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let mounts = live.entry(recipe.key).or_default();
         mounts.retain(|mount| mount.strong_count() > 0);
-        let fits = |mount: &Arc<LiveMount>| wanted.takes(mount.path()) && !mount.is_stale();
+        let fits = |mount: &Arc<LiveMount>| {
+            wanted.takes(mount.path()) && !mount.is_stale() && !direct::is_direct(mount)
+        };
         if let Some(mount) = mounts.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(mount);
         }
@@ -213,11 +220,7 @@ impl Mounts {
     pub fn bind(&self, live: Arc<LiveMount>, dir: &Path, reference: &str) -> anyhow::Result<()> {
         let mut binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
         if binds.contains_key(dir) {
-            let hint = "choose another directory or `floe umount` it first";
-            bail!(
-                anyhow::Error::msg("an image is mounted there")
-                    .context(Hint::new(format!("mounting at {}", dir.display()), hint))
-            );
+            return Err(occupied(dir));
         }
         mount_bind(live.dir(), dir).with_context(|| format!("mounting at {}", dir.display()))?;
         // As with a disk that somebody plugs in: its programs run, but as whoever runs them.
@@ -234,19 +237,18 @@ impl Mounts {
     /// Undoes [`Mounts::bind`]; a mount in use stays.
     pub fn unbind(&self, dir: &Path) -> anyhow::Result<()> {
         let mut binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
-        if !binds.contains_key(dir) {
+        let Some(bind) = binds.get(dir) else {
             drop(binds);
             return detach_leftover(dir);
+        };
+        if direct::is_direct(&bind.live) {
+            direct::end(bind, dir)?;
+            binds.remove(dir);
+            return Ok(());
         }
         match unmount(dir, UnmountFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(rustix::io::Errno::BUSY) => {
-                let hint = format!("end what uses it: fuser -vm {}", dir.display());
-                bail!(
-                    anyhow::Error::msg("it is in use")
-                        .context(Hint::new(format!("unmounting {}", dir.display()), hint))
-                );
-            }
+            Err(rustix::io::Errno::BUSY) => return Err(in_use(dir)),
             Err(error) => return Err(error).with_context(|| format!("unmounting {}", dir.display())),
         }
         let bind = binds.remove(dir);
@@ -275,6 +277,10 @@ impl Mounts {
     /// Takes every bind away that is not left, also those in use.
     pub(super) fn detach_all(&self) {
         for (dir, bind) in self.binds.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            if direct::is_direct(&bind.live) {
+                direct::forget(&bind.live);
+                continue;
+            }
             if bind.live.is_left() {
                 continue;
             }
@@ -353,7 +359,7 @@ pub fn clear(run: &Path) -> anyhow::Result<()> {
 
 fn detach<'a>(points: impl DoubleEndedIterator<Item = &'a MountPoint>) -> anyhow::Result<()> {
     for point in points.rev() {
-        let detached = unmount(&point.path, UnmountFlags::DETACH);
+        let detached = mount::fuse::detach(&point.path);
         detached.with_context(|| format!("taking away the leftover mount {}", point.path.display()))?;
         let _ = std::fs::remove_dir(&point.path); // it is empty; the next mount makes its own
     }
@@ -373,7 +379,23 @@ pub fn detach_leftover(dir: &Path) -> anyhow::Result<()> {
     if !mount_points()?.iter().any(ours) {
         bail!("{} is not a mount of floe", dir.display());
     }
-    unmount(dir, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", dir.display()))
+    mount::fuse::detach(dir).with_context(|| format!("unmounting {}", dir.display()))
+}
+
+/// Says whether something of ours is mounted at a directory.
+fn is_mounted(dir: &Path) -> bool {
+    mount_points().is_ok_and(|points| points.iter().any(|point| point.path == dir && point.is_ours()))
+}
+
+fn occupied(dir: &Path) -> anyhow::Error {
+    let hint = "choose another directory or `floe umount` it first";
+    anyhow::Error::msg("an image is mounted there")
+        .context(Hint::new(format!("mounting at {}", dir.display()), hint))
+}
+
+fn in_use(dir: &Path) -> anyhow::Error {
+    let hint = format!("end what uses it: fuser -vm {}", dir.display());
+    anyhow::Error::msg("it is in use").context(Hint::new(format!("unmounting {}", dir.display()), hint))
 }
 
 #[cfg(test)]

@@ -57,14 +57,16 @@ struct Taken {
     free: u64,
 }
 
+/// Returns what is kept free on a disk of this many bytes.
+pub(crate) fn reserve(config: &config::Store, capacity: u64) -> u64 {
+    let usual = (capacity / RESERVE_SHARE).min(RESERVE_MOST);
+    config.reserve.map_or(usual, |reserve| reserve.bytes())
+}
+
 impl Limits {
     fn new(config: &config::Store, capacity: u64) -> Self {
-        let usual = (capacity / RESERVE_SHARE).min(RESERVE_MOST);
-        Self {
-            quota: config.quota.map(|quota| quota.bytes()),
-            reserve: config.reserve.map_or(usual, |reserve| reserve.bytes()),
-            capacity,
-        }
+        let quota = config.quota.map(|quota| quota.bytes());
+        Self { quota, reserve: reserve(config, capacity), capacity }
     }
 
     /// Returns how far the quota is exceeded and how much the reserve lacks.

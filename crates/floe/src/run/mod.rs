@@ -19,7 +19,7 @@ mod user;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -89,6 +89,11 @@ pub fn sweep(store: &Path) -> Vec<String> {
     })
 }
 
+/// Returns the program of the runtime that the user named, or of the first one installed.
+pub fn runtime(wanted: Option<&Path>) -> Result<PathBuf> {
+    Ok(Runtime::find(wanted, Path::new("/"))?.program().to_owned())
+}
+
 /// In a run's directory: which runtime knows its container.
 const RUNTIME: &str = "runtime";
 
@@ -122,6 +127,11 @@ fn prepare(lowers: &[&Path], image: &ImageConfiguration, options: &Options) -> R
     let user = user::identify(root.as_fd(), options.user.as_deref().or(wanted).unwrap_or_default())
         .context("finding the user to run as")?;
     let host = host();
+    if host.inside && (user.uid, user.gid) != (0, 0) {
+        let hint = "sudo floe run …: without root there is one user in a container, its root";
+        return Err(anyhow!("the image runs as {}:{}", user.uid, user.gid)
+            .context(Hint::new("finding the user to run as", hint)));
+    }
     let place = spec::Place { id: dir.id().to_owned(), rootfs: dir.rootfs(), etc: dir.etc() };
     let spec = spec::build(image, options, &volumes, &user, &host, &place)?;
     write_etc(&dir, options.net, &spec::hostname(options, &host, dir.id()))?;
@@ -148,7 +158,7 @@ fn host() -> spec::Host {
         .collect();
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let cgroup2 = std::fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false);
-    spec::Host { hostname, env, cgroup2 }
+    spec::Host { hostname, env, cgroup2, inside: crate::home::is_inside() }
 }
 
 /// Errors that do not choose an exit code themselves happened before the container ran.

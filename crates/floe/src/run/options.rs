@@ -118,7 +118,7 @@ impl From<File> for Output {
 pub struct Options {
     /// The store; the run's own directory is `run/<id>` in it.
     pub store: PathBuf,
-    /// Where the runtime keeps its state, normally `/run/floe`. Must be gone after a reboot.
+    /// Where the runtime keeps its state, normally where sockets are. Must be gone after a reboot.
     pub state: PathBuf,
     /// The OCI runtime; otherwise runc or crun is looked for.
     pub runtime: Option<PathBuf>,
@@ -161,7 +161,7 @@ impl Options {
     pub fn new(store: impl Into<PathBuf>) -> Self {
         Self {
             store: store.into(),
-            state: "/run/floe".into(),
+            state: crate::home::run(),
             runtime: None,
             entrypoint: None,
             args: Vec::new(),

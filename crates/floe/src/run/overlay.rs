@@ -14,8 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
 use crate::exit::Hint;
@@ -31,6 +31,10 @@ pub(super) fn mount(lowers: &[&Path], upper: &Path, work: &Path) -> Result<Owned
     fsconfig_set_string(&fs, "lowerdir", paths.lower.as_slice()).context("setting the lower directories")?;
     fsconfig_set_string(&fs, "upperdir", paths.upper.as_slice()).context("setting the upper directory")?;
     fsconfig_set_string(&fs, "workdir", paths.work.as_slice()).context("setting the work directory")?;
+    if crate::home::is_inside() {
+        // What overlayfs notes has to be in attributes that a user may set.
+        fsconfig_set_flag(&fs, "userxattr").context("setting userxattr")?;
+    }
     fsconfig_create(&fs).map_err(|error| explain_refused(error.into(), &fs, upper))?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("mounting the overlay")
 }

@@ -97,6 +97,11 @@ impl Runtime {
         Ok(Self { program, root: state.join("runtime") })
     }
 
+    /// Returns its file.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Returns what [`Runtime::recall`] needs to find this runtime again.
     pub(super) fn record(&self) -> Vec<u8> {
         [self.program.as_os_str().as_bytes(), self.root.as_os_str().as_bytes()].join(&0)
@@ -117,6 +122,7 @@ impl Runtime {
         let (log, pid_file) = (start.bundle.join("runtime.log"), start.bundle.join("pid"));
         let [stdin, stdout, stderr] = start.stdio;
         let mut command = Command::new(&self.program);
+        self.rootless(&mut command);
         command.arg("--root").arg(&self.root).arg("--log").arg(&log).args(["--log-format", "json"]);
         command.args(["run", "--detach"]).arg("--pid-file").arg(&pid_file).arg("--bundle").arg(start.bundle);
         if let Some(socket) = start.console {
@@ -156,8 +162,16 @@ impl Runtime {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        self.rootless(&mut command);
         command.arg("--root").arg(&self.root).stdin(Stdio::null());
         command
+    }
+
+    /// Tells runc what it cannot see in a user namespace: that cgroups are not ours. crun finds out.
+    fn rootless(&self, command: &mut Command) {
+        if crate::home::is_inside() && self.program.file_name() == Some(OsStr::new("runc")) {
+            command.args(["--rootless", "true"]);
+        }
     }
 }
 

@@ -82,7 +82,16 @@ pub(super) struct Host {
     pub(super) env: BTreeMap<String, String>,
     /// The one and only cgroup hierarchy is version 2, so a container can have its own view of it.
     pub(super) cgroup2: bool,
+    /// The container is an ordinary user's, in a user namespace with that user alone.
+    pub(super) inside: bool,
 }
+
+/// What differs there: `/sys` belongs to the machine's network and can only be shown, there is no group 5, and cgroups
+/// are not ours to make.
+const INSIDE: [(&str, &str, &str, &[&str]); 2] = [
+    ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+    ("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]),
+];
 
 /// Where the parts of one container are.
 #[derive(Debug, Clone)]
@@ -119,7 +128,7 @@ pub(super) fn build(
         .version("1.0.2")
         .root(root)
         .process(process(image, options, user, host, &hostname)?)
-        .mounts(mounts(volumes, place)?)
+        .mounts(mounts(volumes, host, place)?)
         .linux(linux(options, host, &place.id)?)
         .hostname(hostname)
         .build()
@@ -134,8 +143,9 @@ fn process(
     hostname: &str,
 ) -> Result<Process> {
     let config = image.config().clone().unwrap_or_default();
-    let ids =
-        UserBuilder::default().uid(user.uid).gid(user.gid).additional_gids(user.groups.clone()).build()?;
+    // One that cannot change groups has those of the user who started it.
+    let groups = if host.inside { Vec::new() } else { user.groups.clone() };
+    let ids = UserBuilder::default().uid(user.uid).gid(user.gid).additional_gids(groups).build()?;
     let image_env = config.env().as_deref().unwrap_or_default();
     Ok(ProcessBuilder::default()
         .terminal(options.tty)
@@ -239,7 +249,7 @@ fn capabilities(uid: u32) -> Result<LinuxCapabilities> {
         .build()?)
 }
 
-fn mounts(volumes: &[Volume], place: &Place) -> Result<Vec<Mount>> {
+fn mounts(volumes: &[Volume], host: &Host, place: &Place) -> Result<Vec<Mount>> {
     let mount = |at: &Path, kind: &str, source: &Path, options: &[&str]| {
         MountBuilder::default()
             .destination(at)
@@ -249,7 +259,12 @@ fn mounts(volumes: &[Volume], place: &Place) -> Result<Vec<Mount>> {
             .build()
     };
     let mut mounts = Vec::new();
-    for (at, kind, source, flags) in MOUNTS {
+    for usual in MOUNTS {
+        let other = INSIDE.into_iter().find(|(at, ..)| host.inside && *at == usual.0);
+        let (at, kind, source, flags) = other.unwrap_or(usual);
+        if host.inside && kind == "cgroup" {
+            continue;
+        }
         mounts.push(mount(Path::new(at), kind, Path::new(source), flags)?);
     }
     for file in ["resolv.conf", "hostname", "hosts"] {
@@ -285,14 +300,16 @@ fn linux(options: &Options, host: &Host, id: &str) -> Result<Linux> {
         // A network of its own has no port worth protecting from its own users.
         sysctl.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
     }
-    Ok(LinuxBuilder::default()
+    let linux = LinuxBuilder::default()
         .namespaces(namespaces)
-        .resources(LinuxResourcesBuilder::default().devices(vec![no_device]).build()?)
-        .cgroups_path(format!("/floe/{id}"))
         .sysctl(sysctl)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
-        .readonly_paths(READ_ONLY.map(str::to_owned).to_vec())
-        .build()?)
+        .readonly_paths(READ_ONLY.map(str::to_owned).to_vec());
+    if host.inside {
+        return Ok(linux.build()?);
+    }
+    let resources = LinuxResourcesBuilder::default().devices(vec![no_device]).build()?;
+    Ok(linux.resources(resources).cgroups_path(format!("/floe/{id}")).build()?)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ fn host() -> Host {
         hostname: "machine".into(),
         env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
         cgroup2: true,
+        inside: false,
     }
 }
 
@@ -218,4 +219,18 @@ fn a_whole_document_stays_what_it_is() {
     });
     let document = serde_json::to_string_pretty(&document(config, &options(), &user)).unwrap();
     insta::assert_snapshot!("whole_document", document);
+}
+
+#[test]
+fn an_ordinary_users_container_asks_for_nothing_that_only_root_can_give() {
+    let host = Host { inside: true, ..host() };
+    let user = Identity { groups: vec![5], ..Identity::default() };
+    let spec = build(&image(json!({ "Cmd": ["x"] })), &options(), &[], &user, &host, &place()).unwrap();
+    let spec = serde_json::to_value(spec).unwrap();
+    assert!(spec["linux"]["cgroupsPath"].is_null(), "{spec:#}");
+    assert_eq!(spec["process"]["user"]["additionalGids"], json!([]));
+    let mounts = spec["mounts"].as_array().unwrap();
+    let kind = |at: &str| mounts.iter().find(|mount| mount["destination"] == at).map(|mount| &mount["type"]);
+    assert_eq!((kind("/sys"), kind("/sys/fs/cgroup")), (Some(&json!("bind")), None));
+    assert!(!spec["mounts"].to_string().contains("gid=5"));
 }

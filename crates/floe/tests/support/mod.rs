@@ -282,7 +282,7 @@ impl Drop for Node {
 
 /// Takes every mount below a directory away, the last first.
 pub fn unmount_below(dir: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     for line in mounts.lines().rev() {
         let at = Path::new(line.split(' ').nth(4).unwrap());
         if at.starts_with(dir) {
@@ -293,7 +293,7 @@ pub fn unmount_below(dir: &Path) {
 
 /// Returns the lines of the mount table that name a directory.
 pub fn mounts_of(dir: &Path) -> Vec<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     mounts.lines().filter(|line| line.contains(dir.to_str().unwrap())).map(str::to_owned).collect()
 }
 

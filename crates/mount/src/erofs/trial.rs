@@ -6,19 +6,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use format::IndexId;
-use format::erofs::write::{self, LayerDevices};
-use format::payload::SegmentSize;
-use format::tar::{Member, MemberKind, Placer};
-use format::tree::{Builder, Time};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::fanotify::{Group, Verdict};
 use sys::mount::MountError;
 
-use super::{Device, WatchPoint, mount};
-
-/// Length of the file that is read.
-const LEN: usize = 8192;
+use super::{WatchPoint, mount};
+use crate::sample::Sample;
 
 /// How long the kernel may take over an event. It takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -69,54 +62,27 @@ pub fn trial(dir: &Path) -> Result<(), TrialError> {
 
 struct Trial<'a> {
     dir: &'a Path,
-    index: IndexId,
-    content: Vec<u8>,
+    sample: Sample,
 }
 
 impl<'a> Trial<'a> {
     /// Writes an image, and an empty segment.
     fn new(dir: &'a Path) -> io::Result<Self> {
-        let index = IndexId::from_bytes([0xf1; 32]);
-        let member = Member {
-            path: (*b"file").into(),
-            kind: MemberKind::File,
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            mtime: Time::default(),
-            xattrs: Default::default(),
-            plain: 512,
-            payload: LEN as u64,
-        };
-        let size = SegmentSize::from_bits(16).ok_or(io::ErrorKind::InvalidInput)?;
-        let (mut placer, mut builder) = (Placer::new(size), Builder::new());
-        let placed = placer.member(&member).map_err(io::Error::other)?;
-        builder.layer().map_err(io::Error::other)?;
-        builder.member(&member, placed).map_err(io::Error::other)?;
-        let devices = LayerDevices { index, segment: size, lens: vec![2] }; // blocks of 4 KiB
-        let image = write::image(&builder.finish(), &[devices]).map_err(io::Error::other)?;
-        fs::write(dir.join("image"), image)?;
-        fs::create_dir_all(dir.join("segments").join(index.hex()))?;
-        let content = (0..LEN).map(|n| (n % 251) as u8 + 1).collect();
-        let trial = Self { dir, index, content };
-        File::create(trial.segment())?;
-        Ok(trial)
-    }
-
-    fn segment(&self) -> PathBuf {
-        self.dir.join("segments").join(self.index.hex()).join("0")
+        let sample = Sample::make(dir)?;
+        File::create(sample.segment())?;
+        Ok(Self { dir, sample })
     }
 
     fn run(&self) -> Result<(), TrialError> {
         let prepare = |source| TrialError::Prepare { dir: self.dir.to_owned(), source };
-        let segments = File::open(self.dir.join("segments")).map_err(prepare)?;
+        let segments = File::open(self.sample.segments()).map_err(prepare)?;
         let group = Group::new().map_err(TrialError::Group)?;
-        let point = WatchPoint::create(&self.dir.join("segments"), &self.dir.join("watch"), false);
+        let point = WatchPoint::create(&self.sample.segments(), &self.dir.join("watch"), false);
         let point = point.map_err(prepare)?;
         group.watch_mount(point.root()).map_err(TrialError::Watch)?;
         let read = |whole, point| {
-            let devices = [Device { index: self.index, segment: 0, whole }];
-            let mounted = mount(&self.dir.join("image"), &devices, &segments, point);
+            let devices = [self.sample.device(whole)];
+            let mounted = mount(&self.sample.image(), &devices, &segments, point);
             let mounted = mounted.and_then(|mounted| Ok((mounted.open("file")?, mounted)));
             mounted.map_err(TrialError::Mount)
         };
@@ -140,8 +106,8 @@ impl<'a> Trial<'a> {
             let mut fds = [PollFd::new(group, PollFlags::IN)];
             let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
             let _ = poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
-            for event in group.read().map_err(TrialError::Group)? {
-                let filled = fs::write(self.segment(), &self.content);
+            if let Some(event) = group.read().map_err(TrialError::Group)?.into_iter().next() {
+                let filled = self.sample.fill();
                 let verdict = if filled.is_ok() { Verdict::Allow } else { Verdict::Deny };
                 let _ = group.ignore(&event.file); // asked again, it would be answered by the end of the group
                 group.answer(event, verdict).map_err(TrialError::Group)?;
@@ -157,7 +123,7 @@ impl<'a> Trial<'a> {
 
     fn compare(&self, read: io::Result<Vec<u8>>) -> Result<(), TrialError> {
         match read {
-            Ok(read) if read == self.content => Ok(()),
+            Ok(read) if read == self.sample.content() => Ok(()),
             Ok(_) => Err(TrialError::Wrong),
             Err(error) => Err(TrialError::Read(error)),
         }

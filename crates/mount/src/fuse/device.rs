@@ -182,8 +182,18 @@ pub(super) enum How {
     Abort,
 }
 
+/// Unmounts what nobody uses, in whichever way this process may; `EBUSY` if somebody does.
+pub fn unmount(at: &Path) -> io::Result<()> {
+    unmount_by(at, if may_mount() { By::Us } else { By::Helper }, How::Idle)
+}
+
+/// Takes the name of a mount away, in whichever way this process may; it ends with its last user.
+pub fn detach(at: &Path) -> io::Result<()> {
+    unmount_by(at, if may_mount() { By::Us } else { By::Helper }, How::Detach)
+}
+
 /// Unmounts; `EBUSY` if somebody uses it and that matters.
-pub(super) fn unmount(at: &Path, by: By, how: How) -> io::Result<()> {
+pub(super) fn unmount_by(at: &Path, by: By, how: How) -> io::Result<()> {
     if by == By::Us {
         let flags = match how {
             How::Idle => UnmountFlags::NOFOLLOW,

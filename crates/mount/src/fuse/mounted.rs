@@ -149,7 +149,7 @@ where
         .map_err(|source| MountError::Device { at: path.clone(), source })?;
     let link = Link::new(device);
     let fail = |source| {
-        if let Err(error) = device::unmount(&path, by, How::Abort) {
+        if let Err(error) = device::unmount_by(&path, by, How::Abort) {
             tracing::warn!(at = %path.display(), %error, "unmounting");
         }
         MountError::Session { at: at.to_owned(), source }
@@ -316,7 +316,7 @@ impl Mounted {
         if self.left || !self.has_name() {
             return Ok(());
         }
-        device::unmount(&self.at, self.terms.by, how).map_err(|source| self.failed(source))
+        device::unmount_by(&self.at, self.terms.by, how).map_err(|source| self.failed(source))
     }
 
     /// Says whether what is on top at our place is ours.

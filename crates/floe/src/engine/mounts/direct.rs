@@ -1,0 +1,82 @@
+//! Mounts of an ordinary user: binds need privileges, so each directory of the user's has a FUSE mount of its own.
+//!
+//! The place of such a mount among the daemon's own is a link to the user's directory, by which the next daemon, or
+//! whoever clears up, can tell.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use anyhow::Context;
+use rustix::thread::CapabilitySet;
+
+use super::{Bind, LiveMount, Mounts, ReadPath, Recipe, in_use, occupied};
+
+/// Says whether this process may mount as root does.
+pub(super) fn is_privileged() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+impl Mounts {
+    /// Mounts an image at a directory of the user's.
+    pub(in crate::engine) fn show(
+        &self,
+        wanted: ReadPath,
+        recipe: Recipe,
+        dir: &Path,
+        reference: &str,
+    ) -> anyhow::Result<()> {
+        if is_privileged() {
+            return self.bind(self.live(wanted, recipe)?, dir, reference);
+        }
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
+        if binds.contains_key(dir) {
+            return Err(occupied(dir));
+        }
+        let path = self.choose(wanted, &recipe)?;
+        let key = recipe.key;
+        let name = self.fresh_name(key)?;
+        let link = self.shop.mnt.join(&name);
+        let linked = std::fs::remove_dir(&link).and_then(|()| symlink(dir, &link));
+        linked.with_context(|| format!("linking {}", link.display()))?;
+        let made = LiveMount::make(&self.shop, &name, path, recipe);
+        let mount = made.inspect_err(|_| drop(std::fs::remove_file(&link)))?;
+        live.entry(key).or_default().push(Arc::downgrade(&mount));
+        mount.binds(|binds| binds.push(dir.to_owned()));
+        binds.insert(dir.to_owned(), Bind { live: mount, reference: reference.to_owned() });
+        Ok(())
+    }
+}
+
+/// Says whether a mount is at a directory of the user's itself.
+pub(super) fn is_direct(mount: &LiveMount) -> bool {
+    mount.dir().is_symlink()
+}
+
+/// Forgets the links that a daemon before us has left; what it mounted is the user's to take away.
+pub(super) fn sweep(mnt: &Path) {
+    for entry in std::fs::read_dir(mnt).into_iter().flatten().flatten() {
+        if entry.path().is_symlink() {
+            let _ = std::fs::remove_file(entry.path()); // it only takes a name that another mount may have
+        }
+    }
+}
+
+/// Forgets where such a mount is; it ends when it is dropped.
+pub(super) fn forget(mount: &LiveMount) {
+    let _ = std::fs::remove_file(mount.dir()); // swept by the next daemon
+}
+
+/// Takes such a mount away, unless somebody uses it.
+pub(super) fn end(bind: &Bind, dir: &Path) -> anyhow::Result<()> {
+    match mount::fuse::unmount(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => return Err(in_use(dir)),
+        // By hand, and then there is nothing there.
+        Err(_) if !super::is_mounted(dir) => {}
+        Err(error) => return Err(error).with_context(|| format!("unmounting {}", dir.display())),
+    }
+    forget(&bind.live);
+    Ok(())
+}
