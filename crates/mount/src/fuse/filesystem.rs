@@ -39,7 +39,7 @@ const BACKGROUND: u16 = 4096;
 const GENERATION: Generation = Generation(0);
 
 /// The file system that fuser talks to.
-pub(super) struct Fs<B> {
+pub(super) struct Fs<B: AsRef<[u8]> + Send + Sync + 'static> {
     core: Arc<Core<B>>,
     waiters: Arc<Waiters<B>>,
     /// Whether the kernel does without open requests for files, and for directories.

@@ -127,8 +127,11 @@ pub struct Mounted {
     left: bool,
 }
 
-/// What ends all waiting.
-struct Stop(Box<dyn Fn() + Send + Sync>);
+/// What ends all waiting: with errors, or for a successor.
+struct Stop {
+    stop: Box<dyn Fn() + Send + Sync>,
+    leave: Box<dyn Fn() + Send + Sync>,
+}
 
 impl std::fmt::Debug for Stop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -199,11 +202,11 @@ where
     let threads = server.options.threads;
     let core = Arc::new(Core::new(server));
     let waiters = Arc::new(Waiters::new(Arc::clone(&core)));
-    let stop = Arc::clone(&waiters);
+    let (stop, leave) = (Arc::clone(&waiters), Arc::clone(&waiters));
     let gate = Arc::new(Gate::default());
     let fs = Fs::new(core, waiters, Arc::clone(&gate), Last(Arc::clone(link)));
     let running = session::begin(fs, &gate, link, offer, greeting, threads)?;
-    Ok((running, Stop(Box::new(move || stop.stop()))))
+    Ok((running, Stop { stop: Box::new(move || stop.stop()), leave: Box::new(move || leave.leave()) }))
 }
 
 /// Has the kernel ask again for what is unanswered, or says what is lost.
@@ -281,8 +284,8 @@ impl Mounted {
         let gone = ended.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::TimedOut);
         if gone {
             self.left = true;
-            // Their answers reach nobody any more; this only ends the threads.
-            (self.stop.0)();
+            // Answers reach nobody any more; this only ends the threads.
+            (self.stop.leave)();
         }
         ended.map_err(|source| LeaveError::Io { at: self.at.clone(), source })
     }
@@ -347,7 +350,7 @@ impl Drop for Mounted {
             return;
         }
         // First those who wait, then those who would: an unmount must not wait for a network.
-        (self.stop.0)();
+        (self.stop.stop)();
         let named = self.has_name();
         if let Err(error) = self.take_name(How::Abort) {
             tracing::warn!(at = %self.at.display(), error = &error as &dyn std::error::Error, "unmounting");
