@@ -67,12 +67,14 @@ def tar(root, readers):
     return _together(["sh", "-c", "tar cf - . | cat >/dev/null"], root, readers)
 
 
-def random_reads(root, readers, files, seconds):
-    """Returns the 4 KiB reads per second of all readers together. fio must not drop the files from the cache first."""
-    output = run(["fio", "--name=random", "--readonly", "--rw=randread", "--bs=4k", "--ioengine=psync", "--invalidate=0",
-                  f"--numjobs={readers}", "--group_reporting", "--time_based", f"--runtime={seconds}", "--allow_file_create=0",
-                  "--file_service_type=random", f"--openfiles={len(files)}", f"--filename={':'.join(files)}",
-                  "--output-format=json"], cwd=root)
+def reads(kind, root, readers, files, seconds):
+    """Returns the 4 KiB reads per second of all readers together, `kind` as fio's rw: for some seconds, or, for 0, each block
+    once. fio must not drop the files from the cache first."""
+    span = ["--time_based", f"--runtime={seconds}"] if seconds else []
+    output = run(["fio", "--name=reads", "--readonly", f"--rw={kind}", "--bs=4k", "--ioengine=psync", "--invalidate=0",
+                  f"--numjobs={readers}", "--group_reporting", *span, "--allow_file_create=0",
+                  "--file_service_type=random" if kind == "randread" else "--file_service_type=sequential",
+                  f"--openfiles={len(files)}", f"--filename={':'.join(files)}", "--output-format=json"], cwd=root)
     return json.loads(output[output.index("{"):])["jobs"][0]["read"]["iops"]
 
 
