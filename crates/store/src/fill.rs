@@ -131,8 +131,10 @@ impl Fill<'_> {
         let mut stop = self.take(held, &mut decoder, past, &[]);
         let asks = stop.is_none() && left > 0;
         let mut clock = Clock::start();
+        let mut arriving = None;
         let mut sink = |piece: &[u8]| {
             clock.took(piece.len());
+            arriving.get_or_insert_with(|| Arrives::begin(inner));
             // An origin that sends too much is cut off: nothing behind the range was asked for.
             let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
             left -= piece.len() as u64;
@@ -147,6 +149,7 @@ impl Fill<'_> {
             }
         };
         let read = if asks { inner.origin.read(&blob, range, &urgency, deadline, &mut sink) } else { Ok(()) };
+        drop(arriving);
         guard::lock(&self.inner.pace).learn(&clock);
         match (stop, read) {
             (Some(Stop::Complete), _) if decoder.is_done() => {
@@ -283,6 +286,22 @@ impl Fill<'_> {
         self.inner.observer.corrupt(held.open.id(), segment);
         let blob = held.layer.source().blob;
         ReadError::Corrupt { index: held.open.id(), segment, blob, source: Arc::new(error) }
+    }
+}
+
+/// An answer that is arriving; also while a piece of it is worked on, which holds up the next.
+struct Arrives<'a>(&'a Inner);
+
+impl<'a> Arrives<'a> {
+    fn begin(inner: &'a Inner) -> Self {
+        guard::lock(&inner.arriving).begin();
+        Self(inner)
+    }
+}
+
+impl Drop for Arrives<'_> {
+    fn drop(&mut self) {
+        guard::lock(&self.0.arriving).end();
     }
 }
 

@@ -33,8 +33,7 @@ impl Pace {
         }
     }
 
-    /// Returns how many bytes an answer that has begun brings in a second, once that is known.
-    pub(crate) fn rate(&self) -> Option<f64> {
+    fn rate(&self) -> Option<f64> {
         let mut rates: Vec<f64> = self.rates.iter().copied().collect();
         rates.sort_by(f64::total_cmp);
         rates.get(rates.len() / 2).copied()
@@ -49,6 +48,34 @@ impl Pace {
             (Some(delay), Some(rate)) => bytes as f64 / rate > delay.as_secs_f64(),
             _ => true,
         }
+    }
+}
+
+/// For how long at least one answer was arriving.
+#[derive(Debug, Default)]
+pub(crate) struct Arriving {
+    answers: u32,
+    since: Option<Instant>,
+    sum: Duration,
+}
+
+impl Arriving {
+    /// Says that the first piece of an answer is here.
+    pub(crate) fn begin(&mut self) {
+        self.answers += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Says that an answer has ended.
+    pub(crate) fn end(&mut self) {
+        self.answers -= 1;
+        if self.answers == 0 {
+            self.sum += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        }
+    }
+
+    pub(crate) fn time(&self) -> Duration {
+        self.sum + self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 }
 

@@ -25,7 +25,7 @@ use crate::fill;
 use crate::flights::{Flights, Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::{Origin, Priority};
-use crate::pace::Pace;
+use crate::pace::{Arriving, Pace};
 use crate::parked::Parked;
 use crate::read_error::{AddError, ReadError};
 use crate::room;
@@ -108,6 +108,8 @@ pub(crate) struct Inner {
     pub(crate) parked: Mutex<Parked>,
     /// How fast the origin has been. Held for a look only.
     pub(crate) pace: Mutex<Pace>,
+    /// How long answers have been arriving. Held for a look only.
+    pub(crate) arriving: Mutex<Arriving>,
     /// Told, with the lock of the flights, when there is work.
     pub(crate) work: Condvar,
 }
@@ -177,6 +179,7 @@ impl ReadThrough {
             flights: Mutex::default(),
             parked: Mutex::default(),
             pace: Mutex::default(),
+            arriving: Mutex::default(),
             work: Condvar::new(),
         });
         let started = Self { inner, workers: Mutex::default() };
@@ -240,9 +243,9 @@ impl ReadThrough {
         guard::lock(&self.inner.flights).paused = false;
     }
 
-    /// Returns how many packed bytes a second answers bring once they have begun, if that is known.
-    pub fn rate(&self) -> Option<f64> {
-        guard::lock(&self.inner.pace).rate()
+    /// Returns for how long at least one answer of an origin has been arriving, since the start.
+    pub fn arriving(&self) -> Duration {
+        guard::lock(&self.inner.arriving).time()
     }
 
     /// Returns how many spans are on their way.

@@ -3,8 +3,8 @@
 //! On a link that is slow beside what is read, every byte that nobody waits for delays one that somebody does. On one
 //! that is long, or fast, readers wait for answers to begin while nothing moves: each miss costs a round trip, and
 //! thousands of them cost more than the whole image. So the start is watched: when readers have waited, for nothing but
-//! answers to begin, a tenth of the time that all the rest would take, the rest is fetched at once, and it uses the
-//! pauses. What readers want still goes first, then what lies behind what they wanted.
+//! answers to begin, longer than for answers to arrive, and a twentieth of the time that all the rest would take, the rest
+//! is fetched at once, and it uses the pauses. What readers want still goes first, then what lies behind what they wanted.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use super::open::OpenImage;
 const LOOK: Duration = Duration::from_millis(25);
 
 /// The part of the time that the rest would take after which it is fetched.
-const PATIENCE: f64 = 0.1;
+const PATIENCE: f64 = 0.05;
 
-/// The part of the link and of the processors up to which there is room for more.
+/// The part of the processors up to which there is room for more.
 const BUSY: f64 = 0.5;
 
 /// Segments behind one that was missing which are fetched before others.
@@ -36,6 +36,8 @@ struct Gauges {
     waited: Duration,
     /// Bytes received.
     bytes: u64,
+    /// For how long at least one answer has been arriving.
+    arriving: Duration,
     /// Processor time of this process.
     cpu: Duration,
 }
@@ -43,33 +45,35 @@ struct Gauges {
 /// What has been seen of a start.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Seen {
-    /// Seconds for which readers waited and neither link nor processors were busy.
+    /// Seconds for which readers waited, no answer was arriving, and the processors were not busy.
     idle: f64,
-    /// Bytes received, and the processor seconds that they took.
+    /// Bytes received, and the seconds for which answers were arriving.
     bytes: f64,
-    cpu: f64,
+    arriving: f64,
 }
 
 impl Seen {
-    /// Takes a look into account; `link` is in bytes a second.
+    /// Takes a look into account.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn look(&mut self, before: Gauges, now: Gauges, link: f64, cores: f64) {
+    fn look(&mut self, before: Gauges, now: Gauges, cores: f64) {
         let time = now.at.duration_since(before.at).as_secs_f64();
         let waited = now.waited.saturating_sub(before.waited).as_secs_f64();
-        let bytes = now.bytes.saturating_sub(before.bytes) as f64;
+        let arriving = now.arriving.saturating_sub(before.arriving).as_secs_f64();
         let cpu = now.cpu.saturating_sub(before.cpu).as_secs_f64();
-        if bytes < BUSY * link * time && cpu < BUSY * cores * time {
-            self.idle += waited.min(time);
+        if cpu < BUSY * cores * time {
+            self.idle += (waited - arriving).max(0.0);
         }
-        self.bytes += bytes;
-        self.cpu += cpu;
+        self.bytes += now.bytes.saturating_sub(before.bytes) as f64;
+        self.arriving += arriving;
     }
 
-    /// Says whether what is missing had better be fetched now.
-    fn regrets(&self, missing: f64, link: f64, cores: f64) -> bool {
-        let by_link = missing / link;
-        let by_cores = if self.bytes > 0.0 { missing * self.cpu / self.bytes / cores } else { 0.0 };
-        self.idle > PATIENCE * by_link.max(by_cores)
+    /// Says whether what is missing had better be fetched now. It would take about as long as what has arrived has.
+    ///
+    /// Where pauses are less than half of it, fetching what nobody wants yet would cost more than it saves: a link that is
+    /// full makes each answer begin later.
+    fn regrets(&self, missing: f64) -> bool {
+        let rest = missing * self.arriving / self.bytes;
+        self.bytes > 0.0 && self.idle > self.arriving && self.idle > PATIENCE * rest
     }
 }
 
@@ -88,17 +92,10 @@ impl Engine {
                 std::thread::sleep(LOOK);
                 let now = engine.gauges(&mount);
                 let Some(missing) = engine.missing_of(&mount) else { return };
-                if let Some(link) = engine.through.rate() {
-                    seen.look(last, now, link, cores);
-                    if seen.regrets(missing, link, cores) {
-                        tracing::info!(
-                            ?seen,
-                            missing,
-                            link,
-                            "readers wait for answers to begin: fetching the rest"
-                        );
-                        break;
-                    }
+                seen.look(last, now, cores);
+                if seen.regrets(missing) {
+                    tracing::info!(?seen, missing, "readers wait for answers to begin: fetching the rest");
+                    break;
                 }
                 last = now;
             }
@@ -109,7 +106,13 @@ impl Engine {
     fn gauges(&self, mount: &Weak<LiveMount>) -> Gauges {
         let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
         let waited = mount.upgrade().map_or(Duration::ZERO, |mount| mount.waits().waited());
-        Gauges { at: Instant::now(), waited, bytes: self.net.traffic().bytes, cpu }
+        Gauges {
+            at: Instant::now(),
+            waited,
+            bytes: self.net.traffic().bytes,
+            arriving: self.through.arriving(),
+            cpu,
+        }
     }
 
     /// Returns how many packed bytes a start still lacks, nothing if it is over.
@@ -144,8 +147,8 @@ mod tests {
 
     const MB: f64 = 1e6;
 
-    /// What is seen of so many looks that are all the same: milliseconds waited, bytes and milliseconds of processor.
-    fn seen(looks: u32, waited: u64, bytes: u64, cpu: u64, link: f64) -> Seen {
+    /// What is seen of so many looks that are all the same: milliseconds waited, arriving, and of processor; bytes.
+    fn seen(looks: u32, waited: u64, arriving: u64, cpu: u64, bytes: u64) -> Seen {
         let mut seen = Seen::default();
         let at = Instant::now();
         let ms = Duration::from_millis;
@@ -153,27 +156,26 @@ mod tests {
             let gauges = |n: u32| Gauges {
                 at: at + LOOK * n,
                 waited: ms(waited) * n,
+                arriving: ms(arriving) * n,
                 bytes: bytes * u64::from(n),
                 cpu: ms(cpu) * n,
             };
-            seen.look(gauges(n), gauges(n + 1), link, 2.0);
+            seen.look(gauges(n), gauges(n + 1), 2.0);
         }
         seen
     }
 
     #[test]
     fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
-        let (slow, fast) = (12.0 * MB, 120.0 * MB);
-        // 100 Mbit/s, and it is full; 1 Gbit/s, and the processors are.
-        assert!(!seen(400, 25, 250_000, 10, slow).regrets(150.0 * MB, slow, 2.0));
-        assert!(!seen(400, 25, 500_000, 45, fast).regrets(150.0 * MB, fast, 2.0));
-        // Nobody waits.
-        assert!(!seen(400, 0, 10_000, 0, fast).regrets(150.0 * MB, fast, 2.0));
-        // Answers take their time: 1.25 s of waiting for a rest of 12.5 s.
-        assert!(!seen(45, 25, 50_000, 2, slow).regrets(150.0 * MB, slow, 2.0));
-        assert!(seen(55, 25, 50_000, 2, slow).regrets(150.0 * MB, slow, 2.0));
-        // On a fast link the rest takes what the processors take.
-        assert!(!seen(10, 25, 50_000, 4, fast).regrets(150.0 * MB, fast, 2.0));
-        assert!(seen(30, 25, 50_000, 4, fast).regrets(150.0 * MB, fast, 2.0));
+        // 100 Mbit/s, answers arrive most of the time.
+        assert!(!seen(400, 25, 18, 10, 216_000).regrets(150.0 * MB));
+        // The processors are busy.
+        assert!(!seen(400, 25, 5, 40, 500_000).regrets(150.0 * MB));
+        // Nobody waits, nothing has come.
+        assert!(!seen(400, 0, 0, 0, 10_000).regrets(150.0 * MB));
+        assert!(!seen(400, 25, 0, 0, 0).regrets(150.0 * MB));
+        // A long line: 2 ms of 25 bring 60 kB, so the rest takes 5 s, and a quarter of a second of pauses is enough.
+        assert!(!seen(10, 25, 2, 2, 60_000).regrets(150.0 * MB));
+        assert!(seen(12, 25, 2, 2, 60_000).regrets(150.0 * MB));
     }
 }
