@@ -97,7 +97,7 @@ impl<'a> Trial<'a> {
         let image = write::image(&builder.finish(), &[devices]).map_err(io::Error::other)?;
         fs::write(dir.join("image"), image)?;
         fs::create_dir_all(dir.join("segments").join(index.hex()))?;
-        let content = (0..LEN).map(|n| (n % 251) as u8 + 1).collect();
+        let content = (1..=251).cycle().take(LEN).collect();
         let trial = Self { dir, index, content };
         File::create(trial.segment())?;
         Ok(trial)
@@ -140,7 +140,7 @@ impl<'a> Trial<'a> {
             let mut fds = [PollFd::new(group, PollFlags::IN)];
             let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
             let _ = poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
-            for event in group.read().map_err(TrialError::Group)? {
+            if let Some(event) = group.read().map_err(TrialError::Group)?.into_iter().next() {
                 let filled = fs::write(self.segment(), &self.content);
                 let verdict = if filled.is_ok() { Verdict::Allow } else { Verdict::Deny };
                 let _ = group.ignore(&event.file); // asked again, it would be answered by the end of the group
