@@ -25,8 +25,8 @@ const DESCRIPTORS: u64 = 1 << 20;
 const BACKOFF: Duration = Duration::from_millis(100);
 /// And at most so long.
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
-/// A daemon that lived longer than this had begun well.
-const LIVED: Duration = Duration::from_secs(10);
+/// A daemon that lived longer than this had begun well: readers wait, and one start a second harms nobody.
+const LIVED: Duration = Duration::from_secs(1);
 
 /// Starts another daemon; called when the last one has died. Must return at once.
 pub type Revive<'a> = dyn FnMut(&[String]) -> io::Result<()> + 'a;
