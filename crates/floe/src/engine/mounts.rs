@@ -322,6 +322,12 @@ impl Drop for Held {
     }
 }
 
+/// Says whether the last daemon of a store has left mounts, by what is noted in its runtime directory.
+pub fn are_left(run: &Path) -> bool {
+    let notes = std::fs::read_dir(run.join("mounts")).into_iter().flatten().flatten();
+    notes.into_iter().any(|note| note.path().extension().is_some_and(|end| end == "json"))
+}
+
 /// Takes away everything below the runtime directory of a store whose daemon is gone for good, and its keeper.
 pub fn clear(run: &Path) -> anyhow::Result<()> {
     mount::keeper::end(&run.join("keeper.sock")).context("ending the keeper")?;
