@@ -119,6 +119,13 @@ impl Revival {
         self.wait = (self.wait * 2).clamp(BACKOFF, BACKOFF_MOST);
     }
 
+    /// There is one, whoever started it.
+    fn daemon_came(&mut self) {
+        self.at = None;
+        // Who was to be followed is gone, even if nobody has heard that.
+        self.expected = false;
+    }
+
     /// It has been started and may end before it comes here.
     fn started(&mut self, now: Instant) {
         self.at = Some(now + BACKOFF_MOST.max(self.wait));
@@ -333,7 +340,7 @@ impl Keeper {
         }
         self.deadline = deadline;
         self.command = revive;
-        self.revival.at = None;
+        self.revival.daemon_came();
         if let Some(daemon) = &mut self.daemon {
             daemon.known = true;
         }
@@ -401,4 +408,41 @@ fn path_of(event: &Event) -> String {
     use std::os::fd::AsRawFd as _;
     let link = fs::read_link(format!("/proc/self/fd/{}", event.file.as_raw_fd()));
     link.map_or_else(|error| format!("? ({error})"), |path| path.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(revival: &Revival, now: Instant) -> Option<Duration> {
+        revival.at.map(|at| at - now)
+    }
+
+    #[test]
+    fn a_daemon_that_dies_young_again_and_again_is_waited_for() {
+        let (mut revival, now) = (Revival::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            revival.daemon_died(now, Duration::ZERO);
+            waits.push(wait(&revival, now).unwrap());
+            revival.daemon_came();
+        }
+        assert_eq!((waits[0], waits[1], waits[2]), (Duration::ZERO, BACKOFF, 2 * BACKOFF));
+        assert_eq!(waits[8], BACKOFF_MOST);
+        revival.daemon_died(now, 2 * LIVED);
+        assert_eq!(wait(&revival, now), Some(Duration::ZERO));
+    }
+
+    /// The old daemon's end was heard of only after the next one had come: ten seconds were waited for that one's next.
+    #[test]
+    fn a_daemon_that_was_expected_and_has_come_is_expected_no_more() {
+        let (mut revival, now) = (Revival { expected: true, ..Default::default() }, Instant::now());
+        revival.daemon_came();
+        assert_eq!(wait(&revival, now), None);
+        revival.daemon_died(now, 2 * LIVED);
+        assert_eq!(wait(&revival, now), Some(Duration::ZERO));
+        revival.expected = true;
+        revival.daemon_died(now, 2 * LIVED);
+        assert_eq!(wait(&revival, now), Some(BACKOFF_MOST));
+    }
 }
