@@ -276,6 +276,7 @@ impl Mounts {
                 dir: dir.display().to_string(),
                 reference: bind.reference.clone(),
                 path: bind.live.path(),
+                stale: bind.live.is_stale(),
                 reads: counters.hits() + counters.misses(),
                 misses: counters.misses(),
                 waited: waits.waited(),

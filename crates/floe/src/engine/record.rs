@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use format::IndexId;
 use serde::{Deserialize, Serialize};
 use store::RefLayer;
 
@@ -25,6 +26,9 @@ pub(super) struct Record {
     pub(super) reference: String,
     /// Bottom first.
     pub(super) layers: Vec<RefLayer>,
+    /// The generation of each layer's files that is mounted; one of which none is known is out of date.
+    #[serde(default)]
+    pub(super) generations: Vec<(IndexId, u64)>,
     /// By which path it is read.
     pub(super) path: ReadPath,
     /// Whether the keeper watches it.
@@ -68,6 +72,7 @@ impl Record {
             name: name.to_owned(),
             reference: reference.to_owned(),
             layers,
+            generations: Vec::new(),
             path,
             watched: false,
             binds: Vec::new(),
