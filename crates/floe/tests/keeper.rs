@@ -15,11 +15,10 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::image::{self, Layer, Pack, TestImage};
+use support::image::{self, TestImage};
 use support::readers::{self, Dice, OnError, Readers, pread};
 use support::{Node, until};
 use testkit::faulty::Faulty;
-use testkit::tar::Entry;
 
 const CONFIG: &str = "[fetch]\ndeadline_seconds = 60\n[mount]\npath = \"erofs\"\n";
 
@@ -40,11 +39,7 @@ struct Scene {
 
 impl Scene {
     fn new(node: Node, seed: u64, files: u64) -> Self {
-        let layer = |n| {
-            let file = Entry::file(format!("data/{n}"), image::noise(seed * 1000 + n, LEN));
-            Layer::of(&[Entry::dir("data/"), file], Pack::Gzip)
-        };
-        let image = TestImage::new((0..files).map(layer).collect(), &serde_json::json!({}));
+        let image = image::layered(seed, files, LEN);
         let server = Faulty::start();
         image.put(&server, "app", "v1");
         image::refer_all(&server, &image);
