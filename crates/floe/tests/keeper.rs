@@ -134,6 +134,24 @@ fn a_reader_waits_while_daemon_after_daemon_is_killed() {
     assert_eq!(support::mounts_of(&floe::daemon::run_dir(&scene.node.store()).unwrap()), [""; 0]);
 }
 
+/// One that the keeper had started and that died before it came to the keeper was missed only after ten seconds.
+#[test]
+fn daemons_killed_before_they_serve_are_followed_by_others() {
+    let scene = Scene::new(kernel_node!(&CONFIG.replace("60", "30")), 85, 1);
+    let reader = {
+        let (path, seed) = (scene.path(0), scene.seed);
+        scene.server.hold();
+        std::thread::spawn(move || check(&path, seed, 0))
+    };
+    let mut daemon = scene.node.locked_by().unwrap();
+    for _ in 0..6 {
+        support::kill_and_wait(daemon);
+        daemon = another(&scene.node, daemon);
+    }
+    scene.server.release();
+    reader.join().unwrap().unwrap_or_else(|error| panic!("{error}: {}", scene.node.log()));
+}
+
 #[test]
 fn a_killed_keeper_is_an_errno_for_who_waits_and_is_replaced() {
     let scene = Scene::new(kernel_node!(CONFIG), 81, 3);
