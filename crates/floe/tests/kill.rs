@@ -1,9 +1,7 @@
 //! SIGKILL at random moments, of the daemon and of its clients, under checking readers: right bytes or an errno, and
 //! the next command goes on.
 //!
-//! `FLOE_ROUNDS` says how many rounds (200 unless set; what takes longer gets a share of them). The readers are
-//! processes of this test binary: a page fault that cannot be served kills its process, which is an errno by
-//! another name.
+//! `FLOE_ROUNDS` says how many rounds (200 unless set; what takes longer gets a share of them).
 #![allow(missing_docs, reason = "a test crate has no public surface")]
 #![allow(
     clippy::unwrap_used,
@@ -17,14 +15,13 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use support::image::{self, Layer, Pack, TestImage};
+use support::readers::{self, Dice, OnError, Readers};
 use support::servers::Embedded;
 use support::{Node, PATIENCE, until};
 use testkit::tar::Entry;
@@ -35,134 +32,14 @@ const READERS: u64 = 16;
 /// Bytes per second of a registry whose transfers are to be cut: a layer takes some tenths of a second.
 const SLOW: u64 = 30 << 20;
 
-/// What a reader ends with that saw other bytes.
-const WRONG: i32 = 66;
-
-/// In a reader's environment: where the image is, where the truth is, how to read, and a seed.
-const TASK: &str = "FLOE_TEST_READER";
-
-const SIGBUS: i32 = 7;
-
 fn rounds() -> u64 {
     std::env::var("FLOE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
-struct Dice(u64);
-
-impl Dice {
-    /// Returns a number below `n` (Marsaglia's xorshift64).
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
-}
-
-/// Not a test of its own: what a reader process does. Without a task it does nothing.
+/// Not a test of its own: what a reader process does.
 #[test]
 fn reader() {
-    let Ok(task) = std::env::var(TASK) else { return };
-    let mut words = task.split('\n');
-    let mut word = || words.next().unwrap().to_owned();
-    let (image, truth, how, seed) = (PathBuf::from(word()), PathBuf::from(word()), word(), word());
-    let mut dice = Dice(seed.parse::<u64>().unwrap() | 1);
-    (0..5).for_each(|_| {
-        dice.below(2);
-    });
-    let files: Vec<_> = fs::read_dir(&truth).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    let mut said = rustix::stdio::stderr();
-    // What the kernel has kept can be read for ever, daemon or not: somebody has to say that it is enough.
-    while !stop(&truth).exists() {
-        let name = &files[usize::try_from(dice.below(files.len() as u64)).unwrap()];
-        let whole = File::open(truth.join(name)).unwrap();
-        let len = whole.metadata().unwrap().len();
-        let at = dice.below(len);
-        let mut wanted = vec![0; usize::try_from((len - at).min(1 + dice.below(300_000))).unwrap()];
-        whole.read_exact_at(&mut wanted, at).unwrap();
-        let found = match how.as_str() {
-            "map" => mapped(&image.join(name), at, wanted.len()),
-            _ => pread(&image.join(name), at, wanted.len()),
-        };
-        match found {
-            Err(_) => std::process::exit(0),
-            Ok(found) if found == wanted => {
-                let _ = rustix::io::write(said, b"."); // the test may have seen enough
-            }
-            Ok(_) => std::process::exit(WRONG),
-        }
-        said = rustix::stdio::stderr();
-    }
-}
-
-/// Returns the file that ends the readers of a truth.
-fn stop(truth: &Path) -> PathBuf {
-    truth.with_file_name("stop")
-}
-
-fn pread(path: &Path, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; len];
-    File::open(path)?.read_exact_at(&mut bytes, at)?;
-    Ok(bytes)
-}
-
-fn mapped(path: &Path, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
-    let map = sys::map::Map::of(&File::open(path)?)?;
-    let at = usize::try_from(at).unwrap();
-    Ok(map.as_ref()[at..at + len].to_vec())
-}
-
-/// Starts readers; returns them and a pipe that gets a byte for each right read.
-fn readers(count: u64, image: &Path, truth: &Path, dice: &mut Dice) -> (Vec<Child>, std::io::PipeReader) {
-    let (seen, said) = std::io::pipe().unwrap();
-    let start = |n: u64| {
-        let how = if n.is_multiple_of(2) { "map" } else { "read" };
-        let task = format!("{}\n{}\n{how}\n{}", image.display(), truth.display(), dice.below(1 << 40));
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "reader", "--nocapture", "--test-threads=1"])
-            .env(TASK, task)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(said.try_clone().unwrap())
-            .spawn()
-            .unwrap()
-    };
-    ((0..count).map(start).collect(), seen)
-}
-
-/// Waits until so many reads were right, or all readers have ended.
-fn see(pipe: &mut std::io::PipeReader, reads: u64) {
-    for _ in 0..reads {
-        let mut fds = [PollFd::new(&*pipe, PollFlags::IN)];
-        let patience: Timespec = PATIENCE.try_into().unwrap();
-        assert_eq!(poll(&mut fds, Some(&patience)), Ok(1), "no read has ended in {PATIENCE:?}");
-        if pipe.read(&mut [0]).unwrap() == 0 {
-            return;
-        }
-    }
-}
-
-/// Waits for the end of all readers of a truth.
-fn finish_all(readers: Vec<Child>, truth: &Path) {
-    fs::write(stop(truth), "").unwrap();
-    readers.into_iter().for_each(finish);
-    fs::remove_file(stop(truth)).unwrap();
-}
-
-/// Waits for a reader's end; none may have seen wrong bytes, none may hang.
-fn finish(mut reader: Child) {
-    use std::os::unix::process::ExitStatusExt;
-    let fd = pidfd_open(Pid::from_child(&reader), PidfdFlags::empty()).unwrap();
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    let patience: Timespec = PATIENCE.try_into().unwrap();
-    let ended = poll(&mut fds, Some(&patience)) == Ok(1);
-    if !ended {
-        reader.kill().unwrap();
-    }
-    let status = reader.wait().unwrap();
-    assert!(ended, "a reader hangs");
-    assert_ne!(status.code(), Some(WRONG), "a reader saw wrong bytes");
-    assert!(status.success() || status.signal() == Some(SIGBUS), "a reader failed: {status}");
+    readers::act();
 }
 
 #[test]
@@ -177,9 +54,7 @@ fn the_daemon_dies_under_readers() {
     image.extract(&truth);
     let truth = truth.join("root/data");
 
-    let seed = u64::from(std::process::id()) | 1;
-    eprintln!("seed {seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new();
     for round in 0..rounds() {
         let at = node.mount_point();
         let target = at.to_str().unwrap();
@@ -188,11 +63,10 @@ fn the_daemon_dies_under_readers() {
             _ => node.ok(&["mount", "--no-background", &reference, target]),
         };
         let pid = node.daemon().unwrap();
-        let (readers, mut pipe) = readers(READERS, &at.join("data"), &truth, &mut dice);
-        see(&mut pipe, dice.below(60));
+        let readers = Readers::start(READERS, &at.join("data"), &truth, OnError::End, &mut dice);
+        readers.see(dice.below(60));
         support::kill_and_wait(pid);
-        drop(pipe);
-        finish_all(readers, &truth);
+        readers.finish();
 
         // What is left of the mount only has to be taken away; the next daemon knows what is here already.
         node.umount(&at);
@@ -245,14 +119,12 @@ fn the_daemon_dies_in_a_first_pull_under_readers() {
     other.extract(&truth);
     let truth = truth.join("root/data");
 
-    let seed = u64::from(std::process::id()) | 1;
-    eprintln!("seed {seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new();
     for _ in 0..rounds().div_ceil(16) {
         let at = node.mount(&mounted);
         let pid = node.daemon().unwrap();
-        let (readers, mut pipe) = readers(4, &at.join("data"), &truth, &mut dice);
-        see(&mut pipe, dice.below(8));
+        let readers = Readers::start(4, &at.join("data"), &truth, OnError::End, &mut dice);
+        readers.see(dice.below(8));
         registry.rate(Some(SLOW));
         let enough = registry.stats().bytes_sent + dice.below(image.packed());
         let pull = node.spawn(node.command(&["pull", &pulled]));
@@ -261,8 +133,7 @@ fn the_daemon_dies_in_a_first_pull_under_readers() {
         let outcome = pull.end();
         let told = outcome.stderr.lines().any(|line| line.starts_with("floe: "));
         assert!(outcome.status.success() || (outcome.status.code() == Some(1) && told), "{outcome:?}");
-        drop(pipe);
-        finish_all(readers, &truth);
+        readers.finish();
         registry.rate(None);
 
         node.umount(&at);
@@ -282,9 +153,7 @@ fn clients_die_at_any_moment() {
     [&streamed, &lazy].iter().for_each(|reference| image.push(reference));
     Node::new("").ok(&["index", "--push", &lazy]);
 
-    let seed = u64::from(std::process::id()) | 1;
-    eprintln!("seed {seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new();
     node.ok(&["gc"]); // and with it a daemon
     for _ in 0..rounds().div_ceil(10) {
         let reference = if dice.below(3) == 0 { &lazy } else { &streamed };
@@ -340,7 +209,7 @@ fn a_killed_run_leaves_nothing() {
     let reference = format!("{}/app:v1", registry.host());
     image.push(&reference);
     node.ok(&["pull", &reference]);
-    let mut dice = Dice(u64::from(std::process::id()) | 1);
+    let mut dice = Dice::new();
     for _ in 0..rounds().div_ceil(5) {
         let script = "while true; do wc -c </data/0; done";
         let mut command = node.command(&["run", &reference, "--", "sh", "-c", script]);
@@ -359,5 +228,17 @@ fn a_killed_run_leaves_nothing() {
         let mut left = support::mounts_of(&node.store());
         left.retain(|line| line.contains(" - overlay "));
         assert_eq!(left, [""; 0]);
+    }
+}
+
+/// Waits for so many bytes, or the end of a pipe.
+fn see(pipe: &mut std::io::PipeReader, reads: u64) {
+    for _ in 0..reads {
+        let mut fds = [PollFd::new(&*pipe, PollFlags::IN)];
+        let patience: Timespec = PATIENCE.try_into().unwrap();
+        assert_eq!(poll(&mut fds, Some(&patience)), Ok(1), "nothing has come in {PATIENCE:?}");
+        if pipe.read(&mut [0]).unwrap() == 0 {
+            return;
+        }
     }
 }

@@ -171,7 +171,8 @@ impl Room {
     /// Not synced: a record that a crash has torn is found out, and then it is as lost.
     fn rest(&self, proof: Proof) -> Option<PathBuf> {
         let (store, dir) = (&self.store, self.store.temporary());
-        let state = standing::state(store, Standing { stage: Stage::Filling, proof });
+        let state =
+            standing::state(store, Standing { stage: Stage::Filling, proof }, standing::new_generation());
         let disk = store.disk();
         let made = disk
             .create_dir(&dir)

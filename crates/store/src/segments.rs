@@ -116,7 +116,7 @@ pub struct OpenLayer {
     suspects: AtomicUsize,
     /// Whether the kernel may have opened the files.
     exposed: AtomicBool,
-    /// How many files were replaced.
+    /// Grows with each file that is replaced; recorded before a replacement that a mount may miss.
     generation: AtomicU64,
     standing: Mutex<Standing>,
     /// Held while the standing is changed and written; `standing` is taken under it, for a look.
@@ -165,6 +165,7 @@ impl OpenLayer {
         });
         let trusted =
             state.as_ref().is_some_and(|s| s.era == store.era() || s.standing.stage == Stage::Sealed);
+        let generation = state.as_ref().map_or_else(standing::new_generation, |state| state.generation);
         let standing = state.map_or(Standing::NEW, |state| state.standing);
         let sizes = sizes(store, &dir).map_err(failed)?;
         let layer = Self {
@@ -176,7 +177,7 @@ impl OpenLayer {
             missing: AtomicUsize::new(0),
             suspects: AtomicUsize::new(0),
             exposed: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
+            generation: AtomicU64::new(generation),
             standing: Mutex::new(standing),
             saving: Mutex::default(),
             completing: Mutex::default(),
@@ -335,7 +336,7 @@ impl OpenLayer {
         Ok(generation)
     }
 
-    /// Returns how many files have been replaced since the layer was opened.
+    /// Returns a number that is another one after files have been replaced, also for whoever opens the layer later.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -445,7 +446,7 @@ impl OpenLayer {
         let _one = guard::lock(&self.saving);
         let mut standing = self.standing();
         change(&mut standing);
-        let state = standing::state(&self.store, standing);
+        let state = standing::state(&self.store, standing, self.generation());
         record::write(&self.store, Kind::Layer, &self.dir.join(STATE), &state)?;
         *guard::lock(&self.standing) = standing;
         Ok(())
@@ -574,17 +575,30 @@ impl OpenLayer {
         if self.standing().stage != Stage::Filling {
             self.update(|standing| standing.stage = Stage::Filling)?;
         }
-        self.empty(segment)
+        self.begin_another()?;
+        self.put_empty(segment)
             .and_then(|()| self.store.disk().sync_dir(&self.dir))
             .map_err(|error| StoreError::io("emptying", &self.store.path(&self.file_of(segment)), error))
     }
 
     /// Puts an empty file in the place of a segment. Who has the old one open keeps it.
     fn empty(&self, segment: u32) -> io::Result<()> {
+        self.begin_another().map_err(io::Error::other)?;
+        self.put_empty(segment)
+    }
+
+    /// Begins another generation. Before a replacement: who looks between the two opens once too often, never once too
+    /// seldom.
+    fn begin_another(&self) -> Result<(), StoreError> {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        // A mount may outlive us, and its files are compared with this by whoever takes it over. What the kernel has
+        // open was settled before, so the record may say that it is of this era.
+        if self.exposed.load(Ordering::Acquire) { self.update(|_| ()) } else { Ok(()) }
+    }
+
+    fn put_empty(&self, segment: u32) -> io::Result<()> {
         let temporary = self.store.temporary();
         self.store.disk().create(&temporary)?;
-        // First: who looks between the two opens once too often, never once too seldom.
-        self.generation.fetch_add(1, Ordering::AcqRel);
         self.store.disk().rename(&temporary, &self.file_of(segment))
     }
 

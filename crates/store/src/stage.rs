@@ -72,7 +72,7 @@ impl Staging {
         }
         let proved = Standing { stage: Stage::Filling, proof: Proof::Proved };
         let state = self.dir.join(STATE);
-        let bytes = record::encode(Kind::Layer, &standing::state(&store, proved));
+        let bytes = record::encode(Kind::Layer, &standing::state(&store, proved, standing::new_generation()));
         let disk = store.disk();
         disk.create(&state)
             .and_then(|file| disk.append(&file, 0, &bytes))

@@ -63,6 +63,9 @@ impl Standing {
 pub(crate) struct State {
     pub(crate) era: String,
     pub(crate) standing: Standing,
+    /// The generation of its files ([`crate::OpenLayer::generation`]); older programs do not tell.
+    #[serde(default)]
+    pub(crate) generation: u64,
 }
 
 /// Returns the directory of a layer's segments.
@@ -76,8 +79,15 @@ pub(crate) fn of(store: &Store, id: IndexId) -> Result<Option<Standing>, StoreEr
 }
 
 /// Returns the body of the record of what is known of a layer in this era.
-pub(crate) fn state(store: &Store, standing: Standing) -> Vec<u8> {
-    record::json(&State { era: store.era().to_owned(), standing })
+pub(crate) fn state(store: &Store, standing: Standing, generation: u64) -> Vec<u8> {
+    record::json(&State { era: store.era().to_owned(), standing, generation })
+}
+
+/// Returns a generation for a layer of which none is known: another one than any before, or a mount that has outlived
+/// its record would pass for one of the files that are here.
+pub(crate) fn new_generation() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or_default()
 }
 
 /// Returns a layer's record, nothing if there is none.

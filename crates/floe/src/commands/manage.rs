@@ -101,7 +101,14 @@ pub(super) fn gc(session: &Session, dry_run: bool) -> anyhow::Result<Code> {
 }
 
 pub(super) fn status(session: &Session) -> anyhow::Result<Code> {
-    let Some(mut client) = Client::connect_running(&session.address)? else {
+    let running = match Client::connect_running(&session.address)? {
+        // Somebody may want to read there, and there is nobody to serve.
+        None if crate::engine::mounts::are_left(&crate::daemon::run_dir(&session.address.root)?) => {
+            Some(Client::connect(&session.address)?)
+        }
+        running => running,
+    };
+    let Some(mut client) = running else {
         let hint = Hint::new("no daemon runs for this store", "any command that needs one starts it");
         return match session.output {
             cli::Output::Json => session.print(&Status::default(), show::status).map(|()| Code::Done),

@@ -64,10 +64,8 @@ pub(crate) fn start(
     let mut client = Client::connect(&session.address).with_context(not_started)?;
     let mounted: Mounted = {
         let talk = Talk::stderr();
-        client.send(&Request {
-            version: protocol::VERSION,
-            call: Call::Hold { image: image.clone(), path, background },
-        })?;
+        let call = Call::Hold { image: image.clone(), path, background };
+        client.send(&Request { version: protocol::VERSION, call }).with_context(not_started)?;
         client.reply(&mut |event| talk.hear(event)).with_context(not_started)?
     };
     let config = serde_json::from_str(&mounted.config)

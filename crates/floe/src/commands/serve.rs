@@ -87,13 +87,15 @@ pub(super) fn keeper(session: &Session) -> anyhow::Result<Code> {
     let mut started: Vec<std::process::Child> = Vec::new();
     let mut revive = |command: &[String]| {
         started.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        let Some((program, words)) = command.split_first() else { return Ok(()) };
+        let (program, words) = command.split_first().ok_or(std::io::ErrorKind::NotFound)?;
         tracing::warn!(program, "the daemon has died; starting another");
         let mut command = std::process::Command::new(program);
         command.args(words).current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        started.push(command.spawn()?);
-        Ok(())
+        let child = command.spawn()?;
+        let process = rustix::process::Pid::from_child(&child);
+        started.push(child);
+        Ok(rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?)
     };
     mount::keeper::run(&socket, &mut revive, notify).context("keeping")?;
     Ok(Code::Done)

@@ -52,9 +52,10 @@ pub(super) fn status(status: &Status) -> String {
     }
     for mount in &status.mounts {
         let waited = seconds(mount.waited);
+        let stale = if mount.stale { "; it may show damage, mount it anew" } else { "" };
         let _ = writeln!(
             text,
-            "{}\n  {} of {}; {} reads, {} waited {waited}",
+            "{}\n  {} of {}; {} reads, {} waited {waited}{stale}",
             mount.dir, mount.path, mount.reference, mount.reads, mount.misses
         );
     }

@@ -121,20 +121,23 @@ impl Keeping {
         Ok((Connection { client, events }, held))
     }
 
-    /// Returns the command that starts a daemon of this store.
+    /// Returns the command that starts a daemon of this store; empty where a path is not UTF-8, which costs the
+    /// keeper's ability to start one: the next command does.
     fn revive(&self) -> Vec<String> {
-        let exe = std::env::current_exe().unwrap_or_default();
-        let mut words = vec![lossless(&exe), "--root".into(), lossless(&self.address.root)];
-        if let Some(config) = &self.address.config {
-            words.extend(["--config".into(), lossless(config)]);
-        }
-        words.push("daemon".into());
-        words.extend(self.listen.iter().flat_map(|listen| ["--listen".into(), listen.clone()]));
-        words
+        let words = || {
+            let mut words = vec![text(&exe().ok()?)?, "--root".into(), text(&self.address.root)?];
+            if let Some(config) = &self.address.config {
+                words.extend(["--config".into(), text(config)?]);
+            }
+            words.push("daemon".into());
+            words.extend(self.listen.iter().flat_map(|listen| ["--listen".into(), listen.clone()]));
+            Some(words)
+        };
+        words().unwrap_or_default()
     }
 
     fn start(&self) -> anyhow::Result<()> {
-        let exe = std::env::current_exe().context("finding this program's own file")?;
+        let exe = exe().context("finding this program's own file")?;
         let (mut ready, notify) = std::io::pipe().context("making a pipe")?;
         let mut command = Command::new(exe);
         command.arg("--root").arg(&self.address.root).arg("keeper").current_dir("/").process_group(0);
@@ -158,8 +161,17 @@ impl Keeping {
     }
 }
 
-/// A path in a message that is text. One that is not UTF-8 loses the keeper's ability to start a daemon there: the next
-/// command does.
-fn lossless(path: &Path) -> String {
-    path.to_str().unwrap_or_default().to_owned()
+/// Returns this program's file, or what has taken its place: the kernel says of one that was replaced that it is deleted.
+fn exe() -> std::io::Result<PathBuf> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let exe = std::env::current_exe()?;
+    Ok(match exe.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(there) if !exe.exists() => std::ffi::OsString::from_vec(there.to_vec()).into(),
+        _ => exe,
+    })
+}
+
+/// Returns a path as text, for messages that are.
+fn text(path: &Path) -> Option<String> {
+    path.to_str().map(str::to_owned)
 }

@@ -185,6 +185,7 @@ impl LiveMount {
                 Kernel { shop, record: &mut record, parts: &parts, meta: &recipe.meta, learn: recipe.learn };
             files = kernel.mount(&dir, &recipe.files)?;
         }
+        record.generations = files.iter().map(|(layer, mounted)| (layer.id(), *mounted)).collect();
         let learns = server.is_some() || (recipe.learn && record.watched);
         record.write(&shop.records).context("noting the mount")?;
         Ok(Self::of(shop, dir, parts, files, learns, server, record, recipe.uses))
@@ -209,8 +210,9 @@ impl LiveMount {
             files.extend(recipe.files.into_iter().map(|layer| (layer, 0)));
         } else {
             for layer in recipe.files {
-                let generation = layer.expose().context("looking at the segments")?;
-                files.push((layer, generation));
+                layer.expose().context("looking at the segments")?;
+                let mounted = record.generations.iter().find(|(id, _)| *id == layer.id());
+                files.push((layer, mounted.map_or(u64::MAX, |mounted| mounted.1)));
             }
         }
         Ok(Self::of(shop, dir, parts, files, false, server, record, recipe.uses))

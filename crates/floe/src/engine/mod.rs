@@ -326,6 +326,10 @@ impl Engine {
 
     /// Does what is to be done now and then.
     pub fn tidy(&self) {
+        // The keeper has died and another could not be started at once.
+        if self.keeping.current().is_none() && self.mounts.need_us() {
+            self.mounts.rearm();
+        }
         self.mounts.tidy();
     }
 

@@ -300,6 +300,7 @@ impl Mounts {
                 dir: dir.display().to_string(),
                 reference: bind.reference.clone(),
                 path: bind.live.path(),
+                stale: bind.live.is_stale(),
                 reads: counters.hits() + counters.misses(),
                 misses: counters.misses(),
                 waited: waits.waited(),
@@ -345,6 +346,12 @@ impl Drop for Held {
             self.holder.iter().for_each(|holder| self.mount.let_go(holder));
         }
     }
+}
+
+/// Says whether the last daemon of a store has left mounts, by what is noted in its runtime directory.
+pub fn are_left(run: &Path) -> bool {
+    let notes = std::fs::read_dir(run.join("mounts")).into_iter().flatten().flatten();
+    notes.into_iter().any(|note| note.path().extension().is_some_and(|end| end == "json"))
 }
 
 /// Takes away everything below the runtime directory of a store whose daemon is gone for good, and its keeper.

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use format::IndexId;
 use serde::{Deserialize, Serialize};
 use store::RefLayer;
 
@@ -25,6 +26,9 @@ pub(super) struct Record {
     pub(super) reference: String,
     /// Bottom first.
     pub(super) layers: Vec<RefLayer>,
+    /// The generation of each layer's files that is mounted; one of which none is known is out of date.
+    #[serde(default)]
+    pub(super) generations: Vec<(IndexId, u64)>,
     /// By which path it is read.
     pub(super) path: ReadPath,
     /// What a successor must know of a FUSE mount.
@@ -71,6 +75,7 @@ impl Record {
             name: name.to_owned(),
             reference: reference.to_owned(),
             layers,
+            generations: Vec::new(),
             path,
             terms: Vec::new(),
             watched: false,

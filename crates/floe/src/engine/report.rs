@@ -217,6 +217,9 @@ pub struct MountReport {
     pub reference: String,
     /// How it is read at this moment.
     pub path: ReadPath,
+    /// Whether a segment was found damaged since: it may show the damage until it is mounted anew.
+    #[serde(default)]
+    pub stale: bool,
     /// Read requests from the kernel.
     pub reads: u64,
     /// Of those, how many had to wait for a segment.

@@ -292,6 +292,15 @@ pub fn simple(seed: u64, big: usize) -> TestImage {
     TestImage::new(vec![Layer::of(&entries, Pack::Gzip)], &json!({}))
 }
 
+/// Returns an image of files `data/0`, … that do not compress, each in a layer of its own: none is fetched with another.
+pub fn layered(seed: u64, files: u64, len: usize) -> TestImage {
+    let layer = |n| {
+        let file = Entry::file(format!("data/{n}"), noise(seed * 1000 + n, len));
+        Layer::of(&[Entry::dir("data/"), file], Pack::Gzip)
+    };
+    TestImage::new((0..files).map(layer).collect(), &json!({}))
+}
+
 /// Returns an image with one of everything: three layers in three packings, whiteouts, all that GNU tar can tell.
 pub fn rich(dir: &Path) -> TestImage {
     let from = dir.join("from");

@@ -11,7 +11,9 @@
     reason = "helpers of tests fail the test"
 )]
 
+pub mod disk;
 pub mod image;
+pub mod readers;
 pub mod servers;
 
 use std::fs::{self, File};
@@ -106,16 +108,45 @@ macro_rules! node {
     }};
 }
 
+/// Returns a node whose images are read by the kernel's own path, or ends the test loudly where there is none.
+#[macro_export]
+macro_rules! kernel_node {
+    ($config:expr) => {{
+        if let Some(why) = support::cannot_mount() {
+            testkit::skip!("{why}");
+        }
+        if !support::disk::Kind::Ext4.can_be_made() {
+            testkit::skip!("no file system can be made in a file");
+        }
+        let node = support::Node::on(support::disk::Kind::Ext4, 1 << 30, $config);
+        if let Err(why) = mount::erofs::trial(&node.store()) {
+            testkit::skip!("no read path of the kernel's own here: {why}");
+        }
+        node
+    }};
+}
+
 impl Node {
     /// Returns an empty node with this configuration.
     pub fn new(config: &str) -> Self {
+        // A store syncs what it keeps, and on a disk that others write to that can take minutes.
+        Self::over(config, |store, _| {
+            mount("floe-e2e", store, "tmpfs", MountFlags::empty(), c"size=1g,mode=700").unwrap();
+        })
+    }
+
+    /// Returns one whose store has a file system of so many bytes to itself, on which the kernel's own path works.
+    pub fn on(kind: disk::Kind, size: u64, config: &str) -> Self {
+        Self::over(config, |store, backing| disk::make(kind, size, backing, store))
+    }
+
+    fn over(config: &str, mount: impl FnOnce(&Path, &Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("floe-e2e.").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(dir.path().join("home")).unwrap();
         fs::write(dir.path().join("config.toml"), config).unwrap();
-        // A store syncs what it keeps, and on a disk that others write to that can take minutes.
         let store = dir.path().join("store");
         fs::create_dir(&store).unwrap();
-        mount("floe-e2e", &store, "tmpfs", MountFlags::empty(), c"size=1g,mode=700").unwrap();
+        mount(&store, &dir.path().join("backing"));
         Self { dir, names: AtomicU32::new(0) }
     }
 
@@ -223,8 +254,51 @@ impl Node {
         Pid::from_raw(i32::try_from(status["pid"].as_i64()?).ok()?)
     }
 
+    /// Returns the keeper's process, if one runs.
+    pub fn keeper(&self) -> Option<Pid> {
+        self.processes()
+            .into_iter()
+            .find(|(_, words)| words.last().is_some_and(|word| word == "keeper"))
+            .map(|found| found.0)
+    }
+
+    /// Returns the processes of this store, with their words.
+    fn processes(&self) -> Vec<(Pid, Vec<String>)> {
+        let root = self.store();
+        let look = |entry: fs::DirEntry| {
+            let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+            // First, for the words of a process whose page fault waits cannot be read before it goes on.
+            if fs::read(entry.path().join("comm")).ok()? != b"floe\n" {
+                return None;
+            }
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let words: Vec<_> = line
+                .split(|b| *b == 0)
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .filter(|word| !word.is_empty())
+                .collect();
+            words
+                .windows(2)
+                .any(|pair| pair[0] == "--root" && Path::new(&pair[1]) == root)
+                .then_some((pid, words))
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter_map(look).collect()
+    }
+
+    /// Ends what is left of a store's processes: the keeper first, for it starts daemons, and then whoever it started.
+    fn kill_all(&self) {
+        loop {
+            let mut processes = self.processes();
+            if processes.is_empty() {
+                return;
+            }
+            processes.sort_by_key(|(_, words)| words.last().is_none_or(|word| word != "keeper"));
+            processes.into_iter().for_each(|(pid, _)| kill_and_wait(pid));
+        }
+    }
+
     /// Returns the process that has the store, while it lives.
-    fn locked_by(&self) -> Option<Pid> {
+    pub fn locked_by(&self) -> Option<Pid> {
         let pid = fs::read_to_string(self.store().join("LOCK")).ok()?.trim().parse().ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let ours = String::from_utf8_lossy(&command).contains(self.store().to_str()?);
@@ -267,9 +341,7 @@ impl Drop for Node {
             }
         }
         // One that has only just been started does not answer yet.
-        if let Some(pid) = self.locked_by() {
-            kill_and_wait(pid);
-        }
+        self.kill_all();
         let run = floe::daemon::run_dir(&self.store()).unwrap();
         for id in floe::run::sweep(&self.store()) {
             eprintln!("swept run {id}");

@@ -75,7 +75,7 @@ impl Events {
         self.mounts_mut(|mounts| mounts.remove(name));
     }
 
-    /// Ends: who waits is left to the next daemon.
+    /// Ends: who waits, and who comes from here on, is left to the next daemon.
     pub fn leave(&self) {
         drop(self.parking.end());
     }
@@ -161,7 +161,10 @@ impl Serve for Fills {
     }
 
     fn fail(&self, read: Read, why: &Failure) {
-        self.done(read, Err(why));
+        // We end: the keeper tells the next daemon of it.
+        if !matches!(why, Failure::Stopped) {
+            self.done(read, Err(why));
+        }
     }
 
     fn deadline(&self, read: &Read) -> Instant {

@@ -25,11 +25,11 @@ const DESCRIPTORS: u64 = 1 << 20;
 const BACKOFF: Duration = Duration::from_millis(100);
 /// And at most so long.
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
-/// A daemon that lived longer than this had begun well.
-const LIVED: Duration = Duration::from_secs(10);
+/// A daemon that lived longer than this had begun well: readers wait, and one start a second harms nobody.
+const LIVED: Duration = Duration::from_secs(1);
 
-/// Starts another daemon; called when the last one has died. Must return at once.
-pub type Revive<'a> = dyn FnMut(&[String]) -> io::Result<()> + 'a;
+/// Starts another daemon; called when the last one has died. Must return at once, with a descriptor of its process.
+pub type Revive<'a> = dyn FnMut(&[String]) -> io::Result<OwnedFd> + 'a;
 
 /// Runs a keeper that is reached at a socket, until it is told to end or has nothing to hold; calls `ready` once
 /// it can be reached.
@@ -45,6 +45,7 @@ pub fn run(at: &Path, revive: &mut Revive<'_>, ready: impl FnOnce()) -> io::Resu
         deadline: Duration::from_secs(300),
         command: Vec::new(),
         revival: Revival::default(),
+        starting: None,
         buffer: Vec::new(),
     };
     ready();
@@ -119,9 +120,11 @@ impl Revival {
         self.wait = (self.wait * 2).clamp(BACKOFF, BACKOFF_MOST);
     }
 
-    /// It has been started and may end before it comes here.
-    fn started(&mut self, now: Instant) {
-        self.at = Some(now + BACKOFF_MOST.max(self.wait));
+    /// There is one, whoever started it.
+    fn daemon_came(&mut self) {
+        self.at = None;
+        // Who was to be followed is gone, even if nobody has heard that.
+        self.expected = false;
     }
 }
 
@@ -136,6 +139,8 @@ struct Keeper {
     /// How a daemon is started.
     command: Vec<String>,
     revival: Revival,
+    /// The process of a daemon that was started and has not come yet.
+    starting: Option<OwnedFd>,
     buffer: Vec<u8>,
 }
 
@@ -149,7 +154,7 @@ enum Next {
 impl Keeper {
     fn serve(&mut self, revive: &mut Revive<'_>) -> io::Result<()> {
         loop {
-            let [called, asked, spoken] = self.wait()?;
+            let [called, asked, spoken, ended] = self.wait()?;
             if asked {
                 self.take_events();
             }
@@ -160,6 +165,11 @@ impl Keeper {
                 self.admit();
             }
             let now = Instant::now();
+            if ended {
+                // Before it came here; or it has found another one that will come.
+                self.starting = None;
+                self.revival.daemon_died(now, Duration::ZERO);
+            }
             for event in self.waiting.overdue(now, self.deadline, self.is_served()) {
                 tracing::warn!(path = %path_of(&event), "a reader's deadline has passed");
                 self.answer(event, Answer::Deny);
@@ -170,18 +180,22 @@ impl Keeper {
                     return Ok(());
                 }
                 if self.revival.at.is_some_and(|at| now >= at) {
-                    self.revival.started(now);
-                    if let Err(error) = revive(&self.command) {
-                        tracing::error!(%error, "starting a daemon");
-                        self.revival.daemon_died(now, Duration::ZERO);
+                    self.revival.at = None;
+                    match revive(&self.command) {
+                        Ok(process) => self.starting = Some(process),
+                        Err(error) => {
+                            tracing::error!(%error, "starting a daemon");
+                            self.revival.daemon_died(now, Duration::ZERO);
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Waits for something to happen; tells who is there: a new daemon, the kernel, the daemon.
-    fn wait(&self) -> io::Result<[bool; 3]> {
+    /// Waits for something to happen; tells who is there: a new daemon, the kernel, the daemon, the end of one that has
+    /// been started.
+    fn wait(&self) -> io::Result<[bool; 4]> {
         let mut until = self.waiting.next_overdue(self.deadline, self.is_served());
         if let (None, Some(at)) = (&self.daemon, self.revival.at) {
             until = Some(until.map_or(at, |until| until.min(at)));
@@ -201,13 +215,17 @@ impl Keeper {
             fds.push(PollFd::new(&daemon.socket, flags));
             fds.len() - 1
         });
+        let starting = self.starting.as_ref().map(|process| {
+            fds.push(PollFd::new(process, PollFlags::IN));
+            fds.len() - 1
+        });
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let ready = |n: Option<usize>, flags| n.is_some_and(|n: usize| fds[n].revents().intersects(flags));
         let any = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-        Ok([ready(Some(0), any), ready(group, any), ready(daemon, any)])
+        Ok([ready(Some(0), any), ready(group, any), ready(daemon, any), ready(starting, any)])
     }
 
     fn is_served(&self) -> bool {
@@ -333,7 +351,8 @@ impl Keeper {
         }
         self.deadline = deadline;
         self.command = revive;
-        self.revival.at = None;
+        self.revival.daemon_came();
+        self.starting = None;
         if let Some(daemon) = &mut self.daemon {
             daemon.known = true;
         }
@@ -401,4 +420,41 @@ fn path_of(event: &Event) -> String {
     use std::os::fd::AsRawFd as _;
     let link = fs::read_link(format!("/proc/self/fd/{}", event.file.as_raw_fd()));
     link.map_or_else(|error| format!("? ({error})"), |path| path.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(revival: &Revival, now: Instant) -> Option<Duration> {
+        revival.at.map(|at| at - now)
+    }
+
+    #[test]
+    fn a_daemon_that_dies_young_again_and_again_is_waited_for() {
+        let (mut revival, now) = (Revival::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            revival.daemon_died(now, Duration::ZERO);
+            waits.push(wait(&revival, now).unwrap());
+            revival.daemon_came();
+        }
+        assert_eq!((waits[0], waits[1], waits[2]), (Duration::ZERO, BACKOFF, 2 * BACKOFF));
+        assert_eq!(waits[8], BACKOFF_MOST);
+        revival.daemon_died(now, 2 * LIVED);
+        assert_eq!(wait(&revival, now), Some(Duration::ZERO));
+    }
+
+    /// The old daemon's end was heard of only after the next one had come: ten seconds were waited for that one's next.
+    #[test]
+    fn a_daemon_that_was_expected_and_has_come_is_expected_no_more() {
+        let (mut revival, now) = (Revival { expected: true, ..Default::default() }, Instant::now());
+        revival.daemon_came();
+        assert_eq!(wait(&revival, now), None);
+        revival.daemon_died(now, 2 * LIVED);
+        assert_eq!(wait(&revival, now), Some(Duration::ZERO));
+        revival.expected = true;
+        revival.daemon_died(now, 2 * LIVED);
+        assert_eq!(wait(&revival, now), Some(BACKOFF_MOST));
+    }
 }
