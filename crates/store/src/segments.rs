@@ -7,12 +7,14 @@
 //!
 //! Leaves to others: what is known of the layer as a whole (`standing.rs`), where bytes come from (`read_through.rs`) and when a layer may go (`gc.rs`).
 
+mod checks;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
 
 use format::IndexId;
@@ -24,9 +26,6 @@ use crate::guard;
 use crate::record::{self, Kind};
 use crate::standing::{self, Proof, STATE, Stage, Standing, directory, sizes};
 use crate::store::{Pin, Store};
-
-/// Bytes of a torn segment that are compared at once.
-const COMPARE: usize = 256 << 10;
 
 /// A whole segment, open for reading.
 #[derive(Debug)]
@@ -361,62 +360,6 @@ impl OpenLayer {
         Ok(())
     }
 
-    /// Checks a segment if it is suspect; one that is wrong is emptied. Returns whether it is whole.
-    pub(crate) fn settle(&self, segment: u32) -> io::Result<bool> {
-        let Some(owned) = self.own(segment) else { return Ok(self.claim(segment) == Some(Claim::Whole)) };
-        if owned.was != Claim::Suspect {
-            return Ok(false);
-        }
-        let right = self.readable_and_right(segment)?;
-        if !right {
-            tracing::warn!(layer = %self.id, segment, "a segment was lost in a crash and will be fetched again");
-            self.empty(segment)?;
-        }
-        owned.becomes(if right { Claim::Whole } else { Claim::Missing });
-        Ok(right)
-    }
-
-    /// Checks every suspect segment.
-    pub(crate) fn settle_all(&self) -> io::Result<()> {
-        if self.suspects.load(Ordering::Acquire) == 0 {
-            return Ok(());
-        }
-        // Two threads: hashing is faster than most disks, and a mount waits for this.
-        let next = AtomicU32::new(0);
-        let work = || {
-            loop {
-                let segment = next.fetch_add(1, Ordering::Relaxed);
-                match self.claim(segment) {
-                    None => return Ok(()),
-                    Some(Claim::Suspect | Claim::Busy) => self.settle(segment).map(|_| ())?,
-                    Some(Claim::Missing | Claim::Whole) => {}
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let other = scope.spawn(work);
-            let mine = work();
-            let theirs = other.join().unwrap_or_else(|_| Err(io::Error::other("a check panicked")));
-            mine.and(theirs)
-        })
-    }
-
-    /// Hashes a segment that is whole. One that is wrong or gone is replaced by an empty one, to be fetched again.
-    ///
-    /// Returns whether it was right, nothing if it was not whole to begin with.
-    pub(crate) fn scrub(&self, segment: u32) -> Result<Option<bool>, StoreError> {
-        if self.claim(segment) != Some(Claim::Whole) {
-            return Ok(None);
-        }
-        let right = self
-            .readable_and_right(segment)
-            .map_err(|error| StoreError::io("checking", &self.path(segment), error))?;
-        if !right {
-            self.unclaim(segment)?;
-        }
-        Ok(Some(right))
-    }
-
     /// Makes all segments durable, if all are whole; then nothing but a bad disk can harm them.
     pub(crate) fn seal(&self) -> Result<bool, StoreError> {
         if self.missing() > 0 {
@@ -511,49 +454,6 @@ impl OpenLayer {
             let _ = self.empty(segment);
         }
         Ok(appended?)
-    }
-
-    /// Returns whether the `there` bytes of a torn file are the first of these.
-    fn is_prefix(&self, file: &File, there: u64, bytes: &[u8]) -> io::Result<bool> {
-        let Some(bytes) = usize::try_from(there).ok().and_then(|there| bytes.get(..there)) else {
-            return Ok(false);
-        };
-        let mut buf = vec![0; COMPARE.min(bytes.len())];
-        let mut offset = 0;
-        for piece in bytes.chunks(COMPARE) {
-            let buf = &mut buf[..piece.len()];
-            crate::fs::read_exact(self.store.disk(), file, buf, offset)?;
-            if buf != piece {
-                return Ok(false);
-            }
-            offset += piece.len() as u64;
-        }
-        Ok(true)
-    }
-
-    /// Returns whether a segment is right; what cannot be read is as good as wrong: it can be fetched. That we have
-    /// no descriptor or memory left says nothing about it.
-    fn readable_and_right(&self, segment: u32) -> io::Result<bool> {
-        use rustix::io::Errno;
-        self.right(segment).or_else(|error| match Errno::from_io_error(&error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Err(error),
-            _ => {
-                tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
-                Ok(false)
-            }
-        })
-    }
-
-    fn right(&self, segment: u32) -> io::Result<bool> {
-        let disk = self.store.disk();
-        let file = disk.open(&self.file_of(segment))?;
-        let len = self.content.len(segment);
-        if file.metadata()?.len() != len {
-            return Ok(false);
-        }
-        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-        crate::fs::read_exact(disk, &file, &mut bytes, 0)?;
-        Ok(self.content.is(segment, &bytes))
     }
 
     /// Withdraws the claim of a whole segment that turned out bad; evidence is left alone.
