@@ -103,9 +103,14 @@ impl WatchPoint {
 
 /// Takes a mount and its directory away, if they are there.
 pub fn remove_point(at: &Path) {
+    detach_point(at);
+    let _ = fs::remove_dir(at); // whoever comes next makes another one
+}
+
+/// Takes a mount away, if there is one.
+pub fn detach_point(at: &Path) {
     match sys::mount::unmount(at, Unmount::Lazy) {
         Ok(()) => {}
         Err(error) => tracing::debug!(at = %at.display(), %error, "taking a mount away"),
     }
-    let _ = fs::remove_dir(at); // whoever comes next makes another one
 }

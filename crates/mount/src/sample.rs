@@ -51,6 +51,11 @@ impl Sample {
         Ok(sample)
     }
 
+    /// Makes the segment so many bytes long.
+    pub(crate) fn cut(&self, len: usize) -> io::Result<()> {
+        fs::write(self.segment(), &self.content[..len.min(self.content.len())])
+    }
+
     /// Makes the segment whole.
     pub(crate) fn fill(&self) -> io::Result<()> {
         fs::write(self.segment(), &self.content)

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 /// Not in the `libc` crate. (`include/uapi/linux/fanotify.h`)
 const FAN_PRE_ACCESS: u64 = 0x0010_0000;
+const FAN_MARK_EVICTABLE: libc::c_uint = 0x0000_0200;
 /// Type of the record that tells a range.
 const INFO_RANGE: u8 = 6;
 /// Length of `struct fanotify_event_metadata`, which every event begins with.
@@ -85,9 +86,10 @@ impl Group {
         self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_MOUNT, mount.as_fd())
     }
 
-    /// Never asks about a file again, whatever mount it is read through.
+    /// Does not ask about a file again, whatever mount it is read through, while anybody has it open. The mark keeps no
+    /// inode in memory: one that is forgotten is asked about again.
     pub fn ignore(&self, file: impl AsFd) -> io::Result<()> {
-        self.mark(libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORE_SURV, file.as_fd())
+        self.mark(libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORE_SURV | FAN_MARK_EVICTABLE, file.as_fd())
     }
 
     fn mark(&self, flags: libc::c_uint, of: BorrowedFd<'_>) -> io::Result<()> {

@@ -26,10 +26,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Code> {
     match args.action {
         Some(cli::DaemonAction::Stop) => {
-            match Client::connect_running(&session.address)? {
-                Some(client) => client.stop()?,
-                None => crate::engine::mounts::clear(&crate::daemon::run_dir(&session.address.root)?)?,
-            }
+            stop(session)?;
             return Ok(Code::Done);
         }
         Some(cli::DaemonAction::Upgrade) => {
@@ -56,6 +53,30 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
         }
     })?;
     Ok(Code::Done)
+}
+
+/// Ends the daemon; where it has died, takes away what it left. One that is just starting is waited for.
+fn stop(session: &Session) -> anyhow::Result<()> {
+    let root = &session.address.root;
+    let _one = crate::daemon::client::starting(root)?;
+    let until = Instant::now() + PREDECESSOR;
+    loop {
+        if let Some(client) = Client::connect_running(&session.address)? {
+            return client.stop();
+        }
+        if !root.exists() {
+            return Ok(());
+        }
+        // Nobody else can begin while we have it, and nobody at all with one that cannot be opened.
+        let store = store::Store::open(root);
+        if !matches!(store, Err(store::StoreError::Busy { .. })) {
+            return crate::engine::mounts::clear(&crate::daemon::run_dir(root)?);
+        }
+        if Instant::now() > until {
+            return store.map(drop).context("waiting for a daemon that starts");
+        }
+        std::thread::sleep(AGAIN);
+    }
 }
 
 /// Starts the engine; a daemon that is just ending, or was killed and is being taken apart, is waited for.

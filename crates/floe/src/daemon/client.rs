@@ -40,7 +40,7 @@ impl Client {
         if let Some(client) = Self::connect_running(address)? {
             return Ok(client);
         }
-        start(address)?;
+        start(address, None)?;
         match Self::connect_running(address)? {
             Some(client) => Ok(client),
             None => bail!("the daemon of {} ended as soon as it had started", address.root.display()),
@@ -112,10 +112,12 @@ impl Client {
         let _one = starting(&address.root)?;
         let Some(mut client) = Self::connect_running(address)? else { return Ok(()) };
         let pid = client.hello()?.pid;
+        let usual = socket_path(&address.root)?;
+        let listen = std::fs::read_link(&usual).ok(); // where `--listen` put it
         let () = client.call(Call::HandOver, &mut |_| ())?;
         drop(client);
         wait_gone(pid)?;
-        start(address)
+        start(address, listen.as_deref())
     }
 
     /// Asks the daemon who it is.
@@ -125,7 +127,7 @@ impl Client {
 }
 
 /// Returns the lock under which a daemon is started; let go when dropped.
-fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
+pub fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
     let dir = super::run_dir(root)?;
     let path = dir.join("start.lock");
     crate::home::make_run(&dir)?;
@@ -136,7 +138,7 @@ fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
 }
 
 /// Starts a daemon that outlives this process, and waits until it answers.
-fn start(address: &Address) -> anyhow::Result<()> {
+fn start(address: &Address, listen: Option<&Path>) -> anyhow::Result<()> {
     let binary = std::env::current_exe().context("finding this program's own file")?;
     let (mut ready, notify) = std::io::pipe().context("making a pipe")?;
     let mut command = Command::new(binary);
@@ -144,7 +146,13 @@ fn start(address: &Address) -> anyhow::Result<()> {
     if let Some(config) = &address.config {
         command.arg("--config").arg(config);
     }
-    command.args(["daemon", "--notify"]).current_dir("/").process_group(0);
+    command.args(["daemon", "--notify"]);
+    if let Some(listen) = listen {
+        let mut socket = std::ffi::OsString::from("unix:");
+        socket.push(listen);
+        command.arg("--listen").arg(socket);
+    }
+    command.current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&address.root)?);
     let mut child = command.spawn().context("starting the daemon")?;
     drop(command); // and with it our end of the pipe

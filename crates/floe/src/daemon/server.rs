@@ -24,9 +24,6 @@ const CLIENTS: usize = 512;
 /// How long a client may leave what it is told unread.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often it does what is to be done now and then.
-const TIDY: Duration = Duration::from_secs(1);
-
 /// How often the daemon looks whether it is idle or asked to stop.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -129,7 +126,6 @@ struct Server {
 
 impl Server {
     fn accept(self: &Arc<Self>, listener: &UnixListener) -> anyhow::Result<()> {
-        let mut tidied = Instant::now();
         loop {
             match listener.accept() {
                 Ok((stream, _)) => self.admit(stream),
@@ -139,11 +135,11 @@ impl Server {
                     let _ = poll(&mut fds, Some(&tick)); // an interrupted wait is a short one
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e).context("accepting a client"),
-            }
-            if tidied.elapsed() > TIDY {
-                self.engine.tidy();
-                tidied = Instant::now();
+                // Out of descriptors or memory: that passes, and mounts depend on us.
+                Err(error) => {
+                    tracing::error!(%error, "accepting a client");
+                    std::thread::sleep(TICK);
+                }
             }
             if self.engine.stopping() || self.idle() {
                 return Ok(());
@@ -246,7 +242,7 @@ impl Server {
                 reply(&opened)
             }
             Call::HandOver => {
-                engine.hand_over();
+                engine.hand_over()?;
                 reply(&())
             }
             Call::Mount { image, dir, path, background } => {

@@ -127,6 +127,7 @@ fn erofs_hint(error: &TrialError) -> &'static str {
         TrialError::Mount(_) => {
             "modprobe erofs; it takes Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE"
         }
+        TrialError::Shown => "use a later release of this kernel; images are read through FUSE meanwhile",
         TrialError::NotAsked | TrialError::Wrong | TrialError::Read(_) => {
             "this kernel cannot be trusted with it: set path = \"fuse\" in [mount], and report its version"
         }

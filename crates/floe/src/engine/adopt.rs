@@ -13,17 +13,20 @@ use super::record::Record;
 impl Engine {
     /// Takes over what an earlier daemon has mounted. What cannot be made sense of is left as it is, and told.
     pub(super) fn adopt(&self, records: Vec<Record>) {
-        let mut made = Vec::new();
+        let (mut made, mut lost) = (Vec::new(), Vec::new());
         for record in records {
             match self.recipe_of(&record) {
                 Ok((key, recipe)) => made.push((key, record, recipe)),
-                Err(error) => self.alert(format!(
-                    "the mount of {} that an earlier daemon made is not served: {error:#}",
-                    record.reference
-                )),
+                Err(error) => {
+                    self.alert(format!(
+                        "the mount of {} that an earlier daemon made is not served: {error:#}",
+                        record.reference
+                    ));
+                    lost.push((record, error));
+                }
             }
         }
-        self.mounts.adopt(made);
+        self.mounts.adopt(made, &lost);
     }
 
     fn recipe_of(&self, record: &Record) -> anyhow::Result<(MetaKey, Recipe)> {

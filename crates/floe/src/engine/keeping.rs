@@ -74,7 +74,7 @@ impl Keeping {
     /// Returns the connection; starts a keeper if there is none.
     pub(super) fn connection(&self) -> anyhow::Result<Connection> {
         let mut now = self.lock();
-        if let Some(connection) = &*now {
+        if let Some(connection) = now.as_ref().filter(|connection| !connection.client.is_gone()) {
             return Ok(connection.clone());
         }
         let connected = match self.connect() {
@@ -95,7 +95,19 @@ impl Keeping {
 
     /// Returns the connection if there is one.
     pub(super) fn current(&self) -> Option<Connection> {
-        self.lock().clone()
+        self.lock().clone().filter(|connection| !connection.client.is_gone())
+    }
+
+    /// Ends the keeper, whether we are connected to it or not.
+    pub(super) fn end(&self) {
+        match self.current() {
+            Some(connection) => connection.client.end(),
+            None => {
+                if let Err(error) = mount::keeper::end(&self.socket) {
+                    tracing::warn!(%error, "ending the keeper");
+                }
+            }
+        }
     }
 
     /// Forgets a keeper that has died.
@@ -144,6 +156,13 @@ impl Keeping {
         command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&self.address.root)?);
         let mut child = command.spawn().context("starting the keeper")?;
         drop(command); // and with it our end of the pipe
+        let mut answers = [rustix::event::PollFd::new(&ready, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+        if rustix::event::poll(&mut answers, Some(&limit)).context("waiting for the keeper")? == 0 {
+            let _ = child.kill(); // it may have ended a moment ago
+            let _ = child.wait();
+            bail!("the keeper was started and has not answered in 10 s");
+        }
         if ready.read(&mut [0]).context("waiting for the keeper")? == 0 {
             let status = child.wait().context("waiting for the keeper")?;
             bail!(

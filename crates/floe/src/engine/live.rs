@@ -11,13 +11,14 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use format::IndexId;
 use format::erofs::read::Image;
-use mount::erofs::{Device, Observed, WatchPoint, remove_point};
+use mount::erofs::{Device, Observed, WatchPoint, detach_point, remove_point};
 use mount::fuse::{self, Mounted, Server, Terms, Unanswered};
 use serde::{Deserialize, Serialize};
 use store::{MetaKey, OpenLayer, RefLayer, Segments};
 use sys::map::Map;
 
-use super::keeping::Keeping;
+use super::keeping::{Connection, Keeping};
+use super::mounts::place;
 use super::profile::Recorder;
 use super::record::{Holder, Record};
 use super::waits::Waits;
@@ -187,8 +188,9 @@ impl LiveMount {
         }
         record.generations = files.iter().map(|(layer, mounted)| (layer.id(), *mounted)).collect();
         let learns = server.is_some() || (recipe.learn && record.watched);
-        record.write(&shop.records).context("noting the mount")?;
-        Ok(Self::of(shop, dir, parts, files, learns, server, record, recipe.uses))
+        let made = Self::of(shop, dir, parts, files, learns, server, record, recipe.uses);
+        made.record().write(&shop.records).context("noting the mount")?; // dropped, it takes the mount along
+        Ok(made)
     }
 
     /// Takes over a mount that an earlier process made.
@@ -199,7 +201,7 @@ impl LiveMount {
         if record.path == ReadPath::Fuse {
             let terms = Terms::from_bytes(&record.terms).context("a program of another version made it")?;
             let device = shop.keeping.connection()?.client.fetch(&fuse_name(&record.name))?;
-            let (resumed, unanswered) = parts.server(shop).resume(device, terms, &dir)?;
+            let (resumed, unanswered) = parts.server(shop).resume(device, terms, &place(&dir))?;
             if let Unanswered::Lost { at_most } = unanswered {
                 drop(resumed); // ends those who would wait for ever, and with them all others
                 bail!(
@@ -269,6 +271,9 @@ impl LiveMount {
         }
         let point = WatchPoint::find(&self.shop.watch.join(&name)).context("finding the watch point")?;
         connection.client.watch(&name, point.root())?;
+        if !self.record().watched {
+            let _ = connection.client.release(&name); // complete meanwhile
+        }
         Ok(())
     }
 
@@ -325,6 +330,16 @@ impl LiveMount {
     /// Says whether it cannot be read without this process or the next.
     pub(super) fn needs_us(&self) -> bool {
         self.path() != ReadPath::Plain
+    }
+
+    /// Says whether it still answers: a user may have unmounted it by hand, or aborted its connection.
+    pub(super) fn is_served(&self) -> bool {
+        self.server().as_ref().is_none_or(Mounted::is_served)
+    }
+
+    /// Says whether a successor can take it over without losing a reader.
+    pub(super) fn can_be_left(&self) -> bool {
+        self.server().as_ref().is_none_or(|server| server.terms().resends())
     }
 
     /// Says whether a segment has been replaced since it was mounted: whoever comes next needs another mount.
@@ -431,21 +446,22 @@ impl Drop for LiveMount {
         }
         // Somebody may still have a file open: the mount leaves the tree at once and ends with its last user.
         let server = self.server().take();
+        let record = self.record();
         match server {
             Some(server) => {
                 drop(server);
                 if let Some(connection) = self.shop.keeping.current() {
-                    let _ = connection.client.release(&fuse_name(&self.record().name)); // it may have gone
+                    let _ = connection.client.release(&fuse_name(&record.name)); // it may have gone
                 }
             }
-            None => remove_point(&self.dir),
+            None => detach_point(&self.dir),
         }
-        let _ = std::fs::remove_dir(&self.dir); // an empty directory below /run
-        let record = self.record();
         if record.watched {
             self.unwatch(&record);
         }
         record.remove(&self.shop.records);
+        // Last of all: with its directory the name is free, and the next mount may take it.
+        let _ = std::fs::remove_dir(&self.dir); // an empty directory below /run
     }
 }
 
@@ -492,12 +508,20 @@ impl Kernel<'_> {
         }
         let segments = File::open(&self.shop.devices).context("opening the segments")?;
         let learn = self.learn && self.record.path != ReadPath::Plain;
-        let point = if complete && !learn { None } else { Some(self.watch()?) };
+        let (point, connection) = if complete && !learn { (None, None) } else { self.watch()? };
         let mounted = mount::erofs::mount(self.meta, &devices, &segments, point.as_ref());
-        mounted.context("mounting by the kernel's own path")
+        let mounted = mounted.context("mounting by the kernel's own path")?;
+        if let Some((point, connection)) = point.as_ref().zip(connection) {
+            // Whether a file is watched is settled when it is opened: the keeper must have lived until now.
+            connection
+                .client
+                .watch(&self.record.name, point.root())
+                .context("watching what was just mounted")?;
+        }
+        Ok(mounted)
     }
 
-    fn watch(&mut self) -> anyhow::Result<WatchPoint> {
+    fn watch(&mut self) -> anyhow::Result<(Option<WatchPoint>, Option<Connection>)> {
         let connection = self.shop.keeping.connection()?;
         let name = &self.record.name;
         let at = self.shop.watch.join(name);
@@ -506,7 +530,7 @@ impl Kernel<'_> {
         connection.events.observe(name, self.parts.observed());
         self.record.watched = true; // from here on there is something to undo
         connection.client.watch(name, point.root())?;
-        Ok(point)
+        Ok((Some(point), Some(connection)))
     }
 
     /// Undoes what a failed attempt has made, but for the directory.

@@ -61,6 +61,9 @@ use crate::trust::Rule;
 /// Where progress goes; an error says that nobody listens any more and the work can stop.
 pub type Talk<'a> = dyn Fn(Event) -> anyhow::Result<()> + Sync + 'a;
 
+/// How often the daemon does what is to be done now and then.
+const TIDY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Alerts kept: what comes after the first hundred is more of the same.
 const ALERTS: usize = 100;
 
@@ -145,13 +148,14 @@ impl Engine {
             stopping: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
         });
-        engine.adopt(records);
         let weak = Arc::downgrade(&engine);
         engine.keeping.when_lost(move || {
             if let Some(engine) = weak.upgrade() {
                 engine.keeper_lost();
             }
         });
+        engine.adopt(records);
+        engine.keep_tidy();
         engine.keep_room(); // what was taken over is in use
         Ok(engine)
     }
@@ -324,13 +328,20 @@ impl Engine {
         self.mounts.need_us() || self.through.under_way() > 0
     }
 
-    /// Does what is to be done now and then.
-    pub fn tidy(&self) {
-        // The keeper has died and another could not be started at once.
-        if self.keeping.current().is_none() && self.mounts.need_us() {
-            self.mounts.rearm();
-        }
-        self.mounts.tidy();
+    /// Does what is to be done now and then, on a thread of its own: the keeper or a disk may take their time.
+    fn keep_tidy(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        self.in_background("tidy", move || {
+            loop {
+                std::thread::sleep(TIDY);
+                let Some(engine) = weak.upgrade().filter(|engine| !engine.stopping()) else { return };
+                // The keeper has died and another could not be started at once.
+                if engine.keeping.current().is_none() && engine.mounts.need_us() {
+                    engine.mounts.rearm();
+                }
+                engine.mounts.tidy();
+            }
+        });
     }
 
     /// Asks the daemon to end.
@@ -339,9 +350,22 @@ impl Engine {
     }
 
     /// Asks the daemon to end and to leave everything to its successor.
-    pub fn hand_over(&self) {
+    pub fn hand_over(&self) -> anyhow::Result<()> {
+        if let Some(dir) = self.mounts.cannot_be_left() {
+            bail!(
+                anyhow::anyhow!(
+                    "{} is mounted through FUSE, and this kernel is older than 6.9",
+                    dir.display()
+                )
+                .context(Hint::new(
+                    "handing over",
+                    "end what uses it; `floe daemon stop` ends its readers with an error"
+                ))
+            );
+        }
         self.leaving.store(true, Ordering::Relaxed);
         self.stop();
+        Ok(())
     }
 
     /// Says whether the daemon was asked to end.
@@ -367,9 +391,7 @@ impl Engine {
         if leaving {
             return; // the successor is waited for, and in this boot nothing can have been lost
         }
-        if let Some(connection) = self.keeping.current() {
-            connection.client.end();
-        }
+        self.keeping.end();
         if let Err(error) = self.store.close() {
             tracing::error!("closing the store: {error}; the next start checks it");
         }

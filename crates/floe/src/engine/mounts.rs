@@ -4,6 +4,8 @@
 
 mod direct;
 
+pub(super) use direct::place;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -48,17 +50,18 @@ impl Mounts {
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
                 .with_context(|| format!("closing {} to other users", dir.display()))?;
         }
-        direct::sweep(&shop.mnt);
         let points = mount_points()?;
         let mut records = Record::all(&shop.records).context("reading what is known of mounts")?;
         records.retain(|record| {
-            let there = points.iter().any(|point| point.path == shop.mnt.join(&record.name));
+            let at = direct::place(&shop.mnt.join(&record.name));
+            let there = points.iter().any(|point| point.path == at);
             let ours = there && (record.path != ReadPath::Fuse || !record.terms.is_empty());
             if !ours {
                 record.remove(&shop.records);
             }
             ours
         });
+        direct::sweep(&shop.mnt, |name| records.iter().any(|record| record.name == name));
         let below = |dir: &Path, place: &Path| records.iter().any(|record| dir == place.join(&record.name));
         let known = |dir: &Path| below(dir, &shop.mnt) || below(dir, &shop.watch);
         detach(points.iter().filter(|point| {
@@ -80,7 +83,7 @@ impl Mounts {
         let mounts = live.entry(recipe.key).or_default();
         mounts.retain(|mount| mount.strong_count() > 0);
         let fits = |mount: &Arc<LiveMount>| {
-            wanted.takes(mount.path()) && !mount.is_stale() && !direct::is_direct(mount)
+            wanted.takes(mount.path()) && mount.is_served() && !mount.is_stale() && !direct::is_direct(mount)
         };
         if let Some(mount) = mounts.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(mount);
@@ -123,7 +126,7 @@ impl Mounts {
     }
 
     /// Takes over the mounts of an earlier daemon; `made` are those that could be made sense of.
-    pub(super) fn adopt(&self, made: Vec<(MetaKey, Record, Recipe)>) {
+    pub(super) fn adopt(&self, made: Vec<(MetaKey, Record, Recipe)>, lost: &[(Record, anyhow::Error)]) {
         // The layers are in use: whatever is asked from here on can be answered.
         let held = match self.shop.keeping.join() {
             Ok(joined) => joined.map(|(_, held)| held).unwrap_or_default(),
@@ -140,7 +143,13 @@ impl Mounts {
                 Err(error) => self.give_up(&old, &error),
             }
         }
-        for name in held.iter().filter(|name| !adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name))) {
+        lost.iter().for_each(|(record, error)| self.give_up(record, error));
+        // What is lost of the kernel's own stays watched: asked about it, we know of no such layer, and deny.
+        let lost = |name: &str| lost.iter().any(|(record, _)| record.name == name);
+        let held_still: Vec<_> = held.iter().filter(|name| !lost(name)).collect();
+        for name in
+            held_still.into_iter().filter(|name| !adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name)))
+        {
             if let Some(connection) = self.shop.keeping.current() {
                 let _ = connection.client.release(name); // nobody knows what it was for
             }
@@ -187,7 +196,7 @@ impl Mounts {
         if record.path == ReadPath::Fuse {
             mount::erofs::remove_point(&self.shop.mnt.join(&record.name));
             for dir in &record.binds {
-                let _ = unmount(dir, UnmountFlags::DETACH); // it shows the same
+                let _ = mount::fuse::detach(dir); // it shows the same, or is it
             }
             record.remove(&self.shop.records);
         }
@@ -269,6 +278,11 @@ impl Mounts {
         self.all().iter().any(|mount| mount.needs_us())
     }
 
+    /// Returns a mount that no successor could take over without losing readers, if there is one.
+    pub(super) fn cannot_be_left(&self) -> Option<PathBuf> {
+        self.all().iter().find(|mount| !mount.can_be_left()).map(|mount| mount.dir().to_owned())
+    }
+
     /// Leaves mounts to the next daemon: all of them, or those that need none.
     pub(super) fn leave(&self, all: bool) {
         self.all().iter().filter(|mount| all || !mount.needs_us()).for_each(|mount| mount.leave());
@@ -277,11 +291,11 @@ impl Mounts {
     /// Takes every bind away that is not left, also those in use.
     pub(super) fn detach_all(&self) {
         for (dir, bind) in self.binds.lock().unwrap_or_else(PoisonError::into_inner).drain() {
-            if direct::is_direct(&bind.live) {
-                direct::forget(&bind.live);
+            if bind.live.is_left() {
                 continue;
             }
-            if bind.live.is_left() {
+            if direct::is_direct(&bind.live) {
+                direct::forget(&bind.live);
                 continue;
             }
             if let Err(error) = unmount(&dir, UnmountFlags::DETACH) {

@@ -13,6 +13,9 @@ use sys::mount::MountError;
 use super::{WatchPoint, mount};
 use crate::sample::Sample;
 
+/// A length in the middle of a page, in the middle of the segment.
+const CUT: usize = 6144;
+
 /// How long the kernel may take over an event. It takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -36,6 +39,9 @@ pub enum TrialError {
     /// No EROFS from files.
     #[error("mounting EROFS from files (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE)")]
     Mount(#[source] MountError),
+    /// What is missing reads as something: `erofs_fileio_ki_complete` of that kernel takes a short read for a whole one.
+    #[error("the kernel shows what is missing as if it were there")]
+    Shown,
     /// The kernel read what is missing without asking.
     #[error("the kernel did not ask before it read what is missing")]
     NotAsked,
@@ -79,13 +85,24 @@ impl<'a> Trial<'a> {
         let group = Group::new().map_err(TrialError::Group)?;
         let point = WatchPoint::create(&self.sample.segments(), &self.dir.join("watch"), false);
         let point = point.map_err(prepare)?;
-        group.watch_mount(point.root()).map_err(TrialError::Watch)?;
         let read = |whole, point| {
             let devices = [self.sample.device(whole)];
             let mounted = mount(&self.sample.image(), &devices, &segments, point);
             let mounted = mounted.and_then(|mounted| Ok((mounted.open("file")?, mounted)));
             mounted.map_err(TrialError::Mount)
         };
+        // Nobody is asked yet, as after the death of the keeper: what is missing, or cut off, must be an error.
+        for there in [0, CUT] {
+            self.sample.cut(there).map_err(prepare)?;
+            for point in [Some(&point), None] {
+                let (file, _mounted) = read(point.is_none(), point)?;
+                if whole(&file).is_ok() {
+                    return Err(TrialError::Shown);
+                }
+            }
+        }
+        self.sample.cut(0).map_err(prepare)?;
+        group.watch_mount(point.root()).map_err(TrialError::Watch)?;
         let (file, _mounted) = read(false, Some(&point))?;
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| whole(&file));

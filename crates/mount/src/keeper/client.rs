@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
     socket_with,
@@ -59,6 +60,7 @@ pub struct Client {
     calls: Mutex<Receiver<(FromKeeper, Option<OwnedFd>)>>,
     pid: u32,
     closing: Arc<AtomicBool>,
+    gone: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -75,23 +77,34 @@ impl Client {
         let socket = Arc::new(socket);
         let hello = ToKeeper::Hello { version: VERSION, deadline, revive };
         wire::send(&*socket, &hello, None, SendFlags::empty()).map_err(KeeperError::Gone)?;
+        // One that is stopped or stuck must not take us along.
+        set_socket_timeout(&*socket, Timeout::Recv, Some(PATIENCE))
+            .map_err(|e| KeeperError::Gone(e.into()))?;
         let mut buffer = Vec::new();
         let (pid, held) = match wire::receive(&*socket, &mut buffer).map_err(KeeperError::Gone)? {
             Some((FromKeeper::Welcome { version: VERSION, pid, held }, _)) => (pid, held),
             Some((FromKeeper::Welcome { version, .. }, _)) => return Err(KeeperError::Version(version)),
             _ => return Err(KeeperError::Gone(io::ErrorKind::UnexpectedEof.into())),
         };
+        set_socket_timeout(&*socket, Timeout::Recv, None).map_err(|e| KeeperError::Gone(e.into()))?;
         let (sender, calls) = channel();
         let closing = Arc::new(AtomicBool::new(false));
-        let (heard, over) = (Arc::clone(&socket), Arc::clone(&closing));
+        let gone = Arc::new(AtomicBool::new(false));
+        let (heard, over, gone_now) = (Arc::clone(&socket), Arc::clone(&closing), Arc::clone(&gone));
         let listen = move || {
             hear(&heard, &sender, &*listener);
+            gone_now.store(true, Ordering::Relaxed);
             if !over.load(Ordering::Relaxed) {
                 listener.lost();
             }
         };
         thread::Builder::new().name("keeper".into()).spawn(listen).map_err(KeeperError::Gone)?;
-        Ok((Self { socket, calls: Mutex::new(calls), pid, closing }, held))
+        Ok((Self { socket, calls: Mutex::new(calls), pid, closing, gone }, held))
+    }
+
+    /// Says whether the connection has ended.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// Returns the keeper's process.

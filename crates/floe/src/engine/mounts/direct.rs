@@ -4,7 +4,7 @@
 //! whoever clears up, can tell.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use anyhow::Context;
@@ -54,10 +54,15 @@ pub(super) fn is_direct(mount: &LiveMount) -> bool {
     mount.dir().is_symlink()
 }
 
-/// Forgets the links that a daemon before us has left; what it mounted is the user's to take away.
-pub(super) fn sweep(mnt: &Path) {
+/// Returns where a mount with this place among the daemon's own really is.
+pub(in crate::engine) fn place(dir: &Path) -> PathBuf {
+    std::fs::read_link(dir).unwrap_or_else(|_| dir.to_owned())
+}
+
+/// Forgets the links that a daemon before us has left and nothing is known of; what it mounted is the user's to take away.
+pub(super) fn sweep(mnt: &Path, known: impl Fn(&str) -> bool) {
     for entry in std::fs::read_dir(mnt).into_iter().flatten().flatten() {
-        if entry.path().is_symlink() {
+        if entry.path().is_symlink() && !entry.file_name().to_str().is_some_and(&known) {
             let _ = std::fs::remove_file(entry.path()); // it only takes a name that another mount may have
         }
     }
