@@ -150,7 +150,7 @@ fn an_image_is_mounted_read_and_unmounted_by_its_user() {
 }
 
 #[test]
-fn a_mount_whose_daemon_was_killed_is_taken_away_by_its_user() {
+fn a_mount_whose_daemon_was_killed_goes_on_and_is_taken_away_by_its_user() {
     as_user(|user| {
         let registry = Embedded::start(&user.node.path("registry"));
         let reference = format!("{}/app:v1", registry.host());
@@ -159,7 +159,8 @@ fn a_mount_whose_daemon_was_killed_is_taken_away_by_its_user() {
         user.ok(&["mount", &reference, at.to_str().unwrap()]);
         let pid = i32::try_from(user.json(&["status"])["pid"].as_i64().unwrap()).unwrap();
         support::kill_and_wait(rustix::process::Pid::from_raw(pid).unwrap());
-        user.ok(&["gc"]);
+        assert_eq!(user.read(&at.join("data/0")).stdout, image::noise(91_000, 1_500_000));
+        assert_eq!(user.json(&["status"])["mounts"].as_array().unwrap().len(), 1, "the next daemon has it");
         user.ok(&["umount", at.to_str().unwrap()]);
         assert!(support::mounts_of(&at).is_empty());
         user.ok(&["mount", &reference, at.to_str().unwrap()]);
