@@ -23,10 +23,12 @@ const DESCRIPTORS: u64 = 1 << 20;
 
 /// Wait before a daemon that died is started again, doubled each time.
 const BACKOFF: Duration = Duration::from_millis(100);
-/// And at most so long.
-const BACKOFF_MOST: Duration = Duration::from_secs(10);
-/// A daemon that lived longer than this had begun well: readers wait, and one start a second harms nobody.
-const LIVED: Duration = Duration::from_secs(1);
+/// And at most so long: readers wait, and one start a second harms nobody.
+const BACKOFF_MOST: Duration = Duration::from_secs(1);
+/// A daemon that lived longer than this had begun well.
+const LIVED: Duration = Duration::from_millis(100);
+/// How long a daemon that somebody else starts is waited for.
+const EXPECTED: Duration = Duration::from_secs(10);
 
 /// Starts another daemon; called when the last one has died. Must return at once, with a descriptor of its process.
 pub type Revive<'a> = dyn FnMut(&[String]) -> io::Result<OwnedFd> + 'a;
@@ -115,7 +117,7 @@ impl Revival {
         if lived > LIVED {
             self.wait = Duration::ZERO;
         }
-        let wait = if std::mem::take(&mut self.expected) { BACKOFF_MOST } else { self.wait };
+        let wait = if std::mem::take(&mut self.expected) { EXPECTED } else { self.wait };
         self.at = Some(now + wait);
         self.wait = (self.wait * 2).clamp(BACKOFF, BACKOFF_MOST);
     }
@@ -455,6 +457,6 @@ mod tests {
         assert_eq!(wait(&revival, now), Some(Duration::ZERO));
         revival.expected = true;
         revival.daemon_died(now, 2 * LIVED);
-        assert_eq!(wait(&revival, now), Some(BACKOFF_MOST));
+        assert_eq!(wait(&revival, now), Some(EXPECTED));
     }
 }
