@@ -66,7 +66,9 @@ pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
     if args.timings.is_some() {
         super::run::eprint("floe: no timings: only root's runs have them\n");
     }
-    Ok(Code::Container(outcome.code()))
+    let code = Code::Container(outcome.code());
+    std::mem::forget(outcome.listening); // as in any run
+    Ok(code)
 }
 
 fn serve(session: &Session, opened: &Opened, at: &std::path::Path) -> anyhow::Result<fuse::Mounted> {

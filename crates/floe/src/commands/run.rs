@@ -1,6 +1,7 @@
 //! `floe run`: the daemon mounts the image, this process puts a container on it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -22,6 +23,8 @@ pub(super) fn run(session: &Session, args: cli::Run) -> anyhow::Result<Code> {
     if let (Some(place), Some(timings)) = (&args.timings, &started.timings) {
         tell_timings(session.output, timings, place);
     }
+    // Whoever asks again and again may still be at it when the container has ended: it is its code that counts.
+    std::mem::forget(started.listening);
     Ok(started.code)
 }
 
@@ -50,6 +53,8 @@ pub(crate) struct Started {
     pub(crate) timings: Option<Timings>,
     /// When the container became ready, if it did.
     pub(crate) ready: Option<Instant>,
+    /// Signals that come while it lives end nothing.
+    listening: Arc<run::Listening>,
 }
 
 /// Runs a container and tells where the time until it was ready went.
@@ -86,7 +91,8 @@ pub(crate) fn start(
     let timings = timings.inspect_err(|error| eprint(&format!("floe: no timings: {error:#}\n"))).ok();
     // The connection is the hold on the mount: it lives until the container has ended.
     drop(client);
-    Ok(Started { code: Code::Container(outcome.code()), timings, ready: moment })
+    let code = Code::Container(outcome.code());
+    Ok(Started { code, timings, ready: moment, listening: outcome.listening })
 }
 
 fn tell(client: &mut Client, ready: Ready) -> anyhow::Result<Timings> {

@@ -20,6 +20,7 @@ mod user;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -28,13 +29,14 @@ use oci_spec::image::ImageConfiguration;
 pub use options::{Input, Net, Options, Output, Volume};
 pub use ready::{Ready, ReadyWhen};
 pub use runc::Exit;
+pub use signals::Listening;
 
 use crate::exit::{Code, Coded, Hint};
 use dir::RunDir;
 use runc::Runtime;
 
 /// How a run went.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Outcome {
     /// How the container's first process ended.
     pub exit: Exit,
@@ -46,6 +48,8 @@ pub struct Outcome {
     pub ended: Instant,
     /// We stopped it because it was ready.
     pub stopped: bool,
+    /// While it lives, signals end nothing: a container that was asked to end has its own exit code to tell.
+    pub listening: Arc<Listening>,
 }
 
 impl Outcome {
@@ -76,9 +80,10 @@ pub fn run_over(
     on_ready: impl FnOnce(Ready),
 ) -> Result<Outcome> {
     // Held to the very end: a signal that comes while we clean up must not keep us from it.
-    let (_listening, signals) = signals::listen().map_err(not_started)?;
+    let (listening, signals) = signals::listen().map_err(not_started)?;
+    let listening = Arc::new(listening);
     let prepared = prepare(lowers, image_config, &options).map_err(not_started)?;
-    supervise::run(prepared, signals, options, image_config, on_ready)
+    supervise::run(prepared, (&listening, signals), options, image_config, on_ready)
 }
 
 /// Removes what killed runs left behind: their containers, their directories. Returns their ids.

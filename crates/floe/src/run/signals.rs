@@ -26,7 +26,7 @@ static TAKEN: OnceLock<Result<(), String>> = OnceLock::new();
 
 /// While this lives, signals go to its receiver and do not end this process.
 #[derive(Debug)]
-pub(super) struct Listening(u64);
+pub struct Listening(u64);
 
 /// Returns the signals that arrive from here on, until the first part is dropped.
 pub(super) fn listen() -> Result<(Listening, Receiver<Signal>)> {

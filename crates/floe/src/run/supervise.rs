@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::ready::{self, Ready, ReadyWhen, Search};
 use super::runc::{self, Container, Exit, Start};
 use super::stdio::Pump;
 use super::tty::{self, ConsoleSocket, RawTerminal};
-use super::{Outcome, Prepared, not_started, signal_names};
+use super::{Listening, Outcome, Prepared, not_started, signal_names};
 use crate::exit::misused;
 
 /// So many requests to end, and the container is killed: its first process may ignore any of them.
@@ -39,7 +40,7 @@ enum Event {
 /// `signals` are those that came since the run began: one that comes while the container starts is for it.
 pub(super) fn run(
     prepared: Prepared,
-    signals: Receiver<Signal>,
+    (listening, signals): (&Arc<Listening>, Receiver<Signal>),
     options: Options,
     image: &ImageConfiguration,
     on_ready: impl FnOnce(Ready),
@@ -50,7 +51,8 @@ pub(super) fn run(
     let (running, started) = start(prepared, options, &events).map_err(not_started)?;
     relay(signals, events.clone()).context("relaying signals")?;
     let ended = watch_end(&running.container, events).context("watching the container")?;
-    let mut outcome = Supervisor { running: &running, plan, stop_signal, heard, started }.until_end(on_ready);
+    let mut outcome =
+        Supervisor { running: &running, plan, stop_signal, heard, started, listening }.until_end(on_ready);
     if outcome.is_err() {
         // Whatever went wrong: nobody looks after it any more. Gone processes cannot be killed, and need not.
         let _ = running.container.signal(Signal::KILL.as_raw());
@@ -265,6 +267,7 @@ struct Supervisor<'a> {
     stop_signal: i32,
     heard: Receiver<Event>,
     started: Instant,
+    listening: &'a Arc<Listening>,
 }
 
 impl Supervisor<'_> {
@@ -301,7 +304,8 @@ impl Supervisor<'_> {
                         ready = Some(now);
                         on_ready.take().into_iter().for_each(|tell| tell(now));
                     }
-                    return Ok(Outcome { exit, started: self.started, ready, ended, stopped });
+                    let (started, listening) = (self.started, Arc::clone(self.listening));
+                    return Ok(Outcome { exit, started, ready, ended, stopped, listening });
                 }
                 Err(Timeout) if ready_by.is_some_and(|by| by <= Instant::now()) => {
                     let time = self.plan.ready_timeout.unwrap_or_default();
