@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Signal, kill_process};
 use support::disk::Kind;
-use support::image;
+use support::image::{self, TestImage};
 use support::readers::pread;
 use support::servers::Embedded;
 use support::{Node, until};
@@ -38,9 +38,13 @@ struct Scene {
 
 impl Scene {
     fn new(node: Node, seed: u64) -> Self {
+        Self::of(node, seed, &image::simple(seed, 4))
+    }
+
+    fn of(node: Node, seed: u64, image: &TestImage) -> Self {
         let registry = Embedded::start(&node.path("registry"));
         let reference = format!("{}/app:v1", registry.host());
-        image::simple(seed, 4).push(&reference);
+        image.push(&reference);
         Node::new("").ok(&["index", "--push", &reference]);
         Self { node, registry, reference, seed }
     }
@@ -243,30 +247,34 @@ fn a_metadata_image_damaged_under_a_mount_is_made_again_for_the_next() {
 fn a_full_disk_is_an_errno_and_over_when_there_is_room_again() {
     // Just to know that such disks can be made.
     drop(kernel_node!(CONFIG));
-    let scene = Scene::new(Node::on(Kind::Ext4, 32 << 20, CONFIG), 97);
+    // A layer for each file: none is fetched ahead of the reader of another.
+    let node = Node::on(Kind::Ext4, 32 << 20, CONFIG);
+    let scene = Scene::of(node, 97, &image::layered(97, 4, LEN));
     let node = &scene.node;
     let at = scene.mount();
-    // Nothing has been read yet, so nothing was hinted.
-    let filler = node.store().join("filler");
-    let file = File::create(&filler).unwrap();
-    // Twice: blocks that were freed a moment ago can be had only after the journal was written.
-    for _ in 0..2 {
-        let mut left = 1 << 20;
-        while left > 0 {
-            // Ends with the last block.
-            if std::io::Write::write_all(&mut &file, &vec![7; left]).is_err() {
-                left /= 2;
-            }
-        }
-        let _ = file.sync_all(); // what could be written, is
-    }
-    drop(file);
-    let error = scene.read(&at, 2).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(EIO), "{error}");
-    fs::remove_file(filler).unwrap();
-    until("what was missing can be read", || scene.read(&at, 2).is_ok());
-    assert!(scene.read(&at, 2).unwrap(), "other bytes");
     assert!(scene.read(&at, 0).unwrap());
+    for round in 1..3 {
+        let filler = node.store().join("filler");
+        let file = File::create(&filler).unwrap();
+        // Twice: blocks that were freed a moment ago can be had only after the journal was written.
+        for _ in 0..2 {
+            let mut left = 1 << 20;
+            while left > 0 {
+                // Ends with the last block.
+                if std::io::Write::write_all(&mut &file, &vec![7; left]).is_err() {
+                    left /= 2;
+                }
+            }
+            let _ = file.sync_all(); // what could be written, is
+        }
+        drop(file);
+        let error = scene.read(&at, round + 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(EIO), "{error}");
+        fs::remove_file(filler).unwrap();
+        until("what was missing can be read", || scene.read(&at, round + 1).is_ok());
+        assert!(scene.read(&at, round + 1).unwrap(), "other bytes");
+        assert!(scene.read(&at, 0).unwrap());
+    }
     scene.assert_right(&at);
     assert_eq!(scene.node.files("tmp"), 0);
     scene.node.umount(&at);
