@@ -34,6 +34,7 @@ mod session;
 mod stage;
 mod standing;
 mod store;
+mod stretch;
 
 #[cfg(test)]
 mod sim;
@@ -53,3 +54,4 @@ pub use segments::{OpenLayer, SegmentFile};
 pub use stage::Staging;
 pub use standing::{Proof, Stage, Standing};
 pub use store::{Pin, Store};
+pub use stretch::Stretch;

@@ -51,34 +51,6 @@ impl Pace {
     }
 }
 
-/// For how long at least one answer was arriving.
-#[derive(Debug, Default)]
-pub(crate) struct Arriving {
-    answers: u32,
-    since: Option<Instant>,
-    sum: Duration,
-}
-
-impl Arriving {
-    /// Says that the first piece of an answer is here.
-    pub(crate) fn begin(&mut self) {
-        self.answers += 1;
-        self.since.get_or_insert_with(Instant::now);
-    }
-
-    /// Says that an answer has ended.
-    pub(crate) fn end(&mut self) {
-        self.answers -= 1;
-        if self.answers == 0 {
-            self.sum += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        }
-    }
-
-    pub(crate) fn time(&self) -> Duration {
-        self.sum + self.since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-}
-
 fn keep<T>(latest: &mut VecDeque<T>, value: T) {
     if latest.len() == REQUESTS {
         latest.pop_front();

@@ -25,13 +25,14 @@ use crate::fill;
 use crate::flights::{Flights, Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::{Origin, Priority};
-use crate::pace::{Arriving, Pace};
+use crate::pace::Pace;
 use crate::parked::Parked;
 use crate::read_error::{AddError, ReadError};
 use crate::room;
 use crate::segments::{OpenLayer, SegmentFile};
 use crate::standing::Proof;
 use crate::store::Store;
+use crate::stretch::Stretch;
 
 /// How long a reader waits unless it says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(300);
@@ -109,7 +110,7 @@ pub(crate) struct Inner {
     /// How fast the origin has been. Held for a look only.
     pub(crate) pace: Mutex<Pace>,
     /// How long answers have been arriving. Held for a look only.
-    pub(crate) arriving: Mutex<Arriving>,
+    pub(crate) arriving: Mutex<Stretch>,
     /// Told, with the lock of the flights, when there is work.
     pub(crate) work: Condvar,
 }

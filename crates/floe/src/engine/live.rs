@@ -101,6 +101,17 @@ impl Workshop {
         let device = server.device().context("sharing the FUSE device")?;
         Ok(self.keeping.connection()?.client.keep(&fuse_name(name), device)?)
     }
+
+    /// Ends the watch of a mount, as far as it has come, and takes its watch point away.
+    fn unwatch(&self, name: &str) {
+        if let Some(connection) = self.keeping.current() {
+            connection.events.forget(name);
+            if let Err(error) = connection.client.release(name) {
+                tracing::debug!(mount = name, %error, "ending a watch");
+            }
+        }
+        remove_point(&self.watch.join(name));
+    }
 }
 
 /// By which name the keeper holds the device of a FUSE mount.
@@ -111,9 +122,7 @@ pub(super) fn fuse_name(mount: &str) -> String {
 /// One mounted image.
 pub struct LiveMount {
     dir: PathBuf,
-    image: Arc<Image<Map>>,
-    waits: Arc<Waits>,
-    recorder: Arc<Recorder>,
+    parts: Parts,
     /// The layers' files, and the generation that is mounted.
     files: Vec<(Arc<OpenLayer>, u64)>,
     /// Whether the first read of every segment is heard of, and somebody wants to know.
@@ -188,7 +197,18 @@ impl LiveMount {
         }
         record.generations = files.iter().map(|(layer, mounted)| (layer.id(), *mounted)).collect();
         let learns = server.is_some() || (recipe.learn && record.watched);
-        let made = Self::of(shop, dir, parts, files, learns, server, record, recipe.uses);
+        let made = Arc::new(Self {
+            dir,
+            parts,
+            files,
+            learns: learns.into(),
+            ready: false.into(),
+            server: server.into(),
+            record: record.into(),
+            shop: shop.clone(),
+            left: false.into(),
+            _uses: recipe.uses,
+        });
         made.record().write(&shop.records).context("noting the mount")?; // dropped, it takes the mount along
         Ok(made)
     }
@@ -217,38 +237,18 @@ impl LiveMount {
                 files.push((layer, mounted.map_or(u64::MAX, |mounted| mounted.1)));
             }
         }
-        Ok(Self::of(shop, dir, parts, files, false, server, record, recipe.uses))
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the two ways to make one end here, and nobody else comes")]
-    fn of(
-        shop: &Arc<Workshop>,
-        dir: PathBuf,
-        parts: Parts,
-        files: Vec<(Arc<OpenLayer>, u64)>,
-        learns: bool,
-        server: Option<Mounted>,
-        record: Record,
-        uses: Arc<dyn Send + Sync>,
-    ) -> Arc<Self> {
-        let Parts { image, waits, recorder } = parts;
-        let server = Mutex::new(server);
-        let (shop, record, left) = (shop.clone(), Mutex::new(record), AtomicBool::new(false));
-        let (learns, ready) = (AtomicBool::new(learns), AtomicBool::new(false));
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             dir,
-            image,
-            waits,
-            recorder,
+            parts,
             files,
-            learns,
-            ready,
-            server,
-            record,
-            shop,
-            left,
-            _uses: uses,
-        })
+            learns: false.into(),
+            ready: false.into(),
+            server: server.into(),
+            record: record.into(),
+            shop: shop.clone(),
+            left: false.into(),
+            _uses: recipe.uses,
+        }))
     }
 
     /// Has the keeper watch it, or hold its device: there is a new keeper, or a new daemon.
@@ -264,8 +264,7 @@ impl LiveMount {
             return Ok(());
         }
         let connection = self.shop.keeping.connection()?;
-        let observed = Observed { segments: self.recorder.clone(), observer: self.waits.clone() };
-        connection.events.observe(&name, observed);
+        connection.events.observe(&name, self.parts.observed());
         if held.contains(&name) {
             return Ok(());
         }
@@ -284,17 +283,17 @@ impl LiveMount {
 
     /// Returns who waited for what.
     pub fn waits(&self) -> &Waits {
-        &self.waits
+        &self.parts.waits
     }
 
     /// Returns the tree.
     pub fn image(&self) -> &Image<Map> {
-        &self.image
+        &self.parts.image
     }
 
     /// Returns what has been read, in order, if all of it was heard of.
     pub fn reads(&self) -> Option<Vec<(IndexId, u32)>> {
-        self.learns.load(Ordering::Relaxed).then(|| self.recorder.reads())
+        self.learns.load(Ordering::Relaxed).then(|| self.parts.recorder.reads())
     }
 
     /// Says whether the start that it was mounted for is over.
@@ -356,7 +355,7 @@ impl LiveMount {
             && self.files.iter().all(|(files, _)| files.missing() == 0)
         {
             record.watched = false;
-            self.unwatch(&record);
+            self.shop.unwatch(&record.name);
             self.keep(&record);
             tracing::info!(
                 mount = record.name,
@@ -364,16 +363,6 @@ impl LiveMount {
                 "complete: the kernel serves it alone"
             );
         }
-    }
-
-    fn unwatch(&self, record: &Record) {
-        if let Some(connection) = self.shop.keeping.current() {
-            connection.events.forget(&record.name);
-            if let Err(error) = connection.client.release(&record.name) {
-                tracing::debug!(mount = record.name, %error, "ending a watch");
-            }
-        }
-        remove_point(&self.shop.watch.join(&record.name));
     }
 
     /// Notes a process that uses it.
@@ -457,7 +446,7 @@ impl Drop for LiveMount {
             None => detach_point(&self.dir),
         }
         if record.watched {
-            self.unwatch(&record);
+            self.shop.unwatch(&record.name);
         }
         record.remove(&self.shop.records);
         // Last of all: with its directory the name is free, and the next mount may take it.
@@ -477,16 +466,15 @@ struct Kernel<'a> {
 impl Kernel<'_> {
     /// Mounts; returns the files and the generation that was mounted.
     fn mount(mut self, dir: &Path, layers: &[Arc<OpenLayer>]) -> anyhow::Result<Vec<(Arc<OpenLayer>, u64)>> {
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         for _ in 0..ATTEMPTS {
             let files = expose(layers)?;
-            let mounted = self.open(layers).inspect_err(|_| self.clean_up(dir))?;
+            let mounted = self.open(layers).inspect_err(|_| self.clean_up())?;
             if files.iter().all(|(files, mounted)| files.generation() == *mounted) {
                 let attached = mounted.attach(dir);
-                attached.inspect_err(|_| self.clean_up(dir)).context("showing the mount")?;
+                attached.inspect_err(|_| self.clean_up()).context("showing the mount")?;
                 return Ok(files);
             }
-            self.clean_up(dir);
+            self.clean_up();
         }
         bail!("segments are found damaged faster than they can be mounted")
     }
@@ -508,10 +496,11 @@ impl Kernel<'_> {
         }
         let segments = File::open(&self.shop.devices).context("opening the segments")?;
         let learn = self.learn && self.record.path != ReadPath::Plain;
-        let (point, connection) = if complete && !learn { (None, None) } else { self.watch()? };
-        let mounted = mount::erofs::mount(self.meta, &devices, &segments, point.as_ref());
+        let watch = if complete && !learn { None } else { Some(self.watch()?) };
+        let point = watch.as_ref().map(|(point, _)| point);
+        let mounted = mount::erofs::mount(self.meta, &devices, &segments, point);
         let mounted = mounted.context("mounting by the kernel's own path")?;
-        if let Some((point, connection)) = point.as_ref().zip(connection) {
+        if let Some((point, connection)) = &watch {
             // Whether a file is watched is settled when it is opened: the keeper must have lived until now.
             connection
                 .client
@@ -521,7 +510,7 @@ impl Kernel<'_> {
         Ok(mounted)
     }
 
-    fn watch(&mut self) -> anyhow::Result<(Option<WatchPoint>, Option<Connection>)> {
+    fn watch(&mut self) -> anyhow::Result<(WatchPoint, Connection)> {
         let connection = self.shop.keeping.connection()?;
         let name = &self.record.name;
         let at = self.shop.watch.join(name);
@@ -530,19 +519,14 @@ impl Kernel<'_> {
         connection.events.observe(name, self.parts.observed());
         self.record.watched = true; // from here on there is something to undo
         connection.client.watch(name, point.root())?;
-        Ok((Some(point), Some(connection)))
+        Ok((point, connection))
     }
 
-    /// Undoes what a failed attempt has made, but for the directory.
-    fn clean_up(&mut self, dir: &Path) {
+    /// Undoes what a failed attempt has made.
+    fn clean_up(&mut self) {
         if std::mem::take(&mut self.record.watched) {
-            if let Some(connection) = self.shop.keeping.current() {
-                connection.events.forget(&self.record.name);
-                let _ = connection.client.release(&self.record.name); // it may not have come as far
-            }
-            remove_point(&self.shop.watch.join(&self.record.name));
+            self.shop.unwatch(&self.record.name);
         }
-        let _ = dir; // made by the caller, and empty
     }
 }
 

@@ -3,28 +3,15 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use format::IndexId;
 use format::erofs::read::{Image, Nid};
 use mount::observe::{Counters, Failure, Observer, SegmentWait, Wait as ReadWait};
 use mount::places;
+use store::Stretch;
 
 use super::report::Wait;
-
-impl Clock {
-    fn begin(&mut self) {
-        self.waiting += 1;
-        self.since.get_or_insert_with(Instant::now);
-    }
-
-    fn end(&mut self) {
-        self.waiting -= 1;
-        if self.waiting == 0 {
-            self.sum += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        }
-    }
-}
 
 /// Missing segments remembered for whoever asks; most of the time nobody does.
 const MISSED: usize = 1024;
@@ -35,21 +22,13 @@ pub struct Waits {
     counters: Counters,
     /// Segments that were missing, since somebody asked. Held for a look only.
     missed: Mutex<Vec<(IndexId, u32)>>,
-    clock: Mutex<Clock>,
-}
-
-#[derive(Default)]
-struct Clock {
-    waiting: u64,
-    since: Option<Instant>,
-    sum: Duration,
+    clock: Mutex<Stretch>,
 }
 
 impl Waits {
     /// Returns for how long at least one reader has waited.
     pub fn waited(&self) -> Duration {
-        let clock = self.clock();
-        clock.sum + clock.since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.clock().time()
     }
 
     /// Returns the segments that readers have waited for since this was last asked.
@@ -65,7 +44,7 @@ impl Waits {
         }
     }
 
-    fn clock(&self) -> MutexGuard<'_, Clock> {
+    fn clock(&self) -> MutexGuard<'_, Stretch> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
