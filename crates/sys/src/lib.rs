@@ -9,3 +9,4 @@ pub mod interrupt;
 pub mod map;
 pub mod mount;
 pub mod namespace;
+pub mod table;

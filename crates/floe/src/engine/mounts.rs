@@ -16,10 +16,11 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use store::MetaKey;
+use sys::table::Point;
 
 pub use super::live::{LiveMount, ReadPath};
 use super::live::{Recipe, Workshop};
-use super::points::{MountPoint, mount_points};
+use super::points::{is_ours, mount_points};
 use super::record::{Holder, Record};
 use super::report::MountReport;
 use crate::exit::Hint;
@@ -378,7 +379,7 @@ pub fn clear(run: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn detach<'a>(points: impl DoubleEndedIterator<Item = &'a MountPoint>) -> anyhow::Result<()> {
+fn detach<'a>(points: impl DoubleEndedIterator<Item = &'a Point>) -> anyhow::Result<()> {
     for point in points.rev() {
         let detached = mount::fuse::detach(&point.path);
         detached.with_context(|| format!("taking away the leftover mount {}", point.path.display()))?;
@@ -396,7 +397,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 
 /// Takes away a mount of ours that no daemon knows of any more.
 pub fn detach_leftover(dir: &Path) -> anyhow::Result<()> {
-    let ours = |point: &MountPoint| point.path == dir && point.is_ours();
+    let ours = |point: &Point| point.path == dir && is_ours(point);
     if !mount_points()?.iter().any(ours) {
         bail!("{} is not a mount of floe", dir.display());
     }
@@ -405,7 +406,7 @@ pub fn detach_leftover(dir: &Path) -> anyhow::Result<()> {
 
 /// Says whether something of ours is mounted at a directory.
 fn is_mounted(dir: &Path) -> bool {
-    mount_points().is_ok_and(|points| points.iter().any(|point| point.path == dir && point.is_ours()))
+    mount_points().is_ok_and(|points| points.iter().any(|point| point.path == dir && is_ours(point)))
 }
 
 fn occupied(dir: &Path) -> anyhow::Error {

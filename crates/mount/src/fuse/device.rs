@@ -218,32 +218,8 @@ pub(super) fn unmount_by(at: &Path, by: By, how: How) -> io::Result<()> {
 
 /// Returns the device number of what is mounted at a path, without asking that file system.
 pub(super) fn on_top(at: &Path) -> Option<u64> {
-    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
-    mounts.split(|b| *b == b'\n').filter_map(|line| mountinfo(line, at)).next_back()
-}
-
-/// Reads a line of mountinfo (proc(5)): `id parent major:minor root path …`, with `\ooo` for odd bytes.
-fn mountinfo(line: &[u8], at: &Path) -> Option<u64> {
-    let mut fields = line.split(|b| *b == b' ');
-    let (device, path) = (fields.nth(2)?, fields.nth(1)?);
-    let mut plain = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let [first, tail @ ..] = rest {
-        let octal = |b: &u8| matches!(b, b'0'..=b'7').then(|| b - b'0');
-        match (first, tail) {
-            (b'\\', [a, b, c, tail @ ..]) => {
-                plain.push((octal(a)? & 3) << 6 | octal(b)? << 3 | octal(c)?);
-                rest = tail;
-            }
-            _ => {
-                plain.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
-    let number = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
-    (plain == at.as_os_str().as_encoded_bytes()).then_some(number)
+    let points = sys::table::points().ok()?;
+    points.into_iter().rfind(|point| point.path == at).map(|point| point.device)
 }
 
 /// Ends a connection whose mount's device number is known: all users get errors from here on.
@@ -280,13 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_mountinfo_are_read() {
-        let line = br"36 35 98:5 /mnt1 /a\040b\134c rw,noatime master:1 - ext3 /dev/root rw";
-        assert_eq!(mountinfo(line, Path::new(r"/a b\c")), Some(rustix::fs::makedev(98, 5)));
-        assert_eq!(mountinfo(line, Path::new("/a")), None);
-        for bad in [&b""[..], b"1 2 3", b"1 2 x:y / /a", br"1 2 3:4 / /\9", br"1 2 3:4 / /a\04"] {
-            assert_eq!(mountinfo(bad, Path::new("/a")), None);
-        }
-        assert!(on_top(Path::new("/proc")).is_some());
+    fn what_is_mounted_is_told_by_its_number() {
+        assert!(on_top(Path::new("/proc")).is_some() && on_top(Path::new("/nowhere")).is_none());
     }
 }
