@@ -1,7 +1,7 @@
 //! An image of one small file, with its segment, to try things with.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use format::IndexId;
@@ -10,13 +10,37 @@ use format::payload::SegmentSize;
 use format::tar::{Member, MemberKind, Placer};
 use format::tree::{Builder, Time};
 
-use crate::erofs::Device;
+use crate::erofs::{Device, remove_point};
 
 /// Length of the file.
 const LEN: usize = 8192;
 
 /// Its layer.
 pub(crate) const INDEX: IndexId = IndexId::from_bytes([0xf1; 32]);
+
+/// Makes a directory for a trial inside another one, has it used, and takes it away again, with what may be mounted at
+/// `point` in it. `prepare` says of an error that there is no place to try.
+pub(crate) fn within<E>(
+    dir: &Path,
+    kind: &str,
+    point: &str,
+    prepare: impl Fn(&Path, io::Error) -> E,
+    trial: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let dir = dir.join(format!("{kind}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir); // of a process that had our number and was killed
+    fs::create_dir(&dir).map_err(|error| prepare(&dir, error))?;
+    let tried = trial(&dir);
+    remove_point(&dir.join(point));
+    let _ = fs::remove_dir_all(&dir); // swept at the next start of the store
+    tried
+}
+
+/// Reads a file to its end.
+pub(crate) fn whole(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map(|_| bytes)
+}
 
 /// The image, below a directory.
 pub(crate) struct Sample {

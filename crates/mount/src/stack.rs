@@ -4,7 +4,7 @@
 //! below the store counts, so that each may work alone and both together not.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use store::{ReadError, SegmentFile, Segments};
 use sys::mount::{Detached, MountError, Overlay};
 
-use crate::sample::{INDEX, Sample};
+use crate::sample::{self, INDEX, Sample, whole};
 use crate::{erofs, fuse};
 
 /// How the image is read.
@@ -70,14 +70,11 @@ pub enum StackError {
 
 /// Mounts an image of one file in a directory, with something on top, reads it, and takes all away again.
 pub fn stack(dir: &Path, below: Below, top: Top) -> Result<(), StackError> {
-    let dir = dir.join(format!("stack-{}", std::process::id()));
-    let prepare = |source| StackError::Prepare { dir: dir.clone(), source };
-    let _ = fs::remove_dir_all(&dir); // of a process that had our number and was killed
-    fs::create_dir(&dir).map_err(prepare)?;
-    let tried = prepared(&dir).map_err(prepare).and_then(|sample| run(&dir, &sample, below, top));
-    erofs::remove_point(&dir.join("lower"));
-    let _ = fs::remove_dir_all(&dir); // swept at the next start of the store
-    tried
+    let prepare = |dir: &Path, source| StackError::Prepare { dir: dir.to_owned(), source };
+    sample::within(dir, "stack", "lower", prepare, |dir| {
+        let sample = prepared(dir).map_err(|error| prepare(dir, error))?;
+        run(dir, &sample, below, top)
+    })
 }
 
 fn prepared(dir: &Path) -> io::Result<Sample> {
@@ -109,7 +106,7 @@ fn run(dir: &Path, sample: &Sample, below: Below, top: Top) -> Result<(), StackE
     };
     match top {
         Top::Bare => File::open(lower.join("file"))
-            .and_then(whole)
+            .and_then(|file| whole(&file))
             .map_err(StackError::Read)
             .and_then(|read| compare(&read, sample)),
         Top::Overlay => {
@@ -117,7 +114,7 @@ fn run(dir: &Path, sample: &Sample, below: Below, top: Top) -> Result<(), StackE
             let spec = Overlay { lower: vec![lower], upper, parameters: Vec::new() };
             let overlay = sys::mount::overlay(&spec).map_err(StackError::Overlay)?;
             let file = overlay.open("file").map_err(StackError::Overlay)?;
-            compare(&whole(file).map_err(StackError::Read)?, sample)?;
+            compare(&whole(&file).map_err(StackError::Read)?, sample)?;
             write(&overlay).map_err(StackError::Write)
         }
     }
@@ -125,11 +122,6 @@ fn run(dir: &Path, sample: &Sample, below: Below, top: Top) -> Result<(), StackE
 
 fn compare(read: &[u8], sample: &Sample) -> Result<(), StackError> {
     if read == sample.content() { Ok(()) } else { Err(StackError::Wrong) }
-}
-
-fn whole(mut file: File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map(|_| bytes)
 }
 
 /// Adds a file to an overlay.

@@ -1,11 +1,12 @@
 //! The command side of the socket: finds the daemon of a store, or starts it.
 
-use std::io::{BufReader, Read};
+use std::ffi::OsStr;
+use std::io::{BufReader, PipeReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
@@ -137,25 +138,40 @@ pub fn starting(root: &Path) -> anyhow::Result<std::fs::File> {
     taken.map_err(|error| doing(format!("locking {}", path.display()), error))
 }
 
-/// Starts a daemon that outlives this process, and waits until it answers.
-fn start(address: &Address, listen: Option<&Path>) -> anyhow::Result<()> {
-    let binary = std::env::current_exe().context("finding this program's own file")?;
-    let (mut ready, notify) = std::io::pipe().context("making a pipe")?;
-    let mut command = Command::new(binary);
+/// Runs this program with other words as a process that outlives this one and says with a byte that it answers. What it
+/// says besides goes to the daemon's log.
+pub fn launch(address: &Address, words: &[&OsStr]) -> anyhow::Result<(Child, PipeReader)> {
+    let (ready, notify) = std::io::pipe().context("making a pipe")?;
+    let mut command = Command::new(exe().context("finding this program's own file")?);
     command.arg("--root").arg(&address.root);
     if let Some(config) = &address.config {
         command.arg("--config").arg(config);
     }
-    command.args(["daemon", "--notify"]);
-    if let Some(listen) = listen {
-        let mut socket = std::ffi::OsString::from("unix:");
-        socket.push(listen);
-        command.arg("--listen").arg(socket);
-    }
-    command.current_dir("/").process_group(0);
+    command.args(words).current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&address.root)?);
-    let mut child = command.spawn().context("starting the daemon")?;
-    drop(command); // and with it our end of the pipe
+    let child = command.spawn()?;
+    Ok((child, ready)) // our end of its pipe goes with the command
+}
+
+/// Returns this program's file, or what has taken its place: the kernel says of one that was replaced that it is deleted.
+pub fn exe() -> std::io::Result<PathBuf> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let exe = std::env::current_exe()?;
+    Ok(match exe.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(there) if !exe.exists() => std::ffi::OsString::from_vec(there.to_vec()).into(),
+        _ => exe,
+    })
+}
+
+/// Starts a daemon that outlives this process, and waits until it answers.
+fn start(address: &Address, listen: Option<&Path>) -> anyhow::Result<()> {
+    let mut words: Vec<&OsStr> = vec![OsStr::new("daemon"), OsStr::new("--notify")];
+    let mut socket = std::ffi::OsString::from("unix:");
+    if let Some(listen) = listen {
+        socket.push(listen);
+        words.extend([OsStr::new("--listen"), &socket]);
+    }
+    let (mut child, mut ready) = launch(address, &words).context("starting the daemon")?;
 
     // One byte: it answers. End of file: it has ended, and its log says why.
     if ready.read(&mut [0]).context("waiting for the daemon")? == 1 {

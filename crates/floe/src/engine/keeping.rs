@@ -1,9 +1,8 @@
 //! The daemon's keeper: found, started, and found anew should it die.
 
+use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use mount::erofs::Events;
 use mount::keeper::{Client, KeeperError};
 use store::Segments;
 
-use crate::daemon::client::Address;
+use crate::daemon::client::{self, Address};
 use crate::daemon::log;
 
 /// A connection to the keeper, and who answers what it asks.
@@ -137,7 +136,7 @@ impl Keeping {
     /// keeper's ability to start one: the next command does.
     fn revive(&self) -> Vec<String> {
         let words = || {
-            let mut words = vec![text(&exe().ok()?)?, "--root".into(), text(&self.address.root)?];
+            let mut words = vec![text(&client::exe().ok()?)?, "--root".into(), text(&self.address.root)?];
             if let Some(config) = &self.address.config {
                 words.extend(["--config".into(), text(config)?]);
             }
@@ -149,13 +148,10 @@ impl Keeping {
     }
 
     fn start(&self) -> anyhow::Result<()> {
-        let exe = exe().context("finding this program's own file")?;
-        let (mut ready, notify) = std::io::pipe().context("making a pipe")?;
-        let mut command = Command::new(exe);
-        command.arg("--root").arg(&self.address.root).arg("keeper").current_dir("/").process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&self.address.root)?);
-        let mut child = command.spawn().context("starting the keeper")?;
-        drop(command); // and with it our end of the pipe
+        // Nothing of the configuration concerns it.
+        let address = Address { root: self.address.root.clone(), config: None };
+        let (mut child, mut ready) =
+            client::launch(&address, &[OsStr::new("keeper")]).context("starting the keeper")?;
         let mut answers = [rustix::event::PollFd::new(&ready, rustix::event::PollFlags::IN)];
         let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
         if rustix::event::poll(&mut answers, Some(&limit)).context("waiting for the keeper")? == 0 {
@@ -178,16 +174,6 @@ impl Keeping {
     fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Returns this program's file, or what has taken its place: the kernel says of one that was replaced that it is deleted.
-fn exe() -> std::io::Result<PathBuf> {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let exe = std::env::current_exe()?;
-    Ok(match exe.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-        Some(there) if !exe.exists() => std::ffi::OsString::from_vec(there.to_vec()).into(),
-        _ => exe,
-    })
 }
 
 /// Returns a path as text, for messages that are.

@@ -1,8 +1,8 @@
 //! Whether this kernel and the file system of the store can do all that the kernel's own read path needs: tried, not
 //! guessed from a version.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use sys::fanotify::{Group, Verdict};
 use sys::mount::MountError;
 
 use super::{WatchPoint, mount};
-use crate::sample::Sample;
+use crate::sample::{self, Sample, whole};
 
 /// A length in the middle of a page, in the middle of the segment.
 const CUT: usize = 6144;
@@ -56,14 +56,11 @@ pub enum TrialError {
 /// Mounts an image of one file in a directory, reads it before and after its segment is there, and takes all away
 /// again. Takes a few milliseconds.
 pub fn trial(dir: &Path) -> Result<(), TrialError> {
-    let dir = dir.join(format!("trial-{}", std::process::id()));
-    let prepare = |source| TrialError::Prepare { dir: dir.clone(), source };
-    let _ = fs::remove_dir_all(&dir); // of a process that had our number and was killed
-    fs::create_dir(&dir).map_err(prepare)?;
-    let tried = Trial::new(&dir).map_err(prepare).and_then(|trial| trial.run());
-    super::remove_point(&dir.join("watch"));
-    let _ = fs::remove_dir_all(&dir); // swept at the next start of the store
-    tried
+    let prepare = |dir: &Path, source| TrialError::Prepare { dir: dir.to_owned(), source };
+    sample::within(dir, "trial", "watch", prepare, |dir| {
+        let trial = Trial::new(dir).map_err(|error| prepare(dir, error))?;
+        trial.run()
+    })
 }
 
 struct Trial<'a> {
@@ -147,13 +144,10 @@ impl<'a> Trial<'a> {
     }
 }
 
-fn whole(mut file: &File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map(|_| bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
