@@ -110,10 +110,7 @@ fn what_nobody_has_proved_is_not_signed() {
     if support::program("openssl").is_none() {
         testkit::skip!("there is no openssl");
     }
-    let registry = Embedded::start(&node.path("registry"));
-    let reference = format!("{}/app:v1", registry.host());
-    image::simple(62, 1).push(&reference);
-    Node::new("").ok(&["index", "--push", &reference]);
+    let (_registry, reference) = Embedded::with_index(&node, &image::simple(62, 1));
     let key = node.path("key.pem");
     tool(std::process::Command::new("openssl").args(["genpkey", "-algorithm", "ed25519", "-out"]).arg(&key));
     let sign = ["index", "--push", "--sign", key.to_str().unwrap(), &reference];

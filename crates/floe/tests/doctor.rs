@@ -82,10 +82,7 @@ fn a_machine_that_can_mount_is_told_so_and_left_as_it_was() {
 #[test]
 fn a_daemon_and_its_mounts_are_not_disturbed() {
     let node = node!();
-    let registry = Embedded::start(&node.path("registry"));
-    let reference = format!("{}/app:v1", registry.host());
-    image::simple(80, 2).push(&reference);
-    Node::new("").ok(&["index", "--push", &reference]);
+    let (_registry, reference) = Embedded::with_index(&node, &image::simple(80, 2));
     let at = node.mount(&reference);
     let (pid, before) = (node.daemon().unwrap(), seen(&node.store()));
     let (_, report) = doctor(&node, &[]);

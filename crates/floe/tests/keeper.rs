@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::image::{self, TestImage};
-use support::readers::{self, Dice, OnError, Readers, pread};
+use support::readers::{self, OnError, Readers, pread};
 use support::{Node, until};
 use testkit::faulty::Faulty;
 
@@ -216,7 +216,7 @@ fn an_upgrade_is_not_noticed_by_readers() {
     let scene = Scene::new(kernel_node!(CONFIG), 83, 24);
     let truth = scene.node.path("truth");
     scene.image.extract(&truth);
-    let mut dice = Dice::new();
+    let mut dice = readers::dice();
     let data = scene.at.join("data");
     let readers = Readers::start(8, &data, &truth.join("root/data"), OnError::GoOn, &mut dice);
     readers.see(1);

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use rustix::process::{Signal, kill_process};
 use support::image::{self, Layer, Pack, TestImage};
-use support::readers::{self, Dice, OnError, Readers, pread};
+use support::readers::{self, OnError, Readers, pread};
 use support::servers::Embedded;
 use support::{Node, until};
 use testkit::tar::Entry;
@@ -92,17 +92,14 @@ fn reader() {
 #[test]
 fn daemon_and_keeper_die_at_any_moment_under_readers() {
     let node = kernel_node!("[fetch]\ndeadline_seconds = 60\n[mount]\npath = \"erofs\"\n");
-    let registry = Embedded::start(&node.path("registry"));
-    let reference = format!("{}/app:v1", registry.host());
     let image = image();
-    image.push(&reference);
-    Node::new("").ok(&["index", "--push", &reference]);
+    let (registry, reference) = Embedded::with_index(&node, &image);
     let truth = node.path("truth");
     image.extract(&truth);
     let truth = truth.join("root/data");
     registry.rate(Some(SLOW));
 
-    let mut dice = Dice::new();
+    let mut dice = readers::dice();
     let (mut waits, mut fates) = (Vec::new(), [0_u64; 4]);
     for round in 0..rounds() {
         let at = node.mount(&reference);

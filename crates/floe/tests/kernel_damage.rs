@@ -42,10 +42,7 @@ impl Scene {
     }
 
     fn of(node: Node, seed: u64, image: &TestImage) -> Self {
-        let registry = Embedded::start(&node.path("registry"));
-        let reference = format!("{}/app:v1", registry.host());
-        image.push(&reference);
-        Node::new("").ok(&["index", "--push", &reference]);
+        let (registry, reference) = Embedded::with_index(&node, image);
         Self { node, registry, reference, seed }
     }
 

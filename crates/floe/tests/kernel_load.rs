@@ -43,10 +43,7 @@ fn read(at: &Path, seed: u64, n: u64) -> std::io::Result<()> {
 
 /// Returns a lazily mounted image of some large files, and its registry.
 fn mounted(node: &Node, seed: u64, files: u64) -> (Embedded, PathBuf) {
-    let registry = Embedded::start(&node.path("registry"));
-    let reference = format!("{}/app:v1", registry.host());
-    image::layered(seed, files, LEN).push(&reference);
-    Node::new("").ok(&["index", "--push", &reference]);
+    let (registry, reference) = Embedded::with_index(node, &image::layered(seed, files, LEN));
     let at = node.mount(&reference);
     assert_eq!(node.status()["mounts"][0]["path"], "erofs");
     (registry, at)

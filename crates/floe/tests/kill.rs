@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use support::image::{self, Layer, Pack, TestImage};
-use support::readers::{self, Dice, OnError, Readers};
+use support::readers::{self, OnError, Readers};
 use support::servers::Embedded;
 use support::{Node, PATIENCE, until};
 use testkit::tar::Entry;
@@ -45,16 +45,13 @@ fn reader() {
 #[test]
 fn the_daemon_dies_under_readers() {
     let node = node!("[fetch]\ndeadline_seconds = 60\n");
-    let registry = Embedded::start(&node.path("registry"));
-    let reference = format!("{}/app:v1", registry.host());
     let image = image::simple(40, 4);
-    image.push(&reference);
-    Node::new("").ok(&["index", "--push", &reference]);
+    let (_registry, reference) = Embedded::with_index(&node, &image);
     let truth = node.path("truth");
     image.extract(&truth);
     let truth = truth.join("root/data");
 
-    let mut dice = Dice::new();
+    let mut dice = readers::dice();
     for round in 0..rounds() {
         let at = node.mount_point();
         let target = at.to_str().unwrap();
@@ -119,7 +116,7 @@ fn the_daemon_dies_in_a_first_pull_under_readers() {
     other.extract(&truth);
     let truth = truth.join("root/data");
 
-    let mut dice = Dice::new();
+    let mut dice = readers::dice();
     for _ in 0..rounds().div_ceil(16) {
         let at = node.mount(&mounted);
         let pid = node.daemon().unwrap();
@@ -153,7 +150,7 @@ fn clients_die_at_any_moment() {
     [&streamed, &lazy].iter().for_each(|reference| image.push(reference));
     Node::new("").ok(&["index", "--push", &lazy]);
 
-    let mut dice = Dice::new();
+    let mut dice = readers::dice();
     node.ok(&["gc"]); // and with it a daemon
     for _ in 0..rounds().div_ceil(10) {
         let reference = if dice.below(3) == 0 { &lazy } else { &streamed };
@@ -209,7 +206,7 @@ fn a_killed_run_leaves_nothing() {
     let reference = format!("{}/app:v1", registry.host());
     image.push(&reference);
     node.ok(&["pull", &reference]);
-    let mut dice = Dice::new();
+    let mut dice = readers::dice();
     for _ in 0..rounds().div_ceil(5) {
         let script = "while true; do wc -c </data/0; done";
         let mut command = node.command(&["run", &reference, "--", "sh", "-c", script]);

@@ -110,10 +110,7 @@ fn as_user(test: impl FnOnce(&User<'_>) + Send + 'static) {
 #[test]
 fn an_image_is_mounted_read_and_unmounted_by_its_user() {
     as_user(|user| {
-        let registry = Embedded::start(&user.node.path("registry"));
-        let reference = format!("{}/app:v1", registry.host());
-        image::simple(90, 2).push(&reference);
-        Node::new("").ok(&["index", "--push", &reference]);
+        let (_registry, reference) = Embedded::with_index(user.node, &image::simple(90, 2));
         let big = |n: u64| image::noise(90_000 + n, 1_500_000);
 
         assert_eq!(user.ok(&["cat", &reference, "/data/0"]), big(0));

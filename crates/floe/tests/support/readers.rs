@@ -16,6 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Advice, fadvise};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use testkit::dice::Dice;
+
 use super::PATIENCE;
 
 /// What a reader ends with that saw other bytes.
@@ -34,24 +36,11 @@ const RIGHT: u8 = 1;
 /// And of one that was an error.
 const ERROR: u8 = 2;
 
-/// Numbers for a test, of a seed that it tells.
-pub struct Dice(pub u64);
-
-impl Dice {
-    /// Returns one of a seed that differs from run to run, and tells it.
-    pub fn new() -> Self {
-        let seed = u64::from(std::process::id()) | 1;
-        eprintln!("seed {seed}");
-        Self(seed)
-    }
-
-    /// Returns a number below `n` (Marsaglia's xorshift64).
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
+/// Returns numbers of a seed that differs from run to run, and tells it.
+pub fn dice() -> Dice {
+    let seed = u64::from(std::process::id());
+    eprintln!("seed {seed}");
+    Dice(seed)
 }
 
 /// What a reader does that gets an errno.
@@ -68,10 +57,7 @@ pub fn act() {
     let mut word = || words.next().unwrap().to_owned();
     let (image, truth) = (PathBuf::from(word()), PathBuf::from(word()));
     let (maps, goes_on, seed) = (word() == "map", word() == "go on", word());
-    let mut dice = Dice(seed.parse::<u64>().unwrap() | 1);
-    (0..5).for_each(|_| {
-        dice.below(2);
-    });
+    let mut dice = Dice(seed.parse().unwrap());
     let files: Vec<_> = fs::read_dir(&truth).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     // What the kernel has kept can be read for ever, daemon or not: somebody has to say that it is enough.
     while !stop(&truth).exists() {

@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use super::PATIENCE;
+use super::image::TestImage;
+use super::{Node, PATIENCE};
 
 /// Debian's docker-registry on a free port; ends when dropped.
 pub struct DockerRegistry {
@@ -90,6 +91,15 @@ impl Embedded {
         let mut embedded = Self { runtime, server: None, dir: dir.to_owned(), address: any };
         embedded.up();
         embedded
+    }
+
+    /// Starts one below a node's directory that has an image and its index, made by another node; returns the reference.
+    pub fn with_index(node: &Node, image: &TestImage) -> (Self, String) {
+        let registry = Self::start(&node.path("registry"));
+        let reference = format!("{}/app:v1", registry.host());
+        image.push(&reference);
+        Node::new("").ok(&["index", "--push", &reference]);
+        (registry, reference)
     }
 
     pub fn host(&self) -> String {
