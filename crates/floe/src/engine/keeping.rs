@@ -19,6 +19,8 @@ use crate::daemon::log;
 pub(super) struct Connection {
     pub(super) client: Arc<Client>,
     pub(super) events: Arc<Events>,
+    /// The names of what the keeper held when we came: of no other keeper, should this one die.
+    pub(super) held: Arc<[String]>,
 }
 
 /// What to do when the keeper has died.
@@ -57,14 +59,11 @@ impl Keeping {
         let _ = self.lost.set(Box::new(lost)); // set once, by who makes the engine
     }
 
-    /// Connects to a keeper that runs already; tells the names of what it holds.
-    pub(super) fn join(&self) -> anyhow::Result<Option<(Connection, Vec<String>)>> {
+    /// Connects to a keeper that runs already, if there is one.
+    pub(super) fn join(&self) -> anyhow::Result<Option<Connection>> {
         let mut now = self.lock();
         match self.connect() {
-            Ok((connection, held)) => {
-                *now = Some(connection.clone());
-                Ok(Some((connection, held)))
-            }
+            Ok(connection) => Ok(Some(now.insert(connection).clone())),
             Err(KeeperError::Absent(_)) => Ok(None),
             Err(error) => Err(error).context("connecting to the keeper"),
         }
@@ -73,7 +72,8 @@ impl Keeping {
     /// Returns the connection; starts a keeper if there is none.
     pub(super) fn connection(&self) -> anyhow::Result<Connection> {
         let mut now = self.lock();
-        if let Some(connection) = now.as_ref().filter(|connection| !connection.client.is_gone()) {
+        forget_if_gone(&mut now);
+        if let Some(connection) = &*now {
             return Ok(connection.clone());
         }
         let connected = match self.connect() {
@@ -83,13 +83,7 @@ impl Keeping {
             }
             connected => connected,
         };
-        let (connection, held) = connected.context("connecting to the keeper")?;
-        for name in held {
-            // Of a daemon before us, and nobody has adopted it.
-            let _ = connection.client.release(&name);
-        }
-        *now = Some(connection.clone());
-        Ok(connection)
+        Ok(now.insert(connected.context("connecting to the keeper")?).clone())
     }
 
     /// Returns the connection if there is one.
@@ -109,14 +103,12 @@ impl Keeping {
         }
     }
 
-    /// Forgets a keeper that has died.
+    /// Forgets a keeper that has died, unless another one has taken its place.
     pub(super) fn forget(&self) {
-        if let Some(old) = self.lock().take() {
-            old.events.leave();
-        }
+        forget_if_gone(&mut self.lock());
     }
 
-    fn connect(&self) -> Result<(Connection, Vec<String>), KeeperError> {
+    fn connect(&self) -> Result<Connection, KeeperError> {
         let lost = Arc::clone(&self.lost);
         let lost = Box::new(move || {
             let lost = Arc::clone(&lost);
@@ -129,7 +121,7 @@ impl Keeping {
         let (client, held) = Client::connect(&self.socket, self.deadline, self.revive(), events.clone())?;
         let client = Arc::new(client);
         events.answer_to(client.clone());
-        Ok((Connection { client, events }, held))
+        Ok(Connection { client, events, held: held.into() })
     }
 
     /// Returns the command that starts a daemon of this store; empty where a path is not UTF-8, which costs the
@@ -173,6 +165,12 @@ impl Keeping {
 
     fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn forget_if_gone(now: &mut Option<Connection>) {
+    if let Some(old) = now.take_if(|connection| connection.client.is_gone()) {
+        old.events.leave();
     }
 }
 

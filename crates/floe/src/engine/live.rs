@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,6 +13,7 @@ use format::IndexId;
 use format::erofs::read::Image;
 use mount::erofs::{Device, Observed, WatchPoint, detach_point, remove_point};
 use mount::fuse::{self, Mounted, Server, Terms, Unanswered};
+use mount::keeper::Client;
 use serde::{Deserialize, Serialize};
 use store::{MetaKey, OpenLayer, RefLayer, Segments};
 use sys::map::Map;
@@ -97,9 +98,11 @@ pub(super) struct Workshop {
 
 impl Workshop {
     /// Has the keeper hold what a FUSE mount lives by.
-    fn keep(&self, name: &str, server: &Mounted) -> anyhow::Result<()> {
+    fn keep(&self, name: &str, server: &Mounted) -> anyhow::Result<Arc<Client>> {
         let device = server.device().context("sharing the FUSE device")?;
-        Ok(self.keeping.connection()?.client.keep(&fuse_name(name), device)?)
+        let client = self.keeping.connection()?.client;
+        client.keep(&fuse_name(name), device)?;
+        Ok(client)
     }
 
     /// Ends the watch of a mount, as far as it has come, and takes its watch point away.
@@ -119,18 +122,22 @@ pub(super) fn fuse_name(mount: &str) -> String {
     format!("fuse:{mount}")
 }
 
+/// The files of layers, and the generation of each that is mounted.
+type Files = Vec<(Arc<OpenLayer>, u64)>;
+
 /// One mounted image.
 pub struct LiveMount {
     dir: PathBuf,
     parts: Parts,
-    /// The layers' files, and the generation that is mounted.
-    files: Vec<(Arc<OpenLayer>, u64)>,
+    files: Files,
     /// Whether the first read of every segment is heard of, and somebody wants to know.
     learns: AtomicBool,
     /// Whether the start that it was mounted for is over.
     ready: AtomicBool,
     /// Held for a look, or while it is left.
     server: Mutex<Option<Mounted>>,
+    /// Who watches it or holds its device; held while that is arranged.
+    keeper: Mutex<Weak<Client>>,
     record: Mutex<Record>,
     shop: Arc<Workshop>,
     /// Set when the mount is to outlive this process.
@@ -178,6 +185,7 @@ impl LiveMount {
         let parts = Parts::of(&recipe.meta, &shop.segments)?;
         let mut record = Record::new(name, &recipe.reference, recipe.layers, path);
         let (mut server, mut files) = (None, recipe.files.iter().map(|files| (files.clone(), 0)).collect());
+        let mut keeper = Weak::new();
         if path == ReadPath::Fuse {
             if let Err(why) = fuse::available() {
                 let hint = "load the fuse module (modprobe fuse) and give this container or user /dev/fuse";
@@ -186,14 +194,17 @@ impl LiveMount {
             let made = parts.server(shop).mount(&dir);
             let made = made.with_context(|| format!("mounting at {}", dir.display()))?;
             record.terms = made.terms().to_bytes().to_vec();
-            if let Err(error) = shop.keep(name, &made) {
-                tracing::warn!(mount = name, "nobody will keep this mount should the daemon die: {error:#}");
+            match shop.keep(name, &made) {
+                Ok(client) => keeper = Arc::downgrade(&client),
+                Err(error) => {
+                    tracing::warn!(mount = name, "nobody keeps this mount should the daemon die: {error:#}");
+                }
             }
             server = Some(made);
         } else {
             let kernel =
                 Kernel { shop, record: &mut record, parts: &parts, meta: &recipe.meta, learn: recipe.learn };
-            files = kernel.mount(&dir, &recipe.files)?;
+            (files, keeper) = kernel.mount(&dir, &recipe.files)?;
         }
         record.generations = files.iter().map(|(layer, mounted)| (layer.id(), *mounted)).collect();
         let learns = server.is_some() || (recipe.learn && record.watched);
@@ -204,6 +215,7 @@ impl LiveMount {
             learns: learns.into(),
             ready: false.into(),
             server: server.into(),
+            keeper: keeper.into(),
             record: record.into(),
             shop: shop.clone(),
             left: false.into(),
@@ -244,6 +256,7 @@ impl LiveMount {
             learns: false.into(),
             ready: false.into(),
             server: server.into(),
+            keeper: Mutex::default(),
             record: record.into(),
             shop: shop.clone(),
             left: false.into(),
@@ -251,28 +264,37 @@ impl LiveMount {
         }))
     }
 
-    /// Has the keeper watch it, or hold its device: there is a new keeper, or a new daemon.
-    pub(super) fn rearm(&self, held: &[String]) -> anyhow::Result<()> {
+    /// Has the keeper that runs now watch it, or hold its device, unless it does.
+    pub(super) fn rearm(&self) -> anyhow::Result<()> {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         let (name, watched) = {
             let record = self.record();
             (record.name.clone(), record.watched)
         };
-        if let Some(server) = &*self.server() {
-            return if held.contains(&fuse_name(&name)) { Ok(()) } else { self.shop.keep(&name, server) };
-        }
-        if !watched {
+        let server = self.server();
+        if server.is_none() && !watched {
             return Ok(());
         }
         let connection = self.shop.keeping.connection()?;
-        connection.events.observe(&name, self.parts.observed());
-        if held.contains(&name) {
+        if std::ptr::eq(keeper.as_ptr(), Arc::as_ptr(&connection.client)) {
             return Ok(());
         }
-        let point = WatchPoint::find(&self.shop.watch.join(&name)).context("finding the watch point")?;
-        connection.client.watch(&name, point.root())?;
-        if !self.record().watched {
-            let _ = connection.client.release(&name); // complete meanwhile
+        if let Some(server) = &*server {
+            if !connection.held.contains(&fuse_name(&name)) {
+                self.shop.keep(&name, server)?;
+            }
+        } else {
+            connection.events.observe(&name, self.parts.observed());
+            if !connection.held.contains(&name) {
+                let point =
+                    WatchPoint::find(&self.shop.watch.join(&name)).context("finding the watch point")?;
+                connection.client.watch(&name, point.root())?;
+            }
+            if !self.record().watched {
+                let _ = connection.client.release(&name); // complete meanwhile
+            }
         }
+        *keeper = Arc::downgrade(&connection.client);
         Ok(())
     }
 
@@ -464,22 +486,22 @@ struct Kernel<'a> {
 }
 
 impl Kernel<'_> {
-    /// Mounts; returns the files and the generation that was mounted.
-    fn mount(mut self, dir: &Path, layers: &[Arc<OpenLayer>]) -> anyhow::Result<Vec<(Arc<OpenLayer>, u64)>> {
+    /// Mounts; returns the files and who watches.
+    fn mount(mut self, dir: &Path, layers: &[Arc<OpenLayer>]) -> anyhow::Result<(Files, Weak<Client>)> {
         for _ in 0..ATTEMPTS {
             let files = expose(layers)?;
-            let mounted = self.open(layers).inspect_err(|_| self.clean_up())?;
+            let (mounted, keeper) = self.open(layers).inspect_err(|_| self.clean_up())?;
             if files.iter().all(|(files, mounted)| files.generation() == *mounted) {
                 let attached = mounted.attach(dir);
                 attached.inspect_err(|_| self.clean_up()).context("showing the mount")?;
-                return Ok(files);
+                return Ok((files, keeper));
             }
             self.clean_up();
         }
         bail!("segments are found damaged faster than they can be mounted")
     }
 
-    fn open(&mut self, layers: &[Arc<OpenLayer>]) -> anyhow::Result<sys::mount::Detached> {
+    fn open(&mut self, layers: &[Arc<OpenLayer>]) -> anyhow::Result<(sys::mount::Detached, Weak<Client>)> {
         let by_id: HashMap<_, _> = layers.iter().map(|layer| (layer.id(), layer)).collect();
         let devices =
             (1..=self.parts.image.devices()).filter_map(|n| self.parts.image.device(n)).map(|slot| {
@@ -507,7 +529,8 @@ impl Kernel<'_> {
                 .watch(&self.record.name, point.root())
                 .context("watching what was just mounted")?;
         }
-        Ok(mounted)
+        let keeper = watch.map_or_else(Weak::new, |(_, connection)| Arc::downgrade(&connection.client));
+        Ok((mounted, keeper))
     }
 
     fn watch(&mut self) -> anyhow::Result<(WatchPoint, Connection)> {
@@ -531,7 +554,7 @@ impl Kernel<'_> {
 }
 
 /// Makes the files of all layers ready for the kernel: two at a time, for making a file waits for the disk's journal.
-fn expose(layers: &[Arc<OpenLayer>]) -> anyhow::Result<Vec<(Arc<OpenLayer>, u64)>> {
+fn expose(layers: &[Arc<OpenLayer>]) -> anyhow::Result<Files> {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();

@@ -332,12 +332,17 @@ impl Engine {
     fn keep_tidy(self: &Arc<Self>) {
         let weak = Arc::downgrade(self);
         self.in_background("tidy", move || {
+            let (mut failed, mut pause) = (0_u32, 0_u32);
             loop {
                 std::thread::sleep(TIDY);
                 let Some(engine) = weak.upgrade().filter(|engine| !engine.stopping()) else { return };
-                // The keeper has died and another could not be started at once.
-                if engine.keeping.current().is_none() && engine.mounts.need_us() {
-                    engine.mounts.rearm();
+                // What could not be done at once when a keeper died, at growing intervals up to a minute.
+                match pause.checked_sub(1) {
+                    Some(left) => pause = left,
+                    None => {
+                        failed = if engine.mounts.rearm() { 0 } else { (failed + 1).min(6) };
+                        pause = (1 << failed) - 1;
+                    }
                 }
                 engine.mounts.tidy();
             }

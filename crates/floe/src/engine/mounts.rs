@@ -129,13 +129,10 @@ impl Mounts {
     /// Takes over the mounts of an earlier daemon; `made` are those that could be made sense of.
     pub(super) fn adopt(&self, made: Vec<(MetaKey, Record, Recipe)>, lost: &[(Record, anyhow::Error)]) {
         // The layers are in use: whatever is asked from here on can be answered.
-        let held = match self.shop.keeping.join() {
-            Ok(joined) => joined.map(|(_, held)| held).unwrap_or_default(),
-            Err(error) => {
-                tracing::error!("{error:#}");
-                Vec::new()
-            }
-        };
+        let joined = self.shop.keeping.join().unwrap_or_else(|error| {
+            tracing::error!("{error:#}");
+            None
+        });
         let mut adopted = Vec::new();
         for (key, record, recipe) in made {
             let (old, binds, holders) = (record.clone(), record.binds.clone(), record.holders.clone());
@@ -147,25 +144,20 @@ impl Mounts {
         lost.iter().for_each(|(record, error)| self.give_up(record, error));
         // What is lost of the kernel's own stays watched: asked about it, we know of no such layer, and deny.
         let lost = |name: &str| lost.iter().any(|(record, _)| record.name == name);
-        let held_still: Vec<_> = held.iter().filter(|name| !lost(name)).collect();
-        for name in
-            held_still.into_iter().filter(|name| !adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name)))
-        {
-            if let Some(connection) = self.shop.keeping.current() {
+        let known = |name: &str| lost(name) || adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name));
+        if let Some(connection) = joined {
+            for name in connection.held.iter().filter(|name| !known(name)) {
                 let _ = connection.client.release(name); // nobody knows what it was for
             }
         }
+        let live = || self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before any is armed: should the keeper die meanwhile, all of them are armed again.
+        for (key, mount, ..) in &adopted {
+            live().entry(*key).or_default().push(Arc::downgrade(mount));
+        }
         let points = mount_points().unwrap_or_default();
-        for (key, mount, binds, holders) in adopted {
-            if let Err(error) = mount.rearm(&held) {
-                tracing::error!("what is missing of a mount cannot be read: {error:#}");
-            }
-            self.live
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(key)
-                .or_default()
-                .push(Arc::downgrade(&mount));
+        self.rearm();
+        for (_, mount, binds, holders) in adopted {
             for dir in binds {
                 if points.iter().any(|point| point.path == dir) {
                     let bind = Bind { live: mount.clone(), reference: mount.reference() };
@@ -203,13 +195,16 @@ impl Mounts {
         }
     }
 
-    /// Has a new keeper watch what is to be watched.
-    pub(super) fn rearm(&self) {
+    /// Has the keeper watch what is to be watched; says whether all of it is.
+    pub(super) fn rearm(&self) -> bool {
+        let mut done = true;
         for mount in self.all() {
-            if let Err(error) = mount.rearm(&[]) {
+            if let Err(error) = mount.rearm() {
                 tracing::error!(dir = %mount.dir().display(), "what is missing cannot be read: {error:#}");
+                done = false;
             }
         }
+        done
     }
 
     /// Does what is to be done now and then: lets go what ended processes held, and ends watches of what is complete.

@@ -76,15 +76,16 @@ impl Client {
         let socket = open(at).map_err(KeeperError::Absent)?;
         let socket = Arc::new(socket);
         let hello = ToKeeper::Hello { version: VERSION, deadline, revive };
-        wire::send(&*socket, &hello, None, SendFlags::empty()).map_err(KeeperError::Gone)?;
+        wire::send(&*socket, &hello, None, SendFlags::empty()).map_err(ended)?;
         // One that is stopped or stuck must not take us along.
         set_socket_timeout(&*socket, Timeout::Recv, Some(PATIENCE))
             .map_err(|e| KeeperError::Gone(e.into()))?;
         let mut buffer = Vec::new();
-        let (pid, held) = match wire::receive(&*socket, &mut buffer).map_err(KeeperError::Gone)? {
+        let (pid, held) = match wire::receive(&*socket, &mut buffer).map_err(ended)? {
             Some((FromKeeper::Welcome { version: VERSION, pid, held }, _)) => (pid, held),
             Some((FromKeeper::Welcome { version, .. }, _)) => return Err(KeeperError::Version(version)),
-            _ => return Err(KeeperError::Gone(io::ErrorKind::UnexpectedEof.into())),
+            Some(_) => return Err(KeeperError::Gone(io::ErrorKind::InvalidData.into())),
+            None => return Err(KeeperError::Absent(io::ErrorKind::UnexpectedEof.into())),
         };
         set_socket_timeout(&*socket, Timeout::Recv, None).map_err(|e| KeeperError::Gone(e.into()))?;
         let (sender, calls) = channel();
@@ -186,6 +187,14 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.closing.store(true, Ordering::Relaxed);
         let _ = shutdown(&*self.socket, Shutdown::Both); // ends the thread that listens
+    }
+}
+
+/// Says what a greeting that failed means: who was just dying is there no more, who does not answer is.
+fn ended(error: io::Error) -> KeeperError {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => KeeperError::Absent(error),
+        _ => KeeperError::Gone(error),
     }
 }
 
