@@ -37,19 +37,7 @@ pub type Revive<'a> = dyn FnMut(&[String]) -> io::Result<OwnedFd> + 'a;
 /// it can be reached.
 pub fn run(at: &Path, revive: &mut Revive<'_>, ready: impl FnOnce()) -> io::Result<()> {
     harden();
-    let listener = listen_at(at)?;
-    let mut keeper = Keeper {
-        listener,
-        daemon: None,
-        group: None,
-        held: BTreeMap::new(),
-        waiting: Waiting::default(),
-        deadline: Duration::from_secs(300),
-        command: Vec::new(),
-        revival: Revival::default(),
-        starting: None,
-        buffer: Vec::new(),
-    };
+    let mut keeper = Keeper::new(listen_at(at)?);
     ready();
     let ended = keeper.serve(revive);
     let _ = fs::remove_file(at); // it would only refuse connections
@@ -90,8 +78,6 @@ struct Daemon {
     socket: OwnedFd,
     /// What it was not told yet for want of room in the socket: we never wait for it.
     replies: VecDeque<(FromKeeper, Option<OwnedFd>)>,
-    /// False until it has said hello.
-    known: bool,
     since: Instant,
 }
 
@@ -132,6 +118,8 @@ impl Revival {
 
 struct Keeper {
     listener: OwnedFd,
+    /// Who has connected last and not said hello yet.
+    caller: Option<OwnedFd>,
     daemon: Option<Daemon>,
     /// Made when the first mount is watched.
     group: Option<Group>,
@@ -154,13 +142,29 @@ enum Next {
 }
 
 impl Keeper {
+    fn new(listener: OwnedFd) -> Self {
+        Self {
+            listener,
+            caller: None,
+            daemon: None,
+            group: None,
+            held: BTreeMap::new(),
+            waiting: Waiting::default(),
+            deadline: Duration::from_secs(300),
+            command: Vec::new(),
+            revival: Revival::default(),
+            starting: None,
+            buffer: Vec::new(),
+        }
+    }
+
     fn serve(&mut self, revive: &mut Revive<'_>) -> io::Result<()> {
         loop {
-            let [called, asked, spoken, ended] = self.wait()?;
+            let [called, asked, spoken, greeted, ended] = self.wait()?;
             if asked {
                 self.take_events();
             }
-            if spoken && self.hear() == Next::End {
+            if (spoken && self.hear() == Next::End) || (greeted && self.hear_caller() == Next::End) {
                 return Ok(());
             }
             if called {
@@ -178,7 +182,7 @@ impl Keeper {
             }
             self.tell();
             if self.daemon.is_none() {
-                if self.held.is_empty() && self.waiting.is_empty() {
+                if self.is_idle() {
                     return Ok(());
                 }
                 if self.revival.at.is_some_and(|at| now >= at) {
@@ -195,14 +199,22 @@ impl Keeper {
         }
     }
 
-    /// Waits for something to happen; tells who is there: a new daemon, the kernel, the daemon, the end of one that has
-    /// been started.
-    fn wait(&self) -> io::Result<[bool; 4]> {
+    /// Says whether nobody needs us.
+    fn is_idle(&self) -> bool {
+        self.daemon.is_none() && self.caller.is_none() && self.held.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Waits for something to happen; tells who is there: a new caller, the kernel, the daemon, the caller, the end of a
+    /// daemon that has been started.
+    fn wait(&self) -> io::Result<[bool; 5]> {
         let mut until = self.waiting.next_overdue(self.deadline, self.is_served());
         if let (None, Some(at)) = (&self.daemon, self.revival.at) {
             until = Some(until.map_or(at, |until| until.min(at)));
         }
         let now = Instant::now();
+        if self.is_idle() {
+            until = Some(now + EXPECTED); // who started us comes, or has died
+        }
         let left = until.map(|until| until.saturating_duration_since(now));
         let limit = left.and_then(|left| Timespec::try_from(left).ok());
         let untold = self.waiting.untold().is_some();
@@ -212,9 +224,13 @@ impl Keeper {
             fds.len() - 1
         });
         let daemon = self.daemon.as_ref().map(|daemon| {
-            let full = !daemon.replies.is_empty() || (daemon.known && untold);
+            let full = !daemon.replies.is_empty() || untold;
             let flags = if full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             fds.push(PollFd::new(&daemon.socket, flags));
+            fds.len() - 1
+        });
+        let caller = self.caller.as_ref().map(|caller| {
+            fds.push(PollFd::new(caller, PollFlags::IN));
             fds.len() - 1
         });
         let starting = self.starting.as_ref().map(|process| {
@@ -227,11 +243,11 @@ impl Keeper {
         }
         let ready = |n: Option<usize>, flags| n.is_some_and(|n: usize| fds[n].revents().intersects(flags));
         let any = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-        Ok([ready(Some(0), any), ready(group, any), ready(daemon, any), ready(starting, any)])
+        Ok([Some(0), group, daemon, caller, starting].map(|n| ready(n, any)))
     }
 
     fn is_served(&self) -> bool {
-        self.daemon.as_ref().is_some_and(|daemon| daemon.known)
+        self.daemon.is_some()
     }
 
     /// Reads what the kernel asks.
@@ -255,7 +271,7 @@ impl Keeper {
             }
             daemon.replies.pop_front();
         }
-        while let Some((id, event, since)) = self.waiting.untold().filter(|_| daemon.known) {
+        while let Some((id, event, since)) = self.waiting.untold() {
             let asked = FromKeeper::Asked(Asked {
                 id,
                 path: path_of(event),
@@ -272,7 +288,7 @@ impl Keeper {
         }
     }
 
-    /// Lets a daemon in. There is one per store (its lock), so an older connection is a dead one's.
+    /// Takes note of a caller. There is one at a time: an older one that has not spoken is nobody.
     fn admit(&mut self) {
         let socket = match accept_with(&self.listener, SocketFlags::CLOEXEC) {
             Ok(socket) => socket,
@@ -282,17 +298,28 @@ impl Keeper {
             Ok(peer) if peer.uid == rustix::process::geteuid() => {}
             _ => return tracing::warn!("a stranger was refused"),
         }
-        self.waiting.untell();
-        self.daemon = Some(Daemon { socket, replies: VecDeque::new(), known: false, since: Instant::now() });
+        self.caller = Some(socket);
+    }
+
+    /// Hears the caller's first word, and lets it in if it is a daemon.
+    fn hear_caller(&mut self) -> Next {
+        let Some(caller) = self.caller.take() else { return Next::GoOn };
+        match wire::receive(&caller, &mut self.buffer) {
+            Ok(Some((ToKeeper::End, _))) => return Next::End,
+            Ok(Some((ToKeeper::Hello { version, deadline, revive }, _))) => {
+                self.greet(caller, version, deadline, revive);
+            }
+            Ok(Some(_)) => tracing::warn!("a caller that did not say who it is was refused"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "listening to a caller"),
+        }
+        Next::GoOn
     }
 
     /// Hears one word of the daemon.
     fn hear(&mut self) -> Next {
         let Some(daemon) = &self.daemon else { return Next::GoOn };
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let heard = wire::receive::<ToKeeper>(&daemon.socket, &mut buffer);
-        self.buffer = buffer;
-        match heard {
+        match wire::receive(&daemon.socket, &mut self.buffer) {
             Ok(Some((ToKeeper::End, _))) => return Next::End,
             Ok(Some((word, with))) => self.obey(word, with),
             Ok(None) => self.lose_daemon(),
@@ -313,9 +340,6 @@ impl Keeper {
 
     fn obey(&mut self, word: ToKeeper, with: Option<OwnedFd>) {
         let done = match (word, with) {
-            (ToKeeper::Hello { version, deadline, revive }, _) => {
-                return self.greet(version, deadline, revive);
-            }
             (ToKeeper::Answer { id, verdict }, _) => {
                 if let Some(event) = self.waiting.take(id) {
                     self.settle(event, verdict);
@@ -337,7 +361,7 @@ impl Keeper {
             (ToKeeper::Release { name }, _) => self.release(&name),
             (ToKeeper::Watch { .. } | ToKeeper::Keep { .. }, None) => Err(rustix::io::Errno::BADF.into()),
             (ToKeeper::ExpectAnother, _) => return self.revival.expected = true,
-            (ToKeeper::End, _) => Ok(()), // taken before
+            (ToKeeper::Hello { .. } | ToKeeper::End, _) => Ok(()), // heard before
         };
         let errno = done.err().map_or(0, |error: io::Error| {
             error.raw_os_error().unwrap_or(rustix::io::Errno::NOENT.raw_os_error())
@@ -345,19 +369,20 @@ impl Keeper {
         self.reply(FromKeeper::Done { errno }, None);
     }
 
-    fn greet(&mut self, version: u32, deadline: Duration, revive: Vec<String>) {
+    /// Lets a daemon in. There is one per store (its lock), so an older one is dead.
+    fn greet(&mut self, socket: OwnedFd, version: u32, deadline: Duration, revive: Vec<String>) {
         let held = self.held.keys().cloned().collect();
-        self.reply(FromKeeper::Welcome { version: VERSION, pid: std::process::id(), held }, None);
+        let welcome = FromKeeper::Welcome { version: VERSION, pid: std::process::id(), held };
         if version != VERSION {
-            return; // it sees that from our answer
+            let _ = wire::send(&socket, &welcome, None, SendFlags::DONTWAIT); // it sees that from our answer
+            return;
         }
         self.deadline = deadline;
         self.command = revive;
         self.revival.daemon_came();
         self.starting = None;
-        if let Some(daemon) = &mut self.daemon {
-            daemon.known = true;
-        }
+        self.waiting.untell();
+        self.daemon = Some(Daemon { socket, replies: [(welcome, None)].into(), since: Instant::now() });
     }
 
     fn watch(&mut self, name: String, root: OwnedFd) -> io::Result<()> {
@@ -428,6 +453,16 @@ fn path_of(event: &Event) -> String {
 mod tests {
     use super::*;
 
+    use crate::keeper::{Asked as Question, Client, Listener};
+    use testkit::dice::Dice;
+
+    struct Deaf;
+
+    impl Listener for Deaf {
+        fn asked(&self, _: Question) {}
+        fn lost(&self) {}
+    }
+
     fn wait(revival: &Revival, now: Instant) -> Option<Duration> {
         revival.at.map(|at| at - now)
     }
@@ -458,5 +493,47 @@ mod tests {
         revival.expected = true;
         revival.daemon_died(now, 2 * LIVED);
         assert_eq!(wait(&revival, now), Some(EXPECTED));
+    }
+
+    /// Whoever may connect is of our user; a program of ours that is broken must not take the mounts along.
+    #[test]
+    fn what_makes_no_sense_ends_a_connection_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("keeper.sock");
+        let mut keeper = Keeper::new(listen_at(&at).unwrap());
+        let served = std::thread::spawn(move || keeper.serve(&mut |_| Err(io::ErrorKind::NotFound.into())));
+        let connect = || Client::connect(&at, Duration::from_secs(9), Vec::new(), std::sync::Arc::new(Deaf));
+        let (client, held) = connect().unwrap();
+        assert!(held.is_empty());
+        client.keep("mine", fs::File::open("/dev/null").unwrap()).unwrap();
+
+        let words = [
+            r#"{"say":"answer","id":7,"verdict":"whole"}"#,
+            r#"{"say":"watch","name":"mine"}"#,
+            r#"{"say":"release","name":"mine"}"#,
+            r#"{"say":"hello","version":7,"deadline":{"secs":1,"nanos":0},"revive":["x"]}"#,
+            r#"{"say":"hello","version":1,"deadline":1,"revive":[]}"#,
+        ];
+        let mut dice = Dice(3);
+        for n in 0..200 {
+            let mut bytes = words[n % words.len()].as_bytes().to_vec();
+            if n >= words.len() {
+                for _ in 0..=dice.below(8) {
+                    let at = usize::try_from(dice.below(bytes.len() as u64)).unwrap();
+                    bytes[at] = u8::try_from(dice.below(256)).unwrap();
+                }
+                bytes.truncate(1 + usize::try_from(dice.below(bytes.len() as u64)).unwrap());
+            }
+            let stranger = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+            rustix::net::connect(&stranger, &SocketAddrUnix::new(&at).unwrap()).unwrap();
+            rustix::net::send(&stranger, &bytes, SendFlags::NOSIGNAL).unwrap();
+            // It has been heard when this returns: connections are served one after the other, this one is older.
+            client.fetch("mine").unwrap();
+        }
+        drop(client);
+        let (client, held) = connect().unwrap();
+        assert_eq!(held, ["mine"]);
+        client.end();
+        served.join().unwrap().unwrap();
     }
 }
