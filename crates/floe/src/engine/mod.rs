@@ -192,13 +192,20 @@ impl Engine {
         background: bool,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Mounted> {
-        let image = self.open(image, Purpose::Look, talk)?;
         let path = path.unwrap_or(self.config.mount.path);
+        self.prepare_to_mount(path);
+        let image = self.open(image, Purpose::Look, talk)?;
         self.mounts.show(path, image.recipe(Purpose::Look), dir, image.reference())?;
         if background {
             self.fetch_rest(&image);
         }
         Ok(Mounted { dir: dir.to_owned(), config: image.config_text()?, report: self.report(&image) })
+    }
+
+    /// Begins what the first mount needs, while the registry is asked. What fails is tried again by who needs it.
+    fn prepare_to_mount(self: &Arc<Self>, path: ReadPath) {
+        let engine = self.clone();
+        self.in_background("prepare", move || engine.mounts.prepare(path));
     }
 
     /// Undoes [`Engine::mount_at`].
@@ -216,6 +223,7 @@ impl Engine {
         talk: &Talk<'_>,
     ) -> anyhow::Result<Hold> {
         let before = self.net.traffic();
+        self.prepare_to_mount(path.unwrap_or(self.config.mount.path));
         let image = self.open(image, Purpose::Start, talk)?;
         let mounting = Instant::now();
         let live = Held::new(self.live(&image, Purpose::Start, path)?, process);

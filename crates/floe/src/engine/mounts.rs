@@ -113,6 +113,16 @@ impl Mounts {
         }
     }
 
+    /// Has the kernel's own path tried, and a keeper running, before there is something to mount.
+    pub(super) fn prepare(&self, wanted: ReadPath) {
+        if matches!(wanted, ReadPath::Auto | ReadPath::Erofs) {
+            let _ = self.trial(); // the outcome is kept
+        }
+        if wanted != ReadPath::Plain {
+            let _ = self.shop.keeping.connection(); // who needs it tries again
+        }
+    }
+
     /// Tries the kernel's own path, once.
     pub(super) fn trial(&self) -> &Result<(), String> {
         self.trial.get_or_init(|| {
