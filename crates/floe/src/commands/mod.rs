@@ -5,7 +5,7 @@ mod doctor;
 mod manage;
 mod rootless;
 pub(crate) mod run;
-mod serve;
+pub(crate) mod serve;
 mod show;
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::{Session, out};
 use crate::cli;
-use crate::daemon::client::Client;
+use crate::daemon::client::{Address, Client};
 use crate::daemon::log::Log;
 use crate::daemon::server;
 use crate::engine::Engine;
@@ -26,7 +26,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Code> {
     match args.action {
         Some(cli::DaemonAction::Stop) => {
-            stop(session)?;
+            stop(&session.address)?;
             return Ok(Code::Done);
         }
         Some(cli::DaemonAction::Upgrade) => {
@@ -56,12 +56,12 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
 }
 
 /// Ends the daemon; where it has died, takes away what it left. One that is just starting is waited for.
-fn stop(session: &Session) -> anyhow::Result<()> {
-    let root = &session.address.root;
+pub(crate) fn stop(address: &Address) -> anyhow::Result<()> {
+    let root = &address.root;
     let _one = crate::daemon::client::starting(root)?;
     let until = Instant::now() + PREDECESSOR;
     loop {
-        if let Some(client) = Client::connect_running(&session.address)? {
+        if let Some(client) = Client::connect_running(address)? {
             return client.stop();
         }
         if !root.exists() {

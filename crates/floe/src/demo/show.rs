@@ -9,12 +9,11 @@ use registry::{Content, ImageName, Pick, Reference, Server, ServerConfig, Server
 use super::chart::{self, Row};
 use super::{full_pull, image};
 use crate::cli::{self, Output};
-use crate::commands::Session;
 use crate::commands::run::start;
-use crate::daemon::client::{Address, Client};
+use crate::commands::{Session, serve};
+use crate::daemon::client::Address;
 use crate::daemon::protocol::{Call, Indexed};
 use crate::daemon::run_dir;
-use crate::engine::mounts;
 use crate::origin::Net;
 use crate::run::{self, Options, ReadyWhen};
 
@@ -79,7 +78,6 @@ fn clear(work: &Path) -> anyhow::Result<()> {
         stop(store)?;
         let run = run_dir(store)?;
         if run.exists() {
-            mounts::clear(&run)?; // what a daemon that was killed has left
             // Logs and locks of daemons that will never run again.
             std::fs::remove_dir_all(&run).with_context(|| format!("removing {}", run.display()))?;
         }
@@ -241,13 +239,7 @@ impl<'a> Stage<'a> {
 }
 
 fn stop(root: &Path) -> anyhow::Result<()> {
-    if !root.exists() {
-        return Ok(());
-    }
-    let Some(client) = Client::connect_running(&Address { root: root.to_owned(), config: None })? else {
-        return Ok(());
-    };
-    client.stop()
+    serve::stop(&Address { root: root.to_owned(), config: None })
 }
 
 /// What another machine would not have in memory. Only root can; without it all ways gain alike.
