@@ -11,8 +11,9 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Hold, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
+use store::{Blob, Hold, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
 
+use super::line::Line;
 use super::open::Resolved;
 use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
@@ -99,6 +100,15 @@ impl FoundLayer {
         self.hold.files().standing().proof == Proof::Proved
     }
 
+    pub(super) fn files(&self) -> Arc<OpenLayer> {
+        self.hold.files().clone()
+    }
+
+    /// Returns about how many bytes of the blob are missing.
+    pub(super) fn missing(&self) -> u64 {
+        self.place.size.saturating_sub(self.here(self.hold.files().missing()))
+    }
+
     /// Returns about how many bytes of the blob are here when so many segments are missing.
     pub(super) fn here(&self, missing: usize) -> u64 {
         let all = u64::from(self.hold.files().segments()).max(1);
@@ -116,6 +126,8 @@ pub(super) struct Found {
     pub(super) why: String,
     /// What the artifact says a start reads.
     pub(super) profile: Option<Profile>,
+    /// What fetching the indexes has told.
+    pub(super) line: Line,
 }
 
 /// What the registry has beside the image.
@@ -178,12 +190,13 @@ impl Engine {
         }
         let mut profile = None;
         let mut why_not = WhyNot::default();
+        let line = Line::default();
         if layers.iter().any(Option::is_none)
             && let Some(source) = &resolved.source
         {
             match self.shipped(source, &resolved.manifest) {
                 Ok(shipped) => {
-                    why_not = self.fetch_layers(source, &shipped, &asked, resolved, &mut layers)?;
+                    why_not = self.fetch_layers(source, &shipped, &asked, resolved, &line, &mut layers)?;
                     profile = self.shipped_profile(source, &shipped);
                 }
                 Err(error) => {
@@ -205,7 +218,7 @@ impl Engine {
             layers[*n] = Some(layer);
         }
         let layers: Vec<_> = layers.into_iter().flatten().collect();
-        Ok(Found { why: why(&layers, why_not.text), layers, profile })
+        Ok(Found { why: why(&layers, why_not.text), layers, profile, line })
     }
 
     /// Returns a layer whose index is in the store and believed for this reference.
@@ -316,6 +329,7 @@ impl Engine {
         shipped: &Shipped,
         asked: &Question<'_>,
         resolved: &Resolved,
+        line: &Line,
         layers: &mut [Option<FoundLayer>],
     ) -> anyhow::Result<WhyNot> {
         let why_not = Mutex::new(WhyNot::default());
@@ -323,7 +337,7 @@ impl Engine {
             let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
             let fetched = parallel(&missing, INDEXES, |n| {
                 let place = &resolved.layers[*n];
-                let found = self.fetch_layer(source, artifact, &shipped.signatures, asked, place);
+                let found = self.fetch_layer(source, artifact, &shipped.signatures, asked, place, line);
                 Ok(found.unwrap_or_else(|error| {
                     tracing::warn!(layer = %place.blob, "the fetched index is not used: {error:#}");
                     let reason = match error.downcast_ref::<NotSigned>() {
@@ -350,6 +364,7 @@ impl Engine {
         signatures: &[Signature],
         asked: &Question<'_>,
         place: &Place,
+        line: &Line,
     ) -> anyhow::Result<Option<FoundLayer>> {
         let Some(entry) = artifact.layers.iter().find(|entry| entry.layer == place.blob) else {
             return Ok(None);
@@ -364,7 +379,9 @@ impl Engine {
             });
         }
         let limit = limits::INDEX.min(SMALL_INDEX + place.size);
+        let begun = Instant::now();
         let bytes = self.net.blob(source, &entry.blob, limit).context("fetching the index")?;
+        line.seen(bytes.len() as u64, begun.elapsed());
         let index = Index::decode(&bytes).context("reading the index")?;
         if index.id() != claim.index {
             bail!("the index is {}, where {} was announced", index.id(), claim.index);

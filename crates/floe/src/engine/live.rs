@@ -123,7 +123,7 @@ pub(super) fn fuse_name(mount: &str) -> String {
 }
 
 /// The files of layers, and the generation of each that is mounted.
-type Files = Vec<(Arc<OpenLayer>, u64)>;
+pub(super) type Files = Vec<(Arc<OpenLayer>, u64)>;
 
 /// One mounted image.
 pub struct LiveMount {
@@ -554,7 +554,7 @@ impl Kernel<'_> {
 }
 
 /// Makes the files of all layers ready for the kernel: two at a time, for making a file waits for the disk's journal.
-fn expose(layers: &[Arc<OpenLayer>]) -> anyhow::Result<Files> {
+pub(super) fn expose(layers: &[Arc<OpenLayer>]) -> anyhow::Result<Files> {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();

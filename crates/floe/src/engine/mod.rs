@@ -5,7 +5,7 @@
 //! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
 //! | `layers.rs` | where a layer's index comes from: store, registry, or the layer itself |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
-//! | `regret.rs` | when the rest had better come before anybody is ready |
+//! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
 //! | `publish.rs` | the index artifact: sign, push, write |
 //! | `mounts.rs`, `live.rs`, `points.rs` | mounts and who sees them, one mount, the kernel's table of them |
 //! | `keeping.rs`, `record.rs`, `adopt.rs` | what outlives this daemon: keeper, records, and taking them over |
@@ -20,6 +20,7 @@ mod fetch;
 mod keeping;
 mod keyed_lock;
 mod layers;
+mod line;
 mod live;
 pub mod mounts;
 mod open;
@@ -225,6 +226,9 @@ impl Engine {
         let before = self.net.traffic();
         self.prepare_to_mount(path.unwrap_or(self.config.mount.path));
         let image = self.open(image, Purpose::Start, talk)?;
+        if background && image.at_once {
+            self.want_all(&mut image.layer_ids()); // nobody reads yet
+        }
         let mounting = Instant::now();
         let live = Held::new(self.live(&image, Purpose::Start, path)?, process);
         image.mounted_in(mounting.elapsed());

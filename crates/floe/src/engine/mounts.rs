@@ -123,6 +123,11 @@ impl Mounts {
         }
     }
 
+    /// Says whether the kernel's own path has been tried, and works.
+    pub(super) fn uses_kernel(&self) -> bool {
+        self.trial.get().is_some_and(Result::is_ok)
+    }
+
     /// Tries the kernel's own path, once.
     pub(super) fn trial(&self) -> &Result<(), String> {
         self.trial.get_or_init(|| {

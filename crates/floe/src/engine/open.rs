@@ -13,7 +13,7 @@ use registry::{Descriptor, Image, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
 
 use super::layers::{FoundLayer, Place};
-use super::live::Recipe;
+use super::live::{Recipe, expose};
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::room::InUse;
 use super::{Engine, Talk, ref_name};
@@ -45,6 +45,8 @@ pub(super) struct OpenImage {
     pub(super) source: Option<Arc<Source>>,
     /// What a start of it reads, as far as anybody has told.
     pub(super) profile: Option<Arc<super::Profile>>,
+    /// Whether a start had better fetch all of it from the beginning.
+    pub(super) at_once: bool,
 }
 
 impl OpenImage {
@@ -92,7 +94,7 @@ impl OpenImage {
             key: self.key,
             meta: self.meta.clone(),
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
-            files: self.layers.iter().map(|layer| layer.hold.files().clone()).collect(),
+            files: self.layers.iter().map(FoundLayer::files).collect(),
             uses: Arc::new(InUse::new(self.clone())),
             learn: purpose == Purpose::Start && self.profile.is_none(),
         }
@@ -197,11 +199,20 @@ impl Engine {
             self.fetch_profile(profile.clone()); // the link is idle while the tree is written
         }
 
+        let missing = found.layers.iter().map(FoundLayer::missing).sum();
+        let at_once = profile.is_none() && found.line.had_better_carry(missing);
+
         let begun = Instant::now();
         let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();
         let key = MetaKey::of(&ids);
-        let meta =
-            self.metadata_image(key, &found.layers).with_context(|| format!("writing the tree of {name}"))?;
+        let meta = std::thread::scope(|scope| {
+            if self.mounts.uses_kernel() {
+                // The mount does it again, finds it done, and tells what failed.
+                scope.spawn(|| expose(&found.layers.iter().map(FoundLayer::files).collect::<Vec<_>>()));
+            }
+            self.metadata_image(key, &found.layers)
+        });
+        let meta = meta.with_context(|| format!("writing the tree of {name}"))?;
         self.remember(&name, &resolved, &found.layers)?;
         let descriptor = resolved.descriptor()?;
         let image = Arc::new(OpenImage {
@@ -220,6 +231,7 @@ impl Engine {
             }),
             source: resolved.source,
             profile,
+            at_once,
         });
         self.images().insert(name, image.clone());
         Ok(image)

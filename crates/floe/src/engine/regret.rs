@@ -5,10 +5,12 @@
 //! thousands of them cost more than the whole image. So the start is watched: when readers have waited, for nothing but
 //! answers to begin, longer than for answers to arrive, and a twentieth of the time that all the rest would take, the rest
 //! is fetched at once, and it uses the pauses. What readers want still goes first, then what lies behind what they wanted.
+//! Where the indexes have told that the line is long for how fast it is (`line.rs`), nobody waits for regret.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use format::IndexId;
 use rustix::time::{ClockId, clock_gettime};
 use store::Priority;
 
@@ -83,24 +85,37 @@ impl Engine {
         if mount.missing() == 0 {
             return;
         }
+        let at_once = image.at_once;
         let (engine, image, mount) = (self.clone(), Arc::downgrade(image), Arc::downgrade(mount));
-        let mut last = self.gauges(&mount);
         self.in_background("start", move || {
-            let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
-            let mut seen = Seen::default();
-            loop {
-                std::thread::sleep(LOOK);
-                let now = engine.gauges(&mount);
-                let Some(missing) = engine.missing_of(&mount) else { return };
-                seen.look(last, now, cores);
-                if seen.regrets(missing) {
-                    tracing::info!(?seen, missing, "readers wait for answers to begin: fetching the rest");
-                    break;
-                }
-                last = now;
+            if at_once || engine.regrets(&mount) {
+                engine.hurry_rest(&image, &mount);
             }
-            engine.hurry_rest(&image, &mount);
         });
+    }
+
+    /// Waits until a start had better fetch everything; false if it was over before.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn regrets(&self, mount: &Weak<LiveMount>) -> bool {
+        let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+        let (mut last, mut seen) = (self.gauges(mount), Seen::default());
+        loop {
+            std::thread::sleep(LOOK);
+            let now = self.gauges(mount);
+            let Some(missing) = self.missing_of(mount) else { return false };
+            seen.look(last, now, cores);
+            if seen.regrets(missing) {
+                tracing::info!(?seen, missing, "readers wait for answers to begin: fetching the rest");
+                return true;
+            }
+            last = now;
+        }
+    }
+
+    /// Begins to fetch what is missing of layers, behind everything that somebody waits for; keeps those for which there
+    /// was no room.
+    pub(super) fn want_all(&self, layers: &mut Vec<IndexId>) {
+        layers.retain(|index| !self.through.want(*index, 0..u32::MAX, Priority::Background));
     }
 
     fn gauges(&self, mount: &Weak<LiveMount>) -> Gauges {
@@ -135,7 +150,7 @@ impl Engine {
             }
             drop(mount);
             // Nothing is proved or synced yet: that is for when nobody waits. Without room it is asked again.
-            left.retain(|index| !self.through.want(*index, 0..u32::MAX, Priority::Background));
+            self.want_all(&mut left);
             std::thread::sleep(LOOK);
         }
     }
