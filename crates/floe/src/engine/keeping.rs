@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub(super) struct Keeping {
     segments: Arc<dyn Segments>,
     /// Held while a keeper is started: one is enough.
     now: Mutex<Option<Connection>>,
+    /// Set when this daemon needs none any more; looked at with `now` held.
+    ended: AtomicBool,
     lost: Lost,
 }
 
@@ -51,7 +54,8 @@ impl Keeping {
         let socket = run.join("keeper.sock");
         let (now, lost) = (Mutex::default(), Lost::default());
         let listen = listen.map(str::to_owned);
-        Self { address: address.clone(), listen, socket, deadline, segments, now, lost }
+        let ended = AtomicBool::new(false);
+        Self { address: address.clone(), listen, socket, deadline, segments, now, ended, lost }
     }
 
     /// Says what happens when it dies; called on a thread of its own.
@@ -76,6 +80,9 @@ impl Keeping {
         if let Some(connection) = &*now {
             return Ok(connection.clone());
         }
+        if self.ended.load(Ordering::Relaxed) {
+            bail!("this daemon is ending");
+        }
         let connected = match self.connect() {
             Err(KeeperError::Absent(_)) => {
                 self.start()?;
@@ -91,9 +98,12 @@ impl Keeping {
         self.lock().clone().filter(|connection| !connection.client.is_gone())
     }
 
-    /// Ends the keeper, whether we are connected to it or not.
+    /// Ends the keeper, whether we are connected to it or not; no other is started after it.
     pub(super) fn end(&self) {
-        match self.current() {
+        let mut now = self.lock();
+        self.ended.store(true, Ordering::Relaxed);
+        forget_if_gone(&mut now);
+        match &*now {
             Some(connection) => connection.client.end(),
             None => {
                 if let Err(error) = mount::keeper::end(&self.socket) {

@@ -106,17 +106,26 @@ impl FoundLayer {
 
     /// Returns about how many bytes of the blob are missing.
     pub(super) fn missing(&self) -> u64 {
-        self.place.size.saturating_sub(self.here(self.hold.files().missing()))
+        missing(self.hold.files(), self.place.size)
     }
 
     /// Returns about how many bytes of the blob are here when so many segments are missing.
     pub(super) fn here(&self, missing: usize) -> u64 {
-        let all = u64::from(self.hold.files().segments()).max(1);
-        // In 128 bits: a blob of a terabyte times a million segments does not fit 64.
-        let share =
-            u128::from(self.place.size) * u128::from(all.saturating_sub(missing as u64)) / u128::from(all);
-        u64::try_from(share).unwrap_or(self.place.size)
+        here(self.hold.files(), self.place.size, missing)
     }
+}
+
+/// Returns about how many of so many packed bytes of a layer are here when so many segments are missing.
+fn here(files: &OpenLayer, size: u64, missing: usize) -> u64 {
+    let all = u64::from(files.segments()).max(1);
+    // In 128 bits: a blob of a terabyte times a million segments does not fit 64.
+    let share = u128::from(size) * u128::from(all.saturating_sub(missing as u64)) / u128::from(all);
+    u64::try_from(share).unwrap_or(size)
+}
+
+/// Returns about how many of so many packed bytes of a layer are missing.
+pub(super) fn missing(files: &OpenLayer, size: u64) -> u64 {
+    size.saturating_sub(here(files, size, files.missing()))
 }
 
 /// All layers of an image.

@@ -19,6 +19,7 @@ use store::{MetaKey, OpenLayer, RefLayer, Segments};
 use sys::map::Map;
 
 use super::keeping::{Connection, Keeping};
+use super::layers;
 use super::mounts::place;
 use super::profile::Recorder;
 use super::record::{Holder, Record};
@@ -335,9 +336,7 @@ impl LiveMount {
     pub(super) fn missing(&self) -> u64 {
         let missing = |layer: &RefLayer| {
             let found = self.files.iter().find(|(files, _)| files.id() == layer.index);
-            found.map_or(0, |(files, _)| {
-                layer.size / u64::from(files.segments()).max(1) * files.missing() as u64
-            })
+            found.map_or(0, |(files, _)| layers::missing(files, layer.size))
         };
         self.record().layers.iter().map(missing).sum()
     }

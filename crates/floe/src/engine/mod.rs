@@ -205,8 +205,10 @@ impl Engine {
 
     /// Begins what the first mount needs, while the registry is asked. What fails is tried again by who needs it.
     fn prepare_to_mount(self: &Arc<Self>, path: ReadPath) {
-        let engine = self.clone();
-        self.in_background("prepare", move || engine.mounts.prepare(path));
+        if path != ReadPath::Plain && self.keeping.current().is_none() {
+            let engine = self.clone();
+            self.in_background("prepare", move || engine.mounts.prepare(path));
+        }
     }
 
     /// Undoes [`Engine::mount_at`].

@@ -118,9 +118,7 @@ impl Mounts {
         if matches!(wanted, ReadPath::Auto | ReadPath::Erofs) {
             let _ = self.trial(); // the outcome is kept
         }
-        if wanted != ReadPath::Plain {
-            let _ = self.shop.keeping.connection(); // who needs it tries again
-        }
+        let _ = self.shop.keeping.connection(); // who needs it tries again
     }
 
     /// Says whether the kernel's own path has been tried, and works.
@@ -165,11 +163,12 @@ impl Mounts {
                 let _ = connection.client.release(name); // nobody knows what it was for
             }
         }
-        let live = || self.live.lock().unwrap_or_else(PoisonError::into_inner);
         // Before any is armed: should the keeper die meanwhile, all of them are armed again.
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, mount, ..) in &adopted {
-            live().entry(*key).or_default().push(Arc::downgrade(mount));
+            live.entry(*key).or_default().push(Arc::downgrade(mount));
         }
+        drop(live);
         let points = mount_points().unwrap_or_default();
         self.rearm();
         for (_, mount, binds, holders) in adopted {

@@ -206,7 +206,7 @@ impl Engine {
         let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();
         let key = MetaKey::of(&ids);
         let meta = std::thread::scope(|scope| {
-            if self.mounts.uses_kernel() {
+            if purpose == Purpose::Start && self.mounts.uses_kernel() {
                 // The mount does it again, finds it done, and tells what failed.
                 scope.spawn(|| expose(&found.layers.iter().map(FoundLayer::files).collect::<Vec<_>>()));
             }
