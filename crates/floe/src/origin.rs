@@ -44,6 +44,25 @@ pub enum Late {
     Slow,
 }
 
+/// The question for the index artifacts of a manifest, under way. Dropped, nobody waits for it any more.
+pub struct Artifacts(tokio::task::JoinSet<Result<Vec<IndexArtifact>, Error>>);
+
+impl Artifacts {
+    fn ask(source: Arc<Source>, manifest: Digest) -> Self {
+        let mut question = tokio::task::JoinSet::new();
+        question.spawn(async move { source.index_artifacts(&manifest).await });
+        Self(question)
+    }
+
+    async fn answer(mut self) -> Result<Vec<IndexArtifact>, Error> {
+        match self.0.join_next().await {
+            Some(Ok(answer)) => answer,
+            // It has panicked, which was told; an image without indexes is streamed.
+            Some(Err(_)) | None => Ok(Vec::new()),
+        }
+    }
+}
+
 /// The network, as blocking calls.
 pub struct Net {
     runtime: tokio::runtime::Runtime,
@@ -81,16 +100,28 @@ impl Net {
         self.runtime.block_on(source.image(&Platform::host()))
     }
 
-    /// Returns the same; where it takes its time `late` is told, and says whether to wait on. Nothing is returned if not.
+    /// Returns the same, and the question for its index artifacts, which is asked beside the config's unless the manifest
+    /// is one that is known. Where it takes its time `late` is told, and says whether to wait on; nothing is returned
+    /// if not.
     pub fn image_unless(
         &self,
-        source: &Source,
+        source: &Arc<Source>,
+        known: Option<&Digest>,
         mut late: impl FnMut(Late) -> ControlFlow<()>,
-    ) -> Option<Result<Image, Error>> {
+    ) -> Option<Result<(Image, Option<Artifacts>), Error>> {
         let platform = Platform::host();
         self.runtime.block_on(async {
             let before = source.answers();
-            let mut asked = pin!(source.image(&platform));
+            let mut asked = pin!(async {
+                let mut artifacts = None;
+                let seen = |manifest: &Digest| {
+                    if known != Some(manifest) {
+                        artifacts = Some(Artifacts::ask(source.clone(), *manifest));
+                    }
+                };
+                let image = source.image_seen(&platform, seen).await;
+                image.map(|image| (image, artifacts))
+            });
             if let Ok(image) = tokio::time::timeout(SILENCE, &mut asked).await {
                 return Some(image);
             }
@@ -107,9 +138,19 @@ impl Net {
         })
     }
 
-    /// Returns the index artifacts that refer to a manifest, best first.
-    pub fn artifacts(&self, source: &Source, manifest: &Digest) -> Result<Vec<IndexArtifact>, Error> {
-        self.runtime.block_on(source.index_artifacts(manifest))
+    /// Returns the index artifacts that refer to a manifest, best first; `asked` is the question, if it was asked before.
+    pub fn artifacts(
+        &self,
+        source: &Source,
+        manifest: &Digest,
+        asked: Option<Artifacts>,
+    ) -> Result<Vec<IndexArtifact>, Error> {
+        self.runtime.block_on(async {
+            match asked {
+                Some(asked) => asked.answer().await,
+                None => source.index_artifacts(manifest).await,
+            }
+        })
     }
 
     /// Returns a whole small blob, checked.

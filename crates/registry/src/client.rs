@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use format::{Digest, limits as sizes};
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     /// Held while a fallback list of referrers is read, extended and written: the protocol has no lock, so at
     /// least this process must not overtake itself. No other lock is held meanwhile.
     pub(crate) fallback_lists: tokio::sync::Mutex<()>,
+    /// Whether a host has a referrers API, and when it showed. Held for a look only.
+    listing: Mutex<HashMap<Host, (bool, Instant)>>,
     /// Room for parts of long ranges that are fetched before somebody reads them.
     pub(crate) ahead: Arc<tokio::sync::Semaphore>,
 }
@@ -63,6 +66,7 @@ impl Client {
             endpoints: Mutex::default(),
             routes: Mutex::default(),
             fallback_lists: tokio::sync::Mutex::default(),
+            listing: Mutex::default(),
             ahead: Arc::new(tokio::sync::Semaphore::new(AHEAD)),
         }))
     }
@@ -80,6 +84,18 @@ impl Client {
     /// Returns what every host was asked and gave, by host.
     pub fn stats(&self) -> BTreeMap<String, HostStats> {
         self.0.net.limiters().into_iter().map(|(host, limiter)| (host, limiter.stats())).collect()
+    }
+
+    /// Says whether a host has a referrers API, if it showed not too long ago.
+    pub(crate) fn lists_referrers(&self, host: &Host) -> Option<bool> {
+        let listing = self.0.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.get(host).filter(|(_, seen)| seen.elapsed() < limits::LISTING).map(|(lists, _)| *lists)
+    }
+
+    /// Remembers whether a host has one.
+    pub(crate) fn saw_listing(&self, host: &Host, lists: bool) {
+        let mut listing = self.0.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.insert(host.clone(), (lists, Instant::now()));
     }
 
     fn endpoints(&self, host: &Host) -> Result<Arc<[Arc<Endpoint>]>, Error> {

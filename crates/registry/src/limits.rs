@@ -56,6 +56,9 @@ pub const PAGES: u32 = 64;
 /// Tags of one repository.
 pub const TAGS: usize = 200_000;
 
+/// How long a registry that has shown no referrers API, or one, is taken at its word: it may be upgraded.
+pub const LISTING: std::time::Duration = std::time::Duration::from_secs(3600);
+
 /// Descriptors of one referrers list that are looked at.
 pub const REFERRERS: usize = 1000;
 

@@ -23,16 +23,33 @@ impl Repository {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let found = match self.listed(subject, artifact_type).await? {
-            Some(found) => found,
-            None => self.fallback(subject).await?.map_or(Vec::new(), |list| list.descriptors().collect()),
-        };
+        let found = self.lists(subject, artifact_type).await?;
         // A registry may ignore the filter. One that names no type at all may still mean ours.
         let fits = |entry: &Descriptor| match (&entry.artifact_type, artifact_type) {
             (Some(own), Some(wanted)) => own == wanted,
             _ => true,
         };
         Ok(found.into_iter().filter(fits).take(limits::REFERRERS).collect())
+    }
+
+    /// Asks the API, or for the fallback list; both at once where it is not known which of them the registry has.
+    async fn lists(&self, subject: &Digest, kind: Option<&str>) -> Result<Vec<Descriptor>, Error> {
+        let descriptors =
+            |list: Option<ImageIndex>| list.map_or(Vec::new(), |list| list.descriptors().collect());
+        let (listed, fallback) = match self.client.lists_referrers(&self.host) {
+            Some(true) => (self.listed(subject, kind).await?, None),
+            Some(false) => return Ok(descriptors(self.fallback(subject).await?)),
+            None => {
+                let (listed, fallback) = tokio::join!(self.listed(subject, kind), self.fallback(subject));
+                (listed?, Some(fallback))
+            }
+        };
+        self.client.saw_listing(&self.host, listed.is_some());
+        match (listed, fallback) {
+            (Some(listed), _) => Ok(listed),
+            (None, Some(fallback)) => Ok(descriptors(fallback?)),
+            (None, None) => Ok(descriptors(self.fallback(subject).await?)),
+        }
     }
 
     /// Asks the API; `None` if the registry has none.

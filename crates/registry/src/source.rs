@@ -69,6 +69,11 @@ impl Source {
 
     /// Returns the image for a platform: manifest, config and layers.
     pub async fn image(&self, platform: &Platform) -> Result<Image, Error> {
+        self.image_seen(platform, |_| ()).await
+    }
+
+    /// Returns the same; `seen` is told the manifest's digest before the config is asked for.
+    pub async fn image_seen(&self, platform: &Platform, seen: impl FnOnce(&Digest)) -> Result<Image, Error> {
         let what = self.to_string();
         let mut manifest = self.root().await?;
         let resolved = manifest.digest;
@@ -76,6 +81,7 @@ impl Source {
             if !manifest.is_index() {
                 let parsed = manifest.image(&what)?;
                 manifest::check_image(&parsed, &what)?;
+                seen(&manifest.digest);
                 let config = self.read_blob(&parsed.config, sizes::CONFIG, Priority::Demand).await?;
                 return Image::new(resolved, manifest, parsed, config, &what);
             }

@@ -530,3 +530,35 @@ async fn a_refusal_is_told_by_its_status_where_nothing_more_is_said() {
     let error = source.image(&Platform::host()).await.unwrap_err();
     assert!(matches!(&error, Error::Denied { message, .. } if message == "Forbidden"), "{error}");
 }
+
+#[tokio::test]
+async fn a_registry_is_asked_in_both_ways_for_referrers_until_it_has_shown_which_it_has() {
+    let fixture = fixture();
+    let subject = fixture.manifest;
+    let tag = format!("/v2/app/manifests/{}", subject.to_string().replace(':', "-"));
+    let api = format!("/v2/app/referrers/{subject}");
+    let counts = || (fixture.server.count(&api), fixture.server.count(&tag));
+    // It has no such path, as it seems.
+    let client = fixture.client();
+    let source = fixture.source(&client).await;
+    for asked in 1..=2 {
+        assert_eq!(source.index_artifacts(&subject).await.unwrap(), []);
+        assert_eq!(counts(), (1, asked));
+    }
+    // It has, and then the tag is not asked for.
+    fixture.server.put(&api, media_type::INDEX, br#"{"schemaVersion":2,"manifests":[]}"#);
+    let client = fixture.client();
+    let source = fixture.source(&client).await;
+    for asked in 2..=3 {
+        assert_eq!(source.index_artifacts(&subject).await.unwrap(), []);
+        assert_eq!(counts(), (asked, 3));
+    }
+    // What the tag answers does not matter then; and what the API refuses is not looked for elsewhere.
+    let client = fixture.client();
+    let source = fixture.source(&client).await;
+    fixture.server.fault(&tag, status(403, None), 1);
+    assert_eq!(source.index_artifacts(&subject).await.unwrap(), []);
+    fixture.server.fault(&api, status(403, None), 1);
+    assert!(source.index_artifacts(&subject).await.is_err());
+    assert_eq!(counts(), (5, 4));
+}

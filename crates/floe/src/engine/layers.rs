@@ -19,6 +19,7 @@ use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
 use super::report::{Fallback, IndexOrigin};
 use super::{Engine, Talk, say};
+use crate::origin::Artifacts;
 use crate::trust::{Asked, Claim, Signature, Verdict};
 
 /// Layers streamed at once: what containerd fetches at once, and enough to keep two cores and a link busy.
@@ -179,9 +180,11 @@ impl Engine {
     pub(super) fn find_layers(
         &self,
         reference: &Reference,
-        resolved: &Resolved,
+        resolved: &mut Resolved,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Found> {
+        let artifacts = resolved.artifacts.take();
+        let resolved = &*resolved;
         if resolved.layers.len() > limits::LAYERS {
             bail!("{} layers; at most {} are supported", resolved.layers.len(), limits::LAYERS);
         }
@@ -203,7 +206,7 @@ impl Engine {
         if layers.iter().any(Option::is_none)
             && let Some(source) = &resolved.source
         {
-            match self.shipped(source, &resolved.manifest) {
+            match self.shipped(source, &resolved.manifest, artifacts) {
                 Ok(shipped) => {
                     why_not = self.fetch_layers(source, &shipped, &asked, resolved, &line, &mut layers)?;
                     profile = self.shipped_profile(source, &shipped);
@@ -314,8 +317,13 @@ impl Engine {
         Ok(self.through.add(Arc::new(layer))?)
     }
 
-    fn shipped(&self, source: &Source, manifest: &Digest) -> Result<Shipped, registry::Error> {
-        let artifacts = self.net.artifacts(source, manifest)?;
+    fn shipped(
+        &self,
+        source: &Source,
+        manifest: &Digest,
+        asked: Option<Artifacts>,
+    ) -> Result<Shipped, registry::Error> {
+        let artifacts = self.net.artifacts(source, manifest, asked)?;
         let mut signatures = Vec::new();
         for descriptor in artifacts.iter().flat_map(|artifact| &artifact.signatures).take(SIGNATURES) {
             // Anybody who may write there can add one that cannot be had; it must not spoil the others.

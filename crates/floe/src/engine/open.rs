@@ -19,6 +19,7 @@ use super::room::InUse;
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
 use crate::exit::Hint;
+use crate::origin::Artifacts;
 
 /// How an image was opened the last time.
 struct LastOpening {
@@ -159,6 +160,8 @@ pub(super) struct Resolved {
     config_digest: Digest,
     pub(super) layers: Vec<Place>,
     pub(super) source: Option<Arc<Source>>,
+    /// The question for its index artifacts, if it was asked already.
+    pub(super) artifacts: Option<Artifacts>,
     /// Why this is what the store knew, if it is and the registry could know better.
     unasked: Option<String>,
 }
@@ -174,7 +177,8 @@ impl Engine {
         let reference = parse(image)?;
         let name = reference.to_string();
         let begun = Instant::now();
-        let resolved = self.resolve(&reference, purpose, talk).with_context(|| format!("opening {name}"))?;
+        let mut resolved =
+            self.resolve(&reference, purpose, talk).with_context(|| format!("opening {name}"))?;
         let resolve = begun.elapsed();
 
         if let Some(known) = self.images().get(&name).filter(|known| known.serves(resolved.manifest)).cloned()
@@ -191,7 +195,7 @@ impl Engine {
 
         let begun = Instant::now();
         let found =
-            self.find_layers(&reference, &resolved, talk).with_context(|| format!("opening {name}"))?;
+            self.find_layers(&reference, &mut resolved, talk).with_context(|| format!("opening {name}"))?;
         let index = begun.elapsed();
 
         let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
@@ -254,7 +258,8 @@ impl Engine {
         let far = matches!(reference, Reference::Registry(_));
         let could_go_on = far && local.is_some() && purpose != Purpose::Pull;
         let (mut too_late, mut told) = (None, Ok(()));
-        let image = self.net.image_unless(&source, |late| {
+        let known = local.as_ref().map(|local| &local.manifest_digest);
+        let image = self.net.image_unless(&source, known, |late| {
             if could_go_on {
                 too_late = Some(late);
                 return ControlFlow::Break(());
@@ -264,7 +269,7 @@ impl Engine {
         });
         told?;
         let error = match image {
-            Some(Ok(image)) => return Ok(Resolved::remote(image, source)),
+            Some(Ok((image, artifacts))) => return Ok(Resolved::remote(image, artifacts, source)),
             Some(Err(error)) if error.is_temporary() => anyhow::Error::new(error),
             Some(Err(error)) => return Err(error).context("asking the registry"),
             None => anyhow::Error::new(too_late.context("nobody waited for the registry")?),
@@ -375,7 +380,7 @@ impl Resolved {
         Ok(Descriptor::new(media_type, self.manifest, self.manifest_bytes.len() as u64))
     }
 
-    fn remote(image: Image, source: Arc<Source>) -> Self {
+    fn remote(image: Image, artifacts: Option<Artifacts>, source: Arc<Source>) -> Self {
         let layers = image.layers.iter().map(|layer| Place {
             blob: layer.digest,
             size: layer.size,
@@ -389,6 +394,7 @@ impl Resolved {
             config: image.config.to_vec(),
             config_digest: image.config_digest,
             source: Some(source),
+            artifacts,
             unasked: None,
         }
     }
@@ -401,6 +407,7 @@ impl Resolved {
             config: image.config.clone(),
             config_digest: image.config_digest,
             source,
+            artifacts: None,
             unasked: None,
         }
     }

@@ -3,9 +3,10 @@
 //! On a link that is slow beside what is read, every byte that nobody waits for delays one that somebody does. On one
 //! that is long, or fast, readers wait for answers to begin while nothing moves: each miss costs a round trip, and
 //! thousands of them cost more than the whole image. So the start is watched: when readers have waited, for nothing but
-//! answers to begin, longer than for answers to arrive, and a twentieth of the time that all the rest would take, the rest
-//! is fetched at once, and it uses the pauses. What readers want still goes first, then what lies behind what they wanted.
-//! Where the indexes have told that the line is long for how fast it is (`line.rs`), nobody waits for regret.
+//! answers to begin, longer than for answers to arrive, and a twentieth of the time that all the rest would take (half of it
+//! where a profile told what is read), the rest is fetched at once, and it uses the pauses. What readers want still goes
+//! first, then what lies behind what they wanted. Where the indexes have told that the line is long for how fast it is
+//! (`line.rs`), nobody waits for regret.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -23,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(25);
 
 /// The part of the time that the rest would take after which it is fetched.
 const PATIENCE: f64 = 0.05;
+
+/// The same where a profile told what the start reads: what it has missed is little, and the rest is hardly wanted.
+const PATIENCE_WITH_PROFILE: f64 = 0.5;
 
 /// The part of the processors up to which there is room for more.
 const BUSY: f64 = 0.5;
@@ -73,9 +77,9 @@ impl Seen {
     ///
     /// Where pauses are less than half of it, fetching what nobody wants yet would cost more than it saves: a link that is
     /// full makes each answer begin later.
-    fn regrets(&self, missing: f64) -> bool {
+    fn regrets(&self, missing: f64, patience: f64) -> bool {
         let rest = missing * self.arriving / self.bytes;
-        self.bytes > 0.0 && self.idle > self.arriving && self.idle > PATIENCE * rest
+        self.bytes > 0.0 && self.idle > self.arriving && self.idle > patience * rest
     }
 }
 
@@ -86,9 +90,10 @@ impl Engine {
             return;
         }
         let at_once = image.at_once;
+        let patience = if image.profile.is_some() { PATIENCE_WITH_PROFILE } else { PATIENCE };
         let (engine, image, mount) = (self.clone(), Arc::downgrade(image), Arc::downgrade(mount));
         self.in_background("start", move || {
-            if at_once || engine.regrets(&mount) {
+            if at_once || engine.regrets(&mount, patience) {
                 engine.hurry_rest(&image, &mount);
             }
         });
@@ -96,7 +101,7 @@ impl Engine {
 
     /// Waits until a start had better fetch everything; false if it was over before.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn regrets(&self, mount: &Weak<LiveMount>) -> bool {
+    fn regrets(&self, mount: &Weak<LiveMount>, patience: f64) -> bool {
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         let (mut last, mut seen) = (self.gauges(mount), Seen::default());
         loop {
@@ -104,7 +109,7 @@ impl Engine {
             let now = self.gauges(mount);
             let Some(missing) = self.missing_of(mount) else { return false };
             seen.look(last, now, cores);
-            if seen.regrets(missing) {
+            if seen.regrets(missing, patience) {
                 tracing::info!(?seen, missing, "readers wait for answers to begin: fetching the rest");
                 return true;
             }
@@ -183,14 +188,16 @@ mod tests {
     #[test]
     fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
         // 100 Mbit/s, answers arrive most of the time.
-        assert!(!seen(400, 25, 18, 10, 216_000).regrets(150.0 * MB));
+        assert!(!seen(400, 25, 18, 10, 216_000).regrets(150.0 * MB, PATIENCE));
         // The processors are busy.
-        assert!(!seen(400, 25, 5, 40, 500_000).regrets(150.0 * MB));
+        assert!(!seen(400, 25, 5, 40, 500_000).regrets(150.0 * MB, PATIENCE));
         // Nobody waits, nothing has come.
-        assert!(!seen(400, 0, 0, 0, 10_000).regrets(150.0 * MB));
-        assert!(!seen(400, 25, 0, 0, 0).regrets(150.0 * MB));
+        assert!(!seen(400, 0, 0, 0, 10_000).regrets(150.0 * MB, PATIENCE));
+        assert!(!seen(400, 25, 0, 0, 0).regrets(150.0 * MB, PATIENCE));
         // A long line: 2 ms of 25 bring 60 kB, so the rest takes 5 s, and a quarter of a second of pauses is enough.
-        assert!(!seen(10, 25, 2, 2, 60_000).regrets(150.0 * MB));
-        assert!(seen(12, 25, 2, 2, 60_000).regrets(150.0 * MB));
+        assert!(!seen(10, 25, 2, 2, 60_000).regrets(150.0 * MB, PATIENCE));
+        assert!(seen(12, 25, 2, 2, 60_000).regrets(150.0 * MB, PATIENCE));
+        // A profile has told most of it.
+        assert!(!seen(12, 25, 2, 2, 60_000).regrets(150.0 * MB, PATIENCE_WITH_PROFILE));
     }
 }
