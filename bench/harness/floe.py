@@ -52,7 +52,7 @@ class Floe:
             registry_.push(image, f"{self.name}/{image.name}")
             if self.name == "floe-first":
                 continue
-            with self._store() as store:
+            with fresh_store(self._binary, self._root, self._path) as store:
                 profile = []
                 if self.name == "floe-profile":
                     with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
@@ -64,49 +64,47 @@ class Floe:
     @contextmanager
     def session(self, image):
         """A store that has never seen anything; no daemon runs, `floe run` starts it."""
-        with self._store() as store:
+        with fresh_store(self._binary, self._root, self._path) as store:
             with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
                 yield session
-
-    @contextmanager
-    def _store(self):
-        machine.wipe(self._root)
-        os.makedirs(self._root)
-        try:
-            with closing(_Store(self._binary, self._root, self._path)) as store:
-                yield store
-        finally:
-            machine.wipe(self._root)
 
     def _reference(self, image):
         return f"docker://{registry.ADDRESS}/{self.name}/{image.name}:{image.tag}"
 
 
 @contextmanager
+def fresh_store(binary, root, path="auto"):
+    """A store that has never seen anything, and beside it an empty directory to mount on."""
+    places = (root, f"{root}.mnt")
+    for place in places:
+        machine.wipe(place)
+        os.makedirs(place)
+    try:
+        with closing(_Store(binary, *places, path)) as store:
+            yield store
+    finally:
+        for place in reversed(places):
+            machine.wipe(place)
+
+
+@contextmanager
 def mounted(binary, home, image, path="auto"):
     """Pulls an image of the lab and mounts it, everything local; yields the mount point."""
-    root = os.path.join(home, "floe-mounted")
-    machine.wipe(root)
-    point = os.path.join(root, "mnt")
-    os.makedirs(point)
-    try:
-        with closing(_Store(binary, os.path.join(root, "store"), path)) as store:
-            reference = f"oci:{image.layout}:{image.tag}"
-            store.command("pull", reference)
-            store.command("mount", reference, point)
-            try:
-                yield point
-            finally:
-                store.command("umount", point)
-    finally:
-        machine.wipe(root)
+    with fresh_store(binary, os.path.join(home, "floe-mounted"), path) as store:
+        reference = f"oci:{image.layout}:{image.tag}"
+        store.command("pull", reference)
+        store.command("mount", reference, store.point)
+        try:
+            yield store.point
+        finally:
+            store.command("umount", store.point)
 
 
 class _Store:
     """One store of floe's, and the commands on it."""
 
-    def __init__(self, binary, root, path):
-        self.binary, self.root = binary, root
+    def __init__(self, binary, root, point, path):
+        self.binary, self.root, self.point = binary, root, point
         self.log = f"{root}.log"  # beside the store: a store wants a directory of its own
         self.timings = f"{root}.timings"
         self.config = f"{root}.toml"
@@ -118,6 +116,13 @@ class _Store:
 
     def command(self, *words):
         return run(self.argv(*words))
+
+    def status(self):
+        return json.loads(self.command("status", "--output", "json"))
+
+    def mount_report(self):
+        """Returns what the daemon says of the one mount."""
+        return self.status()["mounts"][0]
 
     def close(self):
         if self.pids():

@@ -9,8 +9,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, "..", "lab", "images.sh")
 PORT = 8088
 
-# nginx answers on a port, the others print a line and end.
-READY = {"nginx": f"port:{PORT}", "node": "line:READY", "pysci-v1": "line:READY", "pysci-v2": "line:READY", "pytf": "line:READY"}
+# nginx answers on a port, the others print a line and end. bulk is only read.
+READY = {"nginx": f"port:{PORT}", "node": "line:READY", "pysci-v1": "line:READY", "pysci-v2": "line:READY", "pytf": "line:READY",
+         "readall": "line:READY", "bulk": None}
 
 
 @dataclass(frozen=True)

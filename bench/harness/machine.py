@@ -3,6 +3,7 @@ import os
 import platform
 import shutil
 import signal
+from contextlib import contextmanager
 
 from harness import procfs
 from harness.process import Failed, run, talk, until
@@ -57,6 +58,27 @@ def wipe(root):
         raise Failed(f"still mounted: {', '.join(left)}")  # rmtree would go through it
     if os.path.exists(root):
         shutil.rmtree(root)
+
+
+@contextmanager
+def ext4_in_memory(point, size=8 << 30):
+    """An ext4 on a file in a tmpfs, mounted at `point`; its pages are there once more, as an ext4 on a disk's would be."""
+    wipe(point)
+    below = f"{point}.tmpfs"
+    wipe(below)
+    os.makedirs(point)
+    os.makedirs(below)
+    run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", below])
+    try:
+        disk = os.path.join(below, "disk")
+        with open(disk, "wb") as file:
+            file.truncate(size)
+        run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk])
+        run(["mount", "-o", "loop,noatime", disk, point])
+        yield point
+    finally:
+        wipe(point)
+        wipe(below)
 
 
 def mounts(root):

@@ -25,7 +25,7 @@ def run(argv, *, deadline=600, **options):
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise Failed(f"running {' '.join(argv)}: {cause}") from cause
     if done.returncode:
-        raise Failed(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()[-2000:] or done.stdout.strip()[-2000:]}")
+        raise Failed(f"{' '.join(argv)[:300]}: exit {done.returncode}: {done.stderr.strip()[-2000:] or done.stdout.strip()[-2000:]}")
     return done.stdout
 
 

@@ -11,7 +11,7 @@ from harness.process import Failed
 from harness.sample import Estimate, paired_ratios
 
 WORKLOADS = ("find", "tar", "random", "sequential")
-UNITS = {"find": "s", "tar": "s", "random": "reads/s", "sequential": "reads/s"}
+UNITS = {"find": "s", "tar": "s", "random": "reads/s", "sequential": "reads/s", "tsc": "s"}
 
 
 def arguments(doc, example, here):
@@ -23,6 +23,7 @@ def arguments(doc, example, here):
     parser.add_argument("--readers", default="1,8", help="readers at once, with commas (default %(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="of one run of reads of 4 KiB (default 3)")
     parser.add_argument("--drop-caches", action="store_true", help="drop the kernel's caches before each run")
+    parser.add_argument("--ram", action="store_true", help="keep store and copies on an ext4 in memory: the software's cost without the disk's")
     parser.add_argument("--lab", default=os.environ.get("LAB", os.path.expanduser("~/.cache/floe-lab")))
     parser.add_argument("--out", default=os.path.join(here, "results"), help="folder for the result (default bench/results)")
     return parser
@@ -41,12 +42,13 @@ def measured(options, trees):
     files = tree.large_files(trees["ext4"])
     seconds = 0 if options.drop_caches else options.seconds  # what has been read once is not cold any more
     reads = lambda kind: lambda root, readers: tree.reads(kind, root, readers, files, seconds)  # noqa: E731 (a table)
-    run = {"find": tree.find, "tar": tree.tar, "random": reads("randread"), "sequential": reads("read")}
+    run = {"find": tree.find, "tar": tree.tar, "random": reads("randread"), "sequential": reads("read"), "tsc": tree.tsc}
+    wanted = WORKLOADS + (("tsc",) if tree.has_tsc(trees["ext4"]) else ())
     order, samples = random.Random(options.n), []
     for root in trees.values():
         tree.tar(root, 1)  # everything local and warm
     for number in range(1, options.n + 1):
-        for workload in WORKLOADS:
+        for workload in wanted:
             for readers in map(int, options.readers.split(",")):
                 for name in order.sample(list(trees), len(trees)):
                     if options.drop_caches:
@@ -59,7 +61,7 @@ def measured(options, trees):
 
 def table(samples, references):
     """Returns a markdown table of medians, and of the first tree's speeds as parts of the references'."""
-    names = list(dict.fromkeys(sample["tree"] for sample in samples))
+    names = sorted({sample["tree"] for sample in samples}, key=lambda name: (name != "floe", name))
     pairs = [(name, other) for other in references for name in names if name != other and (name == names[0] or other == references[0])]
     header = ["workload", "readers", *names, *[f"{name} / {other}" for name, other in pairs]]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -83,7 +85,7 @@ def _value(estimate, unit):
 def save(kind, options, image, samples, references):
     """Writes the samples to a file and the table to stdout."""
     result = dict(version=1, image=image.name, digest=image.digest, date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                  caches_dropped=options.drop_caches, machine=machine.facts({}), samples=samples)
+                  caches_dropped=options.drop_caches, ram=options.ram, machine=machine.facts({}), samples=samples)
     os.makedirs(options.out, exist_ok=True)
     path = os.path.join(options.out, f"{kind}-{result['date'].replace(':', '')}.json")
     with open(path, "w") as out:

@@ -90,6 +90,8 @@ def parse_duration(text):
 class Registry:
     """A running registry; a context manager. Its storage stays from run to run, so images are pushed once."""
 
+    address = ADDRESS
+
     def __init__(self, home, drop, delay=0):
         """`drop` names the top-level repositories that must not survive from earlier runs; `delay` is in ms each way."""
         self._delay = delay

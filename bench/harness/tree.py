@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from harness.process import Failed, run
 
 FILES = 64  # fio opens all of them in each reader
+NAMES = 4000  # bytes that fio takes for all names together
+TSC, PROJECT = "/app/node_modules/typescript/bin/tsc", "/app/node_modules/rxjs/src/tsconfig.cjs.json"
 SMALLEST = 64 << 10  # bytes; so that a random 4 KiB read has something to choose from
 
 
@@ -42,19 +44,28 @@ def copy(root, home):
         shutil.rmtree(into)
 
 
-def large_files(root):
-    """Returns some files of the tree for random reads, spread evenly over its larger ones in the order of their names."""
+def files(root, smallest=0):
+    """Returns the regular files of the tree of at least so many bytes, in the order of their names."""
     found = []
     for at, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
             path = os.path.join(at, name)
             st = os.lstat(path)
-            if stat.S_ISREG(st.st_mode) and st.st_size >= SMALLEST and ":" not in path:  # fio separates names by ':'
+            if stat.S_ISREG(st.st_mode) and st.st_size >= smallest:
                 found.append(os.path.relpath(path, root))
+    return found
+
+
+def large_files(root):
+    """Returns some files of the tree for random reads, spread evenly over its larger ones."""
+    found = [path for path in files(root, SMALLEST) if ":" not in path]  # fio separates names by ':'
     if not found:
         raise Failed(f"{root} has no file of {SMALLEST} bytes or more")
-    return found[::max(1, len(found) // FILES)][:FILES]
+    count = FILES
+    while len(":".join(some := found[::max(1, len(found) // count)][:count])) > NAMES:
+        count = count * 3 // 4
+    return some
 
 
 def find(root, readers):
@@ -65,6 +76,15 @@ def find(root, readers):
 def tar(root, readers):
     """Returns the seconds until every reader has read everything. The pipe is there because tar skips data for /dev/null."""
     return _together(["sh", "-c", "tar cf - . | cat >/dev/null"], root, readers)
+
+
+def has_tsc(root):
+    return os.path.exists(f"{root}{TSC}") and os.path.exists(f"{root}{PROJECT}")
+
+
+def tsc(root, readers):
+    """Returns the seconds until every reader has checked the types of RxJS, with the image's own compiler."""
+    return _together(["chroot", root, "/usr/bin/node", TSC, "--noEmit", "--incremental", "false", "-p", PROJECT], root, readers)
 
 
 def reads(kind, root, readers, files, seconds):

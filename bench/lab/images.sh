@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# images.sh NAME…   builds real multi-layer OCI layouts under $LAB/images: nginx node pysci-v1 pysci-v2 pytf
+# images.sh NAME…   builds real multi-layer OCI layouts under $LAB/images: nginx node pysci-v1 pysci-v2 pytf readall bulk
 #
 # Made of Debian, PyPI and npm packages, so that no image registry is needed. Layers are gzip as pigz writes it. Every image
 # has a Cmd that prints READY or, for nginx, answers on 127.0.0.1:8088. Every layer is cached under $LAB/layers and built
@@ -47,11 +47,18 @@ layer() {
 pack() { python3 "$here/ocipack.py" "$@"; } # pack LAYOUT TAG CONFIG-JSON layer… (bottom to top)
 ENVS='"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","PYTHONDONTWRITEBYTECODE=1","TF_CPP_MIN_LOG_LEVEL=2"]'
 
-nginx() {
+nginx_layers() {
   layer nginx base 'apt-get update -q; apt-get install -qy --no-install-recommends nginx'
   layer nginx-app nginx:base 'mkdir -p /srv/www; seq 1 200000 >/srv/www/big.txt; echo READY >/srv/www/index.html
     printf "daemon off;\nerror_log stderr;\npid /tmp/nginx.pid;\nevents {}\nhttp { access_log off; server { listen 127.0.0.1:8088; root /srv/www; } }\n" >/etc/nginx/nginx.conf'
+}
+nginx() {
+  nginx_layers
   pack nginx v1 "{\"Cmd\":[\"/usr/sbin/nginx\"],$ENVS,\"WorkingDir\":\"/\"}" base nginx nginx-app
+}
+readall() { # the layers of nginx, and a start that reads every byte of them: the worst case of starting lazily
+  nginx_layers
+  pack readall v1 "{\"Cmd\":[\"sh\",\"-c\",\"find / -xdev -type f -exec cat {} + >/dev/null && echo READY\"],$ENVS,\"WorkingDir\":\"/\"}" base nginx nginx-app
 }
 node() {
   layer node base 'apt-get update -q; apt-get install -qy --no-install-recommends nodejs'
@@ -78,11 +85,20 @@ pytf() {
   pack pytf v1 "{\"Cmd\":[\"python3\",\"/app/main.py\"],$ENVS,\"WorkingDir\":\"/app\"}" base python pytf pytf-app
 }
 
+bulk() { # one file of 500 MB that no compressor makes smaller
+  if [ ! -e "$LAB/layers/bulk/.done" ]; then
+    mkdir -p "$LAB/layers/bulk"
+    head -c 500000000 /dev/urandom >"$LAB/layers/bulk/bulk.bin"
+    touch "$LAB/layers/bulk/.done"
+  fi
+  pack bulk v1 "{\"Cmd\":[\"none\"]}" bulk
+}
+
 umask 022 # modes are part of the layers
 base
 for image in "$@"; do
   case $image in
-    nginx | node | pytf) "$image" ;;
+    nginx | node | pytf | readall | bulk) "$image" ;;
     pysci-v1) pysci v1 'numpy==1.26.2 scipy==1.11.4 pandas==2.1.3 scikit-learn==1.3.2' ;;
     pysci-v2) pysci v1 'numpy==1.26.2 scipy==1.11.4 pandas==2.1.3 scikit-learn==1.3.2'
               pysci v2 'numpy==1.26.4 scipy==1.12.0 pandas==2.2.1 scikit-learn==1.4.1.post1' ;;
