@@ -50,10 +50,7 @@ pub enum Command {
     },
     /// Fetches a whole image into the store and proves it against its config
     #[command(after_help = "Example: floe pull docker://registry.example/app:v1")]
-    Pull {
-        /// The image
-        image: String,
-    },
+    Pull(Pull),
     /// Builds the index of an image, so that others start it lazily
     #[command(after_help = "Example: floe index docker://registry.example/app:v1 --push --sign key.pem")]
     Index(Index),
@@ -147,6 +144,17 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `floe pull`.
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// The image
+    pub image: String,
+    /// Make the image known to containerd instead, without fetching its layers: as `ctr` and `nerdctl`, this listens to
+    /// CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE and CONTAINERD_SNAPSHOTTER [default: floe]
+    #[arg(long, value_name = "containerd[=SOCKET]")]
+    pub to: Option<String>,
 }
 
 /// `floe run`.

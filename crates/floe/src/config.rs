@@ -30,6 +30,9 @@
 //! quota = "50 GiB"         # the most that segments may take, 1 MiB or more; without it there is no quota.
 //!                          # Indexes and trees, one or two per cent, come on top
 //! reserve = "10 GiB"       # kept free on the store's disk; without it 5 % of the disk, at most 10 GiB
+//!
+//! [containerd]
+//! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
 //! ```
 //!
 //! Sizes are bytes, or a whole number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB. When the store exceeds its quota, or its
@@ -69,6 +72,8 @@ pub struct Config {
     pub mount: Mount,
     /// How much room the store takes.
     pub store: Store,
+    /// Serving containerd.
+    pub containerd: Containerd,
 }
 
 /// How images are mounted.
@@ -176,6 +181,24 @@ pub struct Store {
     pub quota: Option<Size>,
     /// What is kept free on the store's disk.
     pub reserve: Option<Size>,
+}
+
+/// How containerd finds us.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Containerd {
+    /// The socket of the snapshotter, an absolute path; without one there is none.
+    #[serde(deserialize_with = "absolute")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Reads a path that means the same wherever it is read.
+fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(from)?;
+    if !path.is_absolute() {
+        return Err(D::Error::custom(format!("{} is not an absolute path", path.display())));
+    }
+    Ok(Some(path))
 }
 
 /// Reads a quota under which something can be kept.

@@ -13,5 +13,6 @@ pub mod origin;
 pub mod progress;
 pub mod run;
 pub mod size;
+pub mod snapshotter;
 pub mod talk;
 pub mod trust;

@@ -16,9 +16,10 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("mount", &["format", "store", "sys"], &["tokio", "reqwest", "hyper"]),
     (
         "floe",
-        &["convert", "format", "mount", "registry", "store", "sys"],
+        &["containerd", "convert", "format", "mount", "registry", "store", "sys"],
         &["openssl-sys", "native-tls", "aws-lc-sys"],
     ),
+    ("containerd", &[], &["reqwest", "serde_json"]),
     ("testkit", &[], &["tokio", "reqwest", "hyper"]),
 ];
 

@@ -248,3 +248,21 @@ fn an_upgrade_leaves_who_waits_to_the_next_daemon() {
         reader.join().unwrap().unwrap();
     }
 }
+
+#[test]
+fn a_complete_mount_that_no_daemon_serves_any_more_is_taken_away_whole() {
+    let node = kernel_node!(CONFIG);
+    let image = image::layered(9, 1, LEN);
+    let server = Faulty::start();
+    image.put(&server, "app", "v1");
+    let reference = format!("{}/app:v1", server.host());
+    node.ok(&["pull", &reference]);
+    let at = node.mount(&reference);
+    assert_eq!(node.status()["mounts"][0]["path"], "plain");
+    node.keeper().into_iter().for_each(support::kill_and_wait);
+    node.kill_daemon();
+    node.umount(&at);
+    let run = floe::daemon::run_dir(&node.store()).unwrap();
+    assert_eq!(support::mounts_of(&run.join("mnt")), [""; 0]);
+    assert_eq!(std::fs::read_dir(run.join("mounts")).unwrap().count(), 0);
+}

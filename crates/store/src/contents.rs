@@ -97,11 +97,11 @@ impl Store {
         Ok(Some(index))
     }
 
-    /// Keeps a metadata image.
+    /// Keeps a metadata image. It can be made again and is checked when it is opened, so the disk is not waited for.
     pub fn put_meta(&self, key: MetaKey, image: &[u8]) -> Result<(), StoreError> {
         let sum = Sum { len: image.len() as u64, blake3: blake3::hash(image).to_hex().to_string() };
-        record::write(self, Kind::Meta, &sum_path(key), &record::json(&sum))?;
-        self.replace(&key.path(), &[image])
+        self.replace_soon(&sum_path(key), &[&record::encode(Kind::Meta, &record::json(&sum))])?;
+        self.replace_soon(&key.path(), &[image])
     }
 
     /// Returns a metadata image, or nothing: one that is damaged is removed, for it can be made again.

@@ -1,7 +1,7 @@
-//! Removes what no reference names and nobody uses.
+//! Removes what no reference or snapshot names and nobody uses.
 //!
 //! First everything loses its name, durably, then the bytes are freed: a crash in between leaves leftovers in
-//! `tmp/` and never half a layer. While any reference is damaged nothing is removed, for nobody knows what it
+//! `tmp/` and never half a layer. While any of them is damaged nothing is removed, for nobody knows what it
 //! named. A layer whose proof failed is evidence and stays. Profiles stay: they cannot be made again.
 
 use std::collections::HashSet;
@@ -13,6 +13,7 @@ use crate::contents::MetaKey;
 use crate::error::StoreError;
 use crate::fs::{Entry, EntryKind};
 use crate::guard;
+use crate::snapshots;
 use crate::standing::{self, Proof};
 use crate::store::{Pin, Store};
 
@@ -57,8 +58,9 @@ impl Store {
         }
         let mut layers = HashSet::new();
         let mut metas = HashSet::new();
-        for image in &images {
-            let ids: Vec<_> = image.layers.iter().map(|layer| layer.index).collect();
+        let named = images.iter().map(|image| image.layers.iter().map(|layer| layer.index).collect());
+        for ids in named.chain(snapshots::stacks(self)?) {
+            let ids: Vec<_> = ids;
             metas.extend((1..=ids.len()).map(|n| MetaKey::of(&ids[..n]).to_string()));
             layers.extend(ids);
         }

@@ -31,6 +31,7 @@ mod refs;
 mod room;
 mod segments;
 mod session;
+mod snapshots;
 mod stage;
 mod standing;
 mod store;
@@ -51,6 +52,7 @@ pub use read_through::{DEADLINE, Hold, Observer, ReadThrough, Segments, Waiter, 
 pub use refs::{DamagedRef, ImageRef, RefLayer, RefName, RefNameError, Refs};
 pub use room::{Evicted, Room};
 pub use segments::{OpenLayer, SegmentFile};
+pub use snapshots::{LazyLayer, NewSnapshot, Snapshot, SnapshotError, SnapshotKind, Snapshots, Usage};
 pub use stage::Staging;
 pub use standing::{Proof, Stage, Standing};
 pub use store::{Pin, Store};

@@ -31,6 +31,7 @@ pub(crate) enum Kind {
     Meta = 4,
     Profile = 5,
     Pin = 6,
+    Snapshot = 7,
 }
 
 /// Returns the bytes of a record file.

@@ -10,10 +10,12 @@
 //! meta/<key>         metadata images; meta/<key>.sum is the record of their length and BLAKE3
 //! profile/<key>      start-up profiles, one record each
 //! pins/<hash>        images that eviction leaves alone, one record each; made with the first (pinned.rs)
+//! snapshots/<n>      snapshots of containerd's, one record each; <n>.d has their files; made with the first (snapshots.rs)
 //! tmp/               what has no name yet or no name any more; emptied at every start
 //! ```
 //!
-//! A file gets its name only after its bytes are durable. Removing works the other way round: first the name
+//! A file gets its name only after its bytes are durable; metadata images are the exception: they are
+//! checked whenever they are opened. Removing works the other way round: first the name
 //! goes, durably, then the bytes. So a crash leaves things in `tmp/` and nowhere else.
 
 use std::collections::HashMap;
@@ -154,15 +156,27 @@ impl Store {
 
     /// Makes a file of these parts durable under its name, replacing what was there.
     pub(crate) fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
+        self.put(path, |temporary| {
+            let file = self.write_new(temporary, parts)?;
+            self.disk.sync(&file)
+        })?;
+        self.sync_parent(path).map_err(|error| StoreError::io("writing", &self.path(path), error))
+    }
+
+    /// Makes a file of these parts under its name without waiting for the disk: a lost kernel may lose it or leave
+    /// a part of it, so who reads it checks it.
+    pub(crate) fn replace_soon(&self, path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
+        self.put(path, |temporary| self.write_new(temporary, parts).map(drop))
+    }
+
+    fn put(&self, path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), StoreError> {
         let temporary = self.temporary();
-        let failed = |error| StoreError::io("writing", &self.path(path), error);
-        let written = self.write_new(&temporary, parts).and_then(|()| self.disk.rename(&temporary, path));
-        if let Err(error) = written {
+        let written = write(&temporary).and_then(|()| self.disk.rename(&temporary, path));
+        written.map_err(|error| {
             // Swept at the next start if it cannot be removed: the first error is what matters.
             let _ = self.disk.remove_file(&temporary);
-            return Err(failed(error));
-        }
-        self.sync_parent(path).map_err(failed)
+            StoreError::io("writing", &self.path(path), error)
+        })
     }
 
     /// Removes a file's name durably; one that is not there is no error.
@@ -185,14 +199,14 @@ impl Store {
         self.disk.sync_dir(parent(path))
     }
 
-    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    fn write_new(&self, path: &Path, parts: &[&[u8]]) -> io::Result<File> {
         let file: File = self.disk.create(path)?;
         let mut end = 0;
         for part in parts {
             self.disk.append(&file, end, part)?;
             end += part.len() as u64;
         }
-        self.disk.sync(&file)
+        Ok(file)
     }
 
     /// Makes what a store consists of; `VERSION` last, so a creation cut short is begun again.

@@ -3,14 +3,15 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{Session, out, show, user_image, user_path};
 use crate::cli;
 use crate::daemon::client::Client;
 use crate::daemon::protocol::{Call, Freed, Indexed, Mounted, Pinned};
 use crate::engine::report::{ImageReport, Status};
-use crate::exit::{Code, Hint};
+use crate::exit::{Code, Hint, misused};
+use crate::snapshotter::register::Target;
 
 pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code> {
     let dir = args.dir.canonicalize().with_context(|| format!("looking at {}", args.dir.display()))?;
@@ -23,20 +24,48 @@ pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code>
 
 pub(super) fn umount(session: &Session, dir: &Path) -> anyhow::Result<Code> {
     let dir = user_path(dir)?;
-    if let Some(mut client) = Client::connect_running(&session.address)? {
+    let running = Client::connect_running(&session.address)?;
+    let run = crate::daemon::run_dir(&session.address.root)?;
+    let client = match running {
+        None if crate::engine::mounts::is_left(&run, &dir) => Some(Client::connect(&session.address)?),
+        running => running,
+    };
+    if let Some(mut client) = client {
         let talk = crate::talk::Talk::stderr();
         let () = client.call(Call::Umount { dir }, &mut |event| talk.hear(event))?;
     } else {
-        // No daemon: what is left of its mounts fails every access and only has to be taken away.
+        // Nobody knows of it: it fails every access and only has to be taken away.
         crate::engine::mounts::detach_leftover(&dir)?;
     }
     Ok(Code::Done)
 }
 
-pub(super) fn pull(session: &Session, image: String) -> anyhow::Result<Code> {
-    let report: ImageReport = session.ask(Call::Pull { image: user_image(image) })?;
+pub(super) fn pull(session: &Session, args: cli::Pull) -> anyhow::Result<Code> {
+    let to = args.to.as_deref().map(containerd).transpose()?;
+    let report: ImageReport = session.ask(Call::Pull { image: user_image(args.image), to })?;
     session.print(&report, show::image)?;
     Ok(Code::Done)
+}
+
+/// Returns the containerd that `--to` names.
+fn containerd(to: &str) -> anyhow::Result<Target> {
+    let address = match to.strip_prefix("containerd") {
+        Some("") => None,
+        Some(rest) if rest.starts_with("=/") => Some(rest[1..].to_owned()),
+        _ => bail!(misused(format!(
+            "--to {to}: only containerd and containerd=/path/to/its.sock are understood"
+        ))),
+    };
+    let or = |name, usual: &str| {
+        std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| usual.to_owned())
+    };
+    Ok(Target {
+        address: address
+            .unwrap_or_else(|| or("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"))
+            .into(),
+        namespace: or("CONTAINERD_NAMESPACE", "default"),
+        snapshotter: or("CONTAINERD_SNAPSHOTTER", "floe"),
+    })
 }
 
 pub(super) fn index(session: &Session, args: cli::Index) -> anyhow::Result<Code> {

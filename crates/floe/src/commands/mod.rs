@@ -86,7 +86,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Run(args) => run::run(&session, args),
         Command::Mount(args) => manage::mount(&session, args),
         Command::Umount { dir } => manage::umount(&session, &dir),
-        Command::Pull { image } => manage::pull(&session, image),
+        Command::Pull(args) => manage::pull(&session, args),
         Command::Index(args) => manage::index(&session, args),
         Command::Verify { image, rebuild } => manage::verify(&session, image, rebuild),
         Command::Rm { image } => manage::rm(&session, image),

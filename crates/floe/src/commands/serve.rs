@@ -47,7 +47,14 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     log_to(std::sync::Mutex::new(Log::stderr(&session.address.root)?));
     sys::heap::share_arenas();
     let engine = start(session, args.listen.as_deref())?;
-    server::serve(&engine, socket, || {
+    let containerd = session.config.containerd.socket.as_deref();
+    let serving = containerd.map(|socket| crate::snapshotter::serve(&engine, socket)).transpose();
+    // An image that somebody runs by hand needs no containerd.
+    let _serving = serving.unwrap_or_else(|error| {
+        tracing::error!("containerd is not served: {error:#}");
+        None
+    });
+    server::serve(&engine, socket, containerd.is_some(), || {
         if args.notify {
             notify()
         }

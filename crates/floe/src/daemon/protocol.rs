@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::mounts::ReadPath;
 use crate::engine::report::{ImageReport, Status, Timings};
 use crate::exit;
+use crate::snapshotter::register::Target;
 
 /// Version of this protocol; a client tells a daemon of another version apart and says so.
 pub const VERSION: u32 = 2;
@@ -74,10 +75,13 @@ pub enum Call {
         /// Fetch the rest once ready.
         background: bool,
     },
-    /// Fetch everything and prove it. Replies [`ImageReport`].
+    /// Fetch everything and prove it, or make it known to a containerd. Replies [`ImageReport`].
     Pull {
         /// The reference as typed.
         image: String,
+        /// The containerd, if one is to know it.
+        #[serde(default)]
+        to: Option<Target>,
     },
     /// Make the index artifact. Replies [`Indexed`].
     Index {

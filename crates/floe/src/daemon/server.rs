@@ -27,8 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the daemon looks whether it is idle or asked to stop.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Serves until stopped or idle, at the usual socket of the store or at another one; calls `ready` once it answers.
-pub fn serve(engine: &Arc<Engine>, at: Option<&Path>, ready: impl FnOnce()) -> anyhow::Result<()> {
+/// Serves until stopped or, unless it `stays`, idle, at the usual socket of the store or at another one; calls `ready` once it answers.
+pub fn serve(
+    engine: &Arc<Engine>,
+    at: Option<&Path>,
+    stays: bool,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
     let usual = super::socket_path(engine.root())?;
     let dir = usual.parent().context("a socket has a directory")?;
     crate::home::make_run(dir)?;
@@ -51,6 +56,7 @@ pub fn serve(engine: &Arc<Engine>, at: Option<&Path>, ready: impl FnOnce()) -> a
     }
     let server = Arc::new(Server {
         engine: engine.clone(),
+        stays,
         clients: AtomicUsize::new(0),
         last: Mutex::new(Instant::now()),
     });
@@ -105,7 +111,7 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Removes a socket, or a link to one, that nobody serves any more; whatever else is there is somebody's file.
-fn give_way(socket: &Path) -> anyhow::Result<()> {
+pub(crate) fn give_way(socket: &Path) -> anyhow::Result<()> {
     let removed = match std::fs::symlink_metadata(socket) {
         Ok(found) if found.file_type().is_socket() || found.file_type().is_symlink() => {
             std::fs::remove_file(socket)
@@ -119,6 +125,8 @@ fn give_way(socket: &Path) -> anyhow::Result<()> {
 
 struct Server {
     engine: Arc<Engine>,
+    /// Whether it ends only when told.
+    stays: bool,
     clients: AtomicUsize,
     /// When the last client left.
     last: Mutex<Instant>,
@@ -148,7 +156,7 @@ impl Server {
     }
 
     fn idle(&self) -> bool {
-        if self.clients.load(Ordering::Relaxed) > 0 || self.engine.busy() {
+        if self.stays || self.clients.load(Ordering::Relaxed) > 0 || self.engine.busy() {
             self.touch();
         }
         self.last.lock().map_or(true, |last| last.elapsed() > super::IDLE)
@@ -255,7 +263,8 @@ impl Server {
                 Ok(mounted)
             }
             Call::Umount { dir } => reply(&engine.umount(&dir)?),
-            Call::Pull { image } => reply(&engine.pull(&image, talk)?),
+            Call::Pull { image, to: None } => reply(&engine.pull(&image, talk)?),
+            Call::Pull { image, to: Some(target) } => reply(&engine.register(&image, &target)?),
             Call::Index { image, push, out, sign, profile } => {
                 let wanted =
                     Wanted { push, out: out.as_deref(), sign: sign.as_deref(), profile: profile.as_deref() };

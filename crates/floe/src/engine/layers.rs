@@ -293,6 +293,10 @@ impl Engine {
                 known.entry(layer.index).or_default().push(image.name.clone());
             }
         }
+        for snapshot in self.snapshots.lazy(&place.blob, &place.diff_id) {
+            let names = known.entry(snapshot.layer.index).or_default();
+            names.extend(RefName::parse(&snapshot.reference));
+        }
         // Of an image that is being opened by somebody else no reference speaks yet.
         let built = self
             .built

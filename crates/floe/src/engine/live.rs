@@ -357,6 +357,11 @@ impl LiveMount {
         self.server().as_ref().is_none_or(Mounted::is_served)
     }
 
+    /// Says whether whoever comes next can use it too.
+    pub(crate) fn can_be_shared(&self) -> bool {
+        self.is_served() && !self.is_stale()
+    }
+
     /// Says whether a successor can take it over without losing a reader.
     pub(super) fn can_be_left(&self) -> bool {
         self.server().as_ref().is_none_or(|server| server.terms().resends())
@@ -377,7 +382,7 @@ impl LiveMount {
         {
             record.watched = false;
             self.shop.unwatch(&record.name);
-            self.keep(&record);
+            self.note(&record);
             tracing::info!(
                 mount = record.name,
                 image = record.reference,
@@ -386,11 +391,19 @@ impl LiveMount {
         }
     }
 
+    /// Notes that it lives until somebody lets it go who comes again after this daemon's end.
+    pub(super) fn keep(&self) {
+        let mut record = self.record();
+        if !std::mem::replace(&mut record.kept, true) {
+            self.note(&record);
+        }
+    }
+
     /// Notes a process that uses it.
     pub(super) fn hold(&self, holder: &Holder) {
         let mut record = self.record();
         record.holders.push(holder.clone());
-        self.keep(&record);
+        self.note(&record);
     }
 
     /// Notes that it uses it no more.
@@ -399,17 +412,17 @@ impl LiveMount {
         if let Some(at) = record.holders.iter().position(|other| other == holder) {
             record.holders.swap_remove(at);
         }
-        self.keep(&record);
+        self.note(&record);
     }
 
     /// Notes where users see it.
     pub(super) fn binds(&self, change: impl FnOnce(&mut Vec<PathBuf>)) {
         let mut record = self.record();
         change(&mut record.binds);
-        self.keep(&record);
+        self.note(&record);
     }
 
-    fn keep(&self, record: &Record) {
+    fn note(&self, record: &Record) {
         if let Err(error) = record.write(&self.shop.records) {
             tracing::warn!(mount = record.name, %error, "noting what became of a mount");
         }

@@ -7,6 +7,7 @@
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
 //! | `publish.rs` | the index artifact: sign, push, write |
+//! | `stack.rs` | layers of an image that somebody else remembers: containerd's lazy snapshots |
 //! | `mounts.rs`, `live.rs`, `points.rs` | mounts and who sees them, one mount, the kernel's table of them |
 //! | `keeping.rs`, `record.rs`, `adopt.rs` | what outlives this daemon: keeper, records, and taking them over |
 //! | `waits.rs`, `profile.rs` | who waited, what a start reads |
@@ -33,6 +34,7 @@ mod record;
 mod regret;
 pub mod report;
 pub mod room;
+pub(crate) mod stack;
 mod waits;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,7 +45,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use format::IndexId;
-use store::{GarbageKind, GcMode, ReadThrough, RefName, Segments, Store, Workers};
+use store::{GarbageKind, GcMode, MetaKey, ReadThrough, RefName, Segments, Snapshots, Store, Workers};
 
 use self::keeping::Keeping;
 use self::live::Workshop;
@@ -78,6 +80,8 @@ pub struct Engine {
     mounts: Mounts,
     keeping: Arc<Keeping>,
     room: Room,
+    /// What containerd has made of layers.
+    snapshots: Snapshots,
     /// Images that were opened, by canonical reference.
     images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
     /// One builder per layer, so that two runs of one image stream it once.
@@ -131,6 +135,10 @@ impl Engine {
             tracing::info!(run, "removed what a killed run left");
         }
         let room = Room::new(store.clone(), &config.store)?;
+        let (snapshots, damaged) = Snapshots::open(&store).context("reading the snapshots")?;
+        for error in damaged {
+            alerts.raise(format!("a snapshot cannot be used, nor can what stands on it: {error}"));
+        }
         let engine = Arc::new(Self {
             config: config.clone(),
             rule,
@@ -140,6 +148,7 @@ impl Engine {
             mounts,
             keeping,
             room,
+            snapshots,
             images: Mutex::default(),
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
@@ -169,6 +178,16 @@ impl Engine {
         tracing::error!("the keeper has died; reads of what is missing failed until now");
         self.keeping.forget();
         self.mounts.rearm();
+    }
+
+    /// Returns the snapshots.
+    pub(crate) fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Returns the mounts that an earlier daemon kept for whoever serves the snapshots.
+    pub(crate) fn take_kept(&self) -> Vec<(MetaKey, Arc<LiveMount>)> {
+        self.mounts.take_kept()
     }
 
     /// Returns the directory of the store.

@@ -31,6 +31,8 @@ pub struct Mounts {
     /// Held while mounting: two users of one image share one mount. Taken before `binds`.
     live: Mutex<HashMap<MetaKey, Vec<Weak<LiveMount>>>>,
     binds: Mutex<HashMap<PathBuf, Bind>>,
+    /// Mounts that were kept for somebody who has not come again yet.
+    kept: Mutex<Vec<(MetaKey, Arc<LiveMount>)>>,
     /// Mounts of processes that began under an earlier daemon.
     inherited: Mutex<Vec<(OwnedFd, Arc<LiveMount>)>>,
     /// Why the kernel's own path does not work here, if it was tried and does not.
@@ -72,6 +74,7 @@ impl Mounts {
             shop: Arc::new(shop),
             live: Mutex::default(),
             binds: Mutex::default(),
+            kept: Mutex::default(),
             inherited: Mutex::default(),
             trial: OnceLock::new(),
         };
@@ -84,7 +87,7 @@ impl Mounts {
         let mounts = live.entry(recipe.key).or_default();
         mounts.retain(|mount| mount.strong_count() > 0);
         let fits = |mount: &Arc<LiveMount>| {
-            wanted.takes(mount.path()) && mount.is_served() && !mount.is_stale() && !direct::is_direct(mount)
+            wanted.takes(mount.path()) && mount.can_be_shared() && !direct::is_direct(mount)
         };
         if let Some(mount) = mounts.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(mount);
@@ -150,7 +153,12 @@ impl Mounts {
         for (key, record, recipe) in made {
             let (old, binds, holders) = (record.clone(), record.binds.clone(), record.holders.clone());
             match LiveMount::adopt(&self.shop, record, recipe) {
-                Ok(mount) => adopted.push((key, mount, binds, holders)),
+                Ok(mount) => {
+                    if old.kept {
+                        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((key, mount.clone()));
+                    }
+                    adopted.push((key, mount, binds, holders));
+                }
                 Err(error) => self.give_up(&old, &error),
             }
         }
@@ -190,6 +198,11 @@ impl Mounts {
                 }
             }
         }
+    }
+
+    /// Returns the mounts that an earlier daemon kept for whoever asks.
+    pub(crate) fn take_kept(&self) -> Vec<(MetaKey, Arc<LiveMount>)> {
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Does what can be done for a mount that cannot be served: the kernel's own still shows what is here, and what is
@@ -313,6 +326,7 @@ impl Mounts {
             }
         }
         self.inherited.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        drop(self.take_kept());
     }
 
     /// Returns what is mounted where.
@@ -402,6 +416,11 @@ fn has_ended(process: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(process, PollFlags::IN)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0) // an interrupted look has seen nothing
+}
+
+/// Says whether a daemon that has ended left a mount at a directory to the next.
+pub fn is_left(run: &Path, dir: &Path) -> bool {
+    Record::is_at(&run.join("mounts"), dir) && is_mounted(dir)
 }
 
 /// Takes away a mount of ours that no daemon knows of any more.

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,9 @@ pub(super) struct OpenImage {
     reference: String,
     manifest: Digest,
     descriptor: Descriptor,
+    manifest_bytes: Vec<u8>,
+    /// Whether the store knows what its reference means.
+    named: AtomicBool,
     config: Vec<u8>,
     layers: Vec<FoundLayer>,
     key: MetaKey,
@@ -62,6 +66,11 @@ impl OpenImage {
     /// Returns the manifest as an artifact refers to it.
     pub(super) fn manifest_descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// Returns manifest and config, byte for byte.
+    pub(super) fn documents(&self) -> (&[u8], &[u8]) {
+        (&self.manifest_bytes, &self.config)
     }
 
     pub(super) fn layers(&self) -> &[FoundLayer] {
@@ -108,7 +117,7 @@ impl OpenImage {
 
     /// Begins to fetch what a start reads, if one is about to happen.
     fn hurry(&self, engine: &Arc<Engine>, purpose: Purpose) {
-        if let (Purpose::Start, Some(profile)) = (purpose, &self.profile) {
+        if let (true, Some(profile)) = (purpose.is_start(), &self.profile) {
             engine.fetch_profile(profile.clone());
         }
     }
@@ -132,10 +141,19 @@ impl OpenImage {
 pub(super) enum Purpose {
     /// A container is about to start: what a start reads is fetched at once.
     Start,
+    /// The same, and somebody else remembers the image: it gets no name here.
+    Lend,
     /// Somebody asks for what the reference means today: the registry is waited for.
     Pull,
     /// Anything else.
     Look,
+}
+
+impl Purpose {
+    /// Says whether a container is about to start.
+    fn is_start(self) -> bool {
+        matches!(self, Self::Start | Self::Lend)
+    }
 }
 
 /// Returns a reference as everything else names it.
@@ -157,7 +175,6 @@ pub(super) struct Resolved {
     pub(super) manifest: Digest,
     manifest_bytes: Vec<u8>,
     config: Vec<u8>,
-    config_digest: Digest,
     pub(super) layers: Vec<Place>,
     pub(super) source: Option<Arc<Source>>,
     /// The question for its index artifacts, if it was asked already.
@@ -183,6 +200,9 @@ impl Engine {
 
         if let Some(known) = self.images().get(&name).filter(|known| known.serves(resolved.manifest)).cloned()
         {
+            if purpose != Purpose::Lend {
+                self.remember(&known)?;
+            }
             *known.last() = LastOpening {
                 times: Opening { resolve, ..Opening::default() },
                 again: purpose == Purpose::Start,
@@ -199,7 +219,7 @@ impl Engine {
         let index = begun.elapsed();
 
         let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
-        if let (Purpose::Start, Some(profile)) = (purpose, &profile) {
+        if let (true, Some(profile)) = (purpose.is_start(), &profile) {
             self.fetch_profile(profile.clone()); // the link is idle while the tree is written
         }
 
@@ -210,19 +230,20 @@ impl Engine {
         let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();
         let key = MetaKey::of(&ids);
         let meta = std::thread::scope(|scope| {
-            if purpose == Purpose::Start && self.mounts.uses_kernel() {
+            if purpose.is_start() && self.mounts.uses_kernel() {
                 // The mount does it again, finds it done, and tells what failed.
                 scope.spawn(|| expose(&found.layers.iter().map(FoundLayer::files).collect::<Vec<_>>()));
             }
             self.metadata_image(key, &found.layers)
         });
         let meta = meta.with_context(|| format!("writing the tree of {name}"))?;
-        self.remember(&name, &resolved, &found.layers)?;
         let descriptor = resolved.descriptor()?;
         let image = Arc::new(OpenImage {
             reference: name.clone(),
             manifest: resolved.manifest,
             descriptor,
+            manifest_bytes: resolved.manifest_bytes,
+            named: false.into(),
             config: resolved.config,
             layers: found.layers,
             key,
@@ -237,6 +258,9 @@ impl Engine {
             profile,
             at_once,
         });
+        if purpose != Purpose::Lend {
+            self.remember(&image)?;
+        }
         self.images().insert(name, image.clone());
         Ok(image)
     }
@@ -289,7 +313,7 @@ impl Engine {
     }
 
     /// Returns the path of the metadata image of these layers, writing it if there is none.
-    fn metadata_image(&self, key: MetaKey, layers: &[FoundLayer]) -> anyhow::Result<PathBuf> {
+    pub(super) fn metadata_image(&self, key: MetaKey, layers: &[FoundLayer]) -> anyhow::Result<PathBuf> {
         if let Some(meta) = self.store.meta(key)? {
             return Ok(meta.path);
         }
@@ -315,16 +339,21 @@ impl Engine {
     }
 
     /// Keeps what the reference means, so that the image starts without network.
-    fn remember(&self, name: &str, resolved: &Resolved, layers: &[FoundLayer]) -> anyhow::Result<()> {
-        let image = ImageRef {
-            name: ref_name(name)?,
-            manifest_digest: resolved.manifest,
-            manifest: resolved.manifest_bytes.clone(),
-            config_digest: resolved.config_digest,
-            config: resolved.config.clone(),
-            layers: layers.iter().map(FoundLayer::as_ref).collect(),
+    fn remember(&self, image: &OpenImage) -> anyhow::Result<()> {
+        if image.named.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let known = ImageRef {
+            name: ref_name(&image.reference)?,
+            manifest_digest: image.manifest,
+            manifest: image.manifest_bytes.clone(),
+            config_digest: Digest::of(&image.config),
+            config: image.config.clone(),
+            layers: image.layers.iter().map(FoundLayer::as_ref).collect(),
         };
-        self.store.refs().put(&image).with_context(|| format!("remembering {name}"))
+        self.store.refs().put(&known).with_context(|| format!("remembering {}", image.reference))?;
+        image.named.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// What was recorded here is nearer the truth than what somebody else recorded.
@@ -392,7 +421,6 @@ impl Resolved {
             manifest: image.manifest.digest,
             manifest_bytes: image.manifest.bytes.to_vec(),
             config: image.config.to_vec(),
-            config_digest: image.config_digest,
             source: Some(source),
             artifacts,
             unasked: None,
@@ -405,7 +433,6 @@ impl Resolved {
             manifest: image.manifest_digest,
             manifest_bytes: image.manifest.clone(),
             config: image.config.clone(),
-            config_digest: image.config_digest,
             source,
             artifacts: None,
             unasked: None,

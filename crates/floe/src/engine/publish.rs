@@ -51,7 +51,7 @@ pub(super) fn publish(engine: &Engine, image: &OpenImage, wanted: &Wanted<'_>) -
         layers,
         profile: profile.map(Into::into),
         signatures: signatures.into_iter().map(Into::into).collect(),
-        created: moment(),
+        created: moment(std::time::SystemTime::now()),
     };
     let mut digest: Option<Digest> = None;
     if wanted.push {
@@ -107,11 +107,9 @@ fn profile(engine: &Engine, image: &OpenImage, path: &Path) -> anyhow::Result<Ve
     Ok(bytes)
 }
 
-/// Returns the present moment as OCI annotations write it: RFC 3339 in UTC.
-fn moment() -> String {
-    let since =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    civil(since)
+/// Returns a moment as OCI annotations write it: RFC 3339 in UTC.
+pub(crate) fn moment(at: std::time::SystemTime) -> String {
+    civil(at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 /// Returns a moment given in seconds since 1970, in the proleptic Gregorian calendar.

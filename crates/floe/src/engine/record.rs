@@ -38,6 +38,9 @@ pub(super) struct Record {
     pub(super) watched: bool,
     /// Where users see it.
     pub(super) binds: Vec<PathBuf>,
+    /// Whether it is kept for somebody who comes again.
+    #[serde(default)]
+    pub(super) kept: bool,
     /// Processes that use it.
     pub(super) holders: Vec<Holder>,
 }
@@ -80,6 +83,7 @@ impl Record {
             terms: Vec::new(),
             watched: false,
             binds: Vec::new(),
+            kept: false,
             holders: Vec::new(),
         }
     }
@@ -115,6 +119,13 @@ impl Record {
             }
         }
         Ok(records)
+    }
+
+    /// Says whether a record is of a mount that users see at a directory.
+    pub(super) fn is_at(records: &Path, dir: &Path) -> bool {
+        let files = std::fs::read_dir(records).into_iter().flatten().flatten();
+        let mut known = files.filter_map(|file| Self::read(&file.path()).ok());
+        known.any(|record| record.binds.iter().any(|bind| bind == dir))
     }
 
     fn read(path: &Path) -> io::Result<Self> {

@@ -11,6 +11,7 @@
     reason = "helpers of tests fail the test"
 )]
 
+pub mod containerd;
 pub mod disk;
 pub mod image;
 pub mod readers;

@@ -7,4 +7,5 @@ mod fixture;
 mod flight;
 mod locking;
 mod room;
+mod snapshots;
 mod spans;

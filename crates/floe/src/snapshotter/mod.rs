@@ -1,0 +1,294 @@
+//! Snapshots for containerd and for what is built on it: lazy where an image can be, ordinary overlays elsewhere.
+//!
+//! A committed lazy snapshot is a record: a layer, and what it stands on. What a container is given is an overlay over one mount of
+//! the longest lazy stack below it; committed directories of ordinary snapshots lie between. Mounts are made when
+//! somebody first asks for them, and end with the last snapshot in use that stands on them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `labels.rs` | what clients say of the layer that they want |
+//! | `service.rs` | the gRPC service |
+//! | `register.rs` | an image made known to a containerd |
+//!
+//! The contract of a lazy layer: who unpacks an image prepares a snapshot with the label `containerd.io/snapshot.ref`,
+//! whose value is the chain ID it would commit. Where the layer is had here, a committed snapshot of that name is made, and the
+//! answer is that it exists already; then nobody fetches or unpacks the layer.
+
+mod labels;
+pub mod register;
+mod service;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use store::{
+    LazyLayer, MetaKey, NewSnapshot, RefLayer, Snapshot, SnapshotError, SnapshotKind, Snapshots, Usage,
+};
+
+use self::labels::{SNAPSHOT_REF, Wish};
+pub use self::service::{Serving, serve};
+use crate::engine::Engine;
+use crate::engine::mounts::LiveMount;
+use crate::engine::stack::{Known, Lent};
+
+/// The label by which BuildKit knows that a snapshot is lazy.
+const REMOTE: &str = "containerd.io/snapshot/remote";
+
+/// For how long what a reference means is taken from before: the layers of one image are asked for one after the other.
+const LENT: Duration = Duration::from_secs(60);
+
+/// What somebody has to mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    kind: &'static str,
+    source: String,
+    options: Vec<String>,
+}
+
+/// Why something cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// With the snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// With what it stands on.
+    #[error("mounting what {name:?} stands on: {source:#}")]
+    Mount {
+        /// The snapshot.
+        name: String,
+        /// Why.
+        source: anyhow::Error,
+    },
+}
+
+/// The snapshots of one daemon.
+pub struct Snapshotter {
+    engine: Arc<Engine>,
+    /// What each snapshot in use stands on. Held for a look only.
+    uses: Mutex<HashMap<User, Vec<Arc<LiveMount>>>>,
+    /// What an earlier daemon kept, where nobody knows any more for which snapshot.
+    _kept: Vec<Arc<LiveMount>>,
+    /// Images whose layers were just asked for.
+    lent: Mutex<Vec<(Instant, Known)>>,
+}
+
+/// Owner and name of a snapshot in use.
+type User = (String, String);
+
+impl Snapshotter {
+    /// Returns the snapshotter of an engine; takes over what snapshots in use stand on.
+    pub fn new(engine: &Arc<Engine>) -> Arc<Self> {
+        let snapshots = engine.snapshots();
+        let kept = engine.take_kept();
+        let mut uses: HashMap<User, Vec<_>> = HashMap::new();
+        for one in snapshots.in_use() {
+            let Some(key) = key_below(snapshots, &one) else { continue };
+            let of_its = kept.iter().filter(|(kept, _)| *kept == key).map(|(_, mount)| mount.clone());
+            uses.entry((one.owner, one.name)).or_default().extend(of_its);
+        }
+        // A record that cannot be read may be a container's.
+        let _kept = kept.into_iter().filter(|_| !snapshots.is_whole()).map(|(_, mount)| mount).collect();
+        Arc::new(Self { engine: engine.clone(), uses: uses.into(), _kept, lent: Mutex::default() })
+    }
+
+    fn snapshots(&self) -> &Snapshots {
+        self.engine.snapshots()
+    }
+
+    /// Makes a snapshot that can be looked at or written to, and returns what to mount. One that somebody would unpack a layer
+    /// into exists already where the layer is had lazily.
+    fn create(&self, new: &NewSnapshot<'_>, kind: SnapshotKind) -> Result<Vec<Mount>, Failure> {
+        if let (SnapshotKind::Active, Some(target)) = (kind, new.labels.get(SNAPSHOT_REF)) {
+            match self.lazily(new, target) {
+                Ok(()) => return Err(SnapshotError::Exists(target.clone()).into()),
+                Err(why) => {
+                    tracing::info!(target, snapshotter = new.owner, "the layer is not lazy: {why:#}");
+                }
+            }
+        }
+        let snapshot = self.snapshots().create(new, kind)?;
+        self.mounts_of(&snapshot).inspect_err(|_| {
+            let _ = self.remove(new.owner, new.name); // nobody has heard of it
+        })
+    }
+
+    /// Makes the committed snapshot that somebody is about to unpack, or says why not.
+    fn lazily(&self, new: &NewSnapshot<'_>, target: &str) -> Result<(), labels::NotLazy> {
+        let below = match new.parent {
+            Some(parent) => stack(&self.snapshots().lineage(new.owner, parent)?),
+            None => Some(Vec::new()),
+        };
+        let below = below.ok_or(labels::NotLazy::Parent)?;
+        if let Ok(there) = self.snapshots().get(new.owner, target)
+            && there.lazy.is_some()
+            && there.parent.as_deref() == new.parent
+        {
+            return Ok(());
+        }
+        let wish = Wish::of(new.labels)?;
+        let lent = self.borrow(&wish)?;
+        let (layers, at) = (lent.layers(), wish.find(target, &lent)?);
+        let same = |(below, layer): (&RefLayer, &RefLayer)| below.diff_id == layer.diff_id;
+        if below.len() != at || !below.iter().zip(&layers).all(same) {
+            return Err(labels::NotLazy::OtherParent);
+        }
+        let mut noted: BTreeMap<String, String> = new.labels.clone();
+        noted.insert(REMOTE.into(), "remote snapshot".into());
+        let lazy = LazyLayer { reference: lent.reference().to_owned(), layer: layers[at].clone() };
+        self.snapshots().create_lazy(&NewSnapshot { name: target, labels: &noted, ..*new }, &lazy)?;
+        Ok(())
+    }
+
+    /// Opens the image whose layer is wished for, unless that was done a moment ago.
+    fn borrow(&self, wish: &Wish) -> Result<Lent, labels::NotLazy> {
+        let has = |one: &Lent| {
+            one.reference() == wish.reference()
+                && one.layers().iter().any(|layer| layer.blob == *wish.layer())
+        };
+        let lent = || self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        lent().retain(|(since, _)| since.elapsed() < LENT);
+        if let Some(known) = lent().iter().filter_map(|(_, known)| known.upgrade()).find(has) {
+            return Ok(known);
+        }
+        // It may take as long as a pull.
+        let opened = self.engine.lend(wish.reference()).map_err(labels::NotLazy::Image)?;
+        lent().push((Instant::now(), opened.downgrade()));
+        Ok(opened)
+    }
+
+    /// Returns what to mount to see a snapshot that is in use.
+    fn mounts_of(&self, snapshot: &Snapshot) -> Result<Vec<Mount>, Failure> {
+        let lineage = self.snapshots().lineage(&snapshot.owner, &snapshot.name)?;
+        let mut lowers = Vec::new();
+        let mut below = &lineage[1..];
+        while let [next, rest @ ..] = below {
+            match stack(below) {
+                Some(layers) => {
+                    lowers.push(self.mount(snapshot, next, &layers)?);
+                    break;
+                }
+                None => lowers.push(text(&self.snapshots().files(next))),
+            }
+            below = rest;
+        }
+        let own = text(&self.snapshots().files(snapshot));
+        let bind = |source: String, mode: &str| Mount {
+            kind: "bind",
+            source,
+            options: vec![mode.to_owned(), "rbind".to_owned()],
+        };
+        let over = |mut options: Vec<String>| {
+            options.push(format!("lowerdir={}", lowers.join(":")));
+            Mount { kind: "overlay", source: "overlay".to_owned(), options }
+        };
+        let mount = match (snapshot.kind, &lowers[..]) {
+            (SnapshotKind::Committed, _) => {
+                let what = "is committed: only what stands on it can be mounted";
+                return Err(SnapshotError::Unfit { name: snapshot.name.clone(), what }.into());
+            }
+            (SnapshotKind::View, []) => bind(own, "ro"),
+            (SnapshotKind::View, [only]) => bind(only.clone(), "ro"),
+            (SnapshotKind::View, _) => over(vec!["ro".to_owned()]),
+            (SnapshotKind::Active, []) => bind(own, "rw"),
+            (SnapshotKind::Active, _) => {
+                let work = text(&self.snapshots().work(snapshot));
+                over(vec!["index=off".to_owned(), format!("workdir={work}"), format!("upperdir={own}")])
+            }
+        };
+        Ok(vec![mount])
+    }
+
+    /// Returns where a stack is mounted.
+    fn mount(&self, snapshot: &Snapshot, top: &Snapshot, layers: &[RefLayer]) -> Result<String, Failure> {
+        let user = (snapshot.owner.clone(), snapshot.name.clone());
+        let mounted = |uses: &Vec<Arc<LiveMount>>| uses.iter().rev().find(|one| one.can_be_shared()).cloned();
+        if let Some(mount) = self.uses().get(&user).and_then(mounted) {
+            return Ok(text(mount.dir()));
+        }
+        let reference = top.lazy.as_ref().map_or("", |lazy| &lazy.reference);
+        let mount = self.engine.mount_stack(reference, layers);
+        let mount = mount.map_err(|source| Failure::Mount { name: snapshot.name.clone(), source })?;
+        let dir = text(mount.dir());
+        self.uses().entry(user).or_default().push(mount);
+        // Removed meanwhile, it needs nothing.
+        self.snapshots().get(&snapshot.owner, &snapshot.name).inspect_err(|_| self.let_go(snapshot))?;
+        Ok(dir)
+    }
+
+    fn commit(
+        &self,
+        owner: &str,
+        name: &str,
+        key: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let active = self.snapshots().get(owner, key)?;
+        let usage = usage(&self.snapshots().files(&active));
+        self.snapshots().commit(owner, name, key, labels, usage)?;
+        self.let_go(&active);
+        Ok(())
+    }
+
+    fn remove(&self, owner: &str, name: &str) -> Result<(), Failure> {
+        let removed = self.snapshots().remove(owner, name)?;
+        self.let_go(&removed);
+        Ok(())
+    }
+
+    /// Lets go what a snapshot stood on; with its last user that is unmounted.
+    fn let_go(&self, snapshot: &Snapshot) {
+        let gone = self.uses().remove(&(snapshot.owner.clone(), snapshot.name.clone()));
+        drop(gone); // without the lock: unmounting takes its time
+    }
+
+    fn usage(&self, owner: &str, name: &str) -> Result<Usage, Failure> {
+        let snapshot = self.snapshots().get(owner, name)?;
+        Ok(match (&snapshot.lazy, snapshot.usage) {
+            (Some(lazy), _) => self.engine.layer_usage(&lazy.layer),
+            (None, Some(usage)) => usage,
+            (None, None) => usage(&self.snapshots().files(&snapshot)),
+        })
+    }
+
+    fn uses(&self) -> MutexGuard<'_, HashMap<User, Vec<Arc<LiveMount>>>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the key of the lazy stack that a snapshot stands on.
+fn key_below(snapshots: &Snapshots, snapshot: &Snapshot) -> Option<MetaKey> {
+    let lineage = snapshots.lineage(&snapshot.owner, snapshot.parent.as_ref()?).ok()?;
+    let layers = (0..lineage.len()).find_map(|n| stack(&lineage[n..]))?;
+    Some(MetaKey::of(&layers.iter().map(|layer| layer.index).collect::<Vec<_>>()))
+}
+
+/// Returns the layers of a lineage (topmost first), bottom first, if all of it is lazy.
+fn stack(lineage: &[Snapshot]) -> Option<Vec<RefLayer>> {
+    lineage.iter().rev().map(|one| one.lazy.as_ref().map(|lazy| lazy.layer.clone())).collect()
+}
+
+fn text(path: &std::path::Path) -> String {
+    path.display().to_string() // ours, and the store's
+}
+
+/// Returns what a directory tree takes, each file once. What vanishes meanwhile does not count.
+fn usage(dir: &std::path::Path) -> Usage {
+    use std::os::unix::fs::MetadataExt;
+    let (mut usage, mut seen) = (Usage::default(), std::collections::HashSet::new());
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino()) {
+                continue;
+            }
+            usage.bytes += metadata.blocks() * 512;
+            usage.inodes += 1;
+            if metadata.is_dir() {
+                dirs.push(entry.path());
+            }
+        }
+    }
+    usage
+}

@@ -1,0 +1,324 @@
+//! The gRPC service `containerd.services.snapshots.v1`, on a Unix socket.
+//!
+//! Every call is for the snapshotter that it names, and sees its snapshots only. Calls may take as long as a pull: each runs on a
+//! thread of its own.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use containerd::filter::Filters;
+use containerd::services::snapshots::v1 as api;
+use containerd::types;
+use store::{NewSnapshot, Snapshot, SnapshotError, SnapshotKind, StoreError};
+use tonic::{Request, Response, Status};
+
+use super::{Failure, Mount, Snapshotter};
+use crate::engine::Engine;
+
+/// Snapshots in one message of a list.
+const PAGE: usize = 100;
+
+/// Threads that read and write messages; the calls themselves have others.
+const THREADS: usize = 2;
+
+/// The service while it is served.
+pub struct Serving {
+    socket: PathBuf,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.socket); // it would only refuse connections
+    }
+}
+
+/// Serves snapshots at a socket until the result is dropped.
+pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("snapshots")
+        .enable_all()
+        .build()
+        .context("starting the threads of the snapshotter")?;
+    let listener = {
+        let _inside = runtime.enter();
+        listen(socket)?
+    };
+    let service = Service(Snapshotter::new(engine));
+    let served = tonic::transport::Server::builder()
+        .add_service(api::snapshots_server::SnapshotsServer::new(service))
+        .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
+    runtime.spawn(async move {
+        if let Err(error) = served.await {
+            tracing::error!(%error, "serving snapshots");
+        }
+    });
+    tracing::info!(socket = %socket.display(), "serving snapshots");
+    Ok(Serving { socket: socket.to_owned(), _runtime: runtime })
+}
+
+fn listen(socket: &Path) -> anyhow::Result<tokio::net::UnixListener> {
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    crate::daemon::server::give_way(socket)?;
+    let listener = tokio::net::UnixListener::bind(socket);
+    let listener = listener.with_context(|| format!("listening on {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("closing {} to other users", socket.display()))?;
+    Ok(listener)
+}
+
+struct Service(Arc<Snapshotter>);
+
+impl Service {
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshotter) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let snapshotter = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || work(&snapshotter)).await;
+        let done = done.map_err(|_| Status::internal("the daemon failed; its log says more"))?;
+        done.map(Response::new).map_err(|failure| status(&failure))
+    }
+}
+
+#[tonic::async_trait]
+impl api::snapshots_server::Snapshots for Service {
+    async fn prepare(
+        &self,
+        request: Request<api::PrepareSnapshotRequest>,
+    ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| {
+            let labels = asked.labels.into_iter().collect();
+            let new = named(&asked.snapshotter, &asked.key, &asked.parent, &labels);
+            let mounts = snapshotter.create(&new, SnapshotKind::Active)?;
+            Ok(api::PrepareSnapshotResponse { mounts: mounts.into_iter().map(message).collect() })
+        })
+        .await
+    }
+
+    async fn view(
+        &self,
+        request: Request<api::ViewSnapshotRequest>,
+    ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| {
+            let labels = asked.labels.into_iter().collect();
+            let new = named(&asked.snapshotter, &asked.key, &asked.parent, &labels);
+            let mounts = snapshotter.create(&new, SnapshotKind::View)?;
+            Ok(api::ViewSnapshotResponse { mounts: mounts.into_iter().map(message).collect() })
+        })
+        .await
+    }
+
+    async fn mounts(
+        &self,
+        request: Request<api::MountsRequest>,
+    ) -> Result<Response<api::MountsResponse>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| {
+            let snapshot = snapshotter.snapshots().get(&asked.snapshotter, &asked.key)?;
+            let mounts = snapshotter.mounts_of(&snapshot)?;
+            Ok(api::MountsResponse { mounts: mounts.into_iter().map(message).collect() })
+        })
+        .await
+    }
+
+    async fn commit(&self, request: Request<api::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| {
+            let labels = asked.labels.into_iter().collect();
+            snapshotter.commit(&asked.snapshotter, &asked.name, &asked.key, &labels)
+        })
+        .await
+    }
+
+    async fn remove(&self, request: Request<api::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| snapshotter.remove(&asked.snapshotter, &asked.key)).await
+    }
+
+    async fn stat(
+        &self,
+        request: Request<api::StatSnapshotRequest>,
+    ) -> Result<Response<api::StatSnapshotResponse>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| {
+            let snapshot = snapshotter.snapshots().get(&asked.snapshotter, &asked.key)?;
+            Ok(api::StatSnapshotResponse { info: Some(info(&snapshot)) })
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        request: Request<api::UpdateSnapshotRequest>,
+    ) -> Result<Response<api::UpdateSnapshotResponse>, Status> {
+        let asked = request.into_inner();
+        let wanted = asked.info.ok_or_else(|| Status::invalid_argument("no snapshot is named"))?;
+        let paths = asked.update_mask.map_or_else(Vec::new, |mask| mask.paths);
+        if let Some(path) = paths.iter().find(|path| *path != "labels" && !path.starts_with("labels.")) {
+            return Err(Status::invalid_argument(format!("{path:?} of a snapshot cannot be changed")));
+        }
+        self.run(move |snapshotter| {
+            let changed = snapshotter.snapshots().label(&asked.snapshotter, &wanted.name, |labels| {
+                relabel(labels, &paths, wanted.labels);
+            })?;
+            Ok(api::UpdateSnapshotResponse { info: Some(info(&changed)) })
+        })
+        .await
+    }
+
+    type ListStream = tokio_stream::Iter<std::vec::IntoIter<Result<api::ListSnapshotsResponse, Status>>>;
+
+    async fn list(
+        &self,
+        request: Request<api::ListSnapshotsRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let asked = request.into_inner();
+        let filters =
+            Filters::parse(&asked.filters).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let listed = self.run(move |snapshotter| {
+            let mut found = snapshotter.snapshots().list(&asked.snapshotter);
+            found.retain(|snapshot| passes(&filters, snapshot));
+            Ok(found)
+        });
+        let found = listed.await?.into_inner();
+        let page =
+            |page: &[Snapshot]| Ok(api::ListSnapshotsResponse { info: page.iter().map(info).collect() });
+        let pages: Vec<_> = found.chunks(PAGE).map(page).collect();
+        Ok(Response::new(tokio_stream::iter(pages)))
+    }
+
+    async fn usage(
+        &self,
+        request: Request<api::UsageRequest>,
+    ) -> Result<Response<api::UsageResponse>, Status> {
+        let asked = request.into_inner();
+        self.run(move |snapshotter| {
+            let usage = snapshotter.usage(&asked.snapshotter, &asked.key)?;
+            let number = |n| i64::try_from(n).unwrap_or(i64::MAX);
+            Ok(api::UsageResponse { size: number(usage.bytes), inodes: number(usage.inodes) })
+        })
+        .await
+    }
+
+    async fn cleanup(&self, _: Request<api::CleanupRequest>) -> Result<Response<()>, Status> {
+        self.run(|snapshotter| {
+            snapshotter.snapshots().clean_up();
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn named<'a>(
+    owner: &'a str,
+    name: &'a str,
+    parent: &'a str,
+    labels: &'a BTreeMap<String, String>,
+) -> NewSnapshot<'a> {
+    NewSnapshot { owner, name, parent: Some(parent).filter(|parent| !parent.is_empty()), labels }
+}
+
+/// Changes labels as a field mask says: all of them, or single ones, of which those without value go.
+fn relabel(
+    labels: &mut BTreeMap<String, String>,
+    paths: &[String],
+    wanted: std::collections::HashMap<String, String>,
+) {
+    if paths.is_empty() || paths.iter().any(|path| path == "labels") {
+        *labels = wanted.into_iter().collect();
+        return;
+    }
+    for key in paths.iter().filter_map(|path| path.strip_prefix("labels.")) {
+        match wanted.get(key).filter(|value| !value.is_empty()) {
+            Some(value) => drop(labels.insert(key.to_owned(), value.clone())),
+            None => drop(labels.remove(key)),
+        }
+    }
+}
+
+fn passes(filters: &Filters, snapshot: &Snapshot) -> bool {
+    filters.pass(|path| match path {
+        [field] if field == "name" => Some(snapshot.name.as_str()),
+        [field] if field == "parent" => Some(snapshot.parent.as_deref().unwrap_or_default()),
+        [field] if field == "kind" => Some(match snapshot.kind {
+            SnapshotKind::View => "view",
+            SnapshotKind::Active => "active",
+            SnapshotKind::Committed => "committed",
+        }),
+        // As containerd has it: a key may have dots of its own.
+        [field, key @ ..] if field == "labels" => snapshot.labels.get(&key.join(".")).map(String::as_str),
+        _ => None,
+    })
+}
+
+fn info(snapshot: &Snapshot) -> api::Info {
+    let kind = match snapshot.kind {
+        SnapshotKind::View => api::Kind::View,
+        SnapshotKind::Active => api::Kind::Active,
+        SnapshotKind::Committed => api::Kind::Committed,
+    };
+    api::Info {
+        name: snapshot.name.clone(),
+        parent: snapshot.parent.clone().unwrap_or_default(),
+        kind: kind.into(),
+        created_at: Some(timestamp(snapshot.created)),
+        updated_at: Some(timestamp(snapshot.updated)),
+        labels: snapshot.labels.clone().into_iter().collect(),
+    }
+}
+
+fn timestamp(since: Duration) -> prost_types::Timestamp {
+    let nanos = i32::try_from(since.subsec_nanos()).unwrap_or(0); // below 10^9
+    prost_types::Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos }
+}
+
+fn message(mount: Mount) -> types::Mount {
+    types::Mount {
+        r#type: mount.kind.to_owned(),
+        source: mount.source,
+        target: String::new(),
+        options: mount.options,
+    }
+}
+
+/// Returns the answer by which containerd knows what went wrong.
+fn status(failure: &Failure) -> Status {
+    let text = match failure {
+        Failure::Snapshot(SnapshotError::Store(error)) => format!("{:#}", Chain(error)),
+        failure => failure.to_string(),
+    };
+    match failure {
+        Failure::Snapshot(SnapshotError::NotFound(_)) => Status::not_found(text),
+        Failure::Snapshot(SnapshotError::Exists(_)) => Status::already_exists(text),
+        Failure::Snapshot(SnapshotError::Unfit { .. }) => Status::failed_precondition(text),
+        Failure::Snapshot(SnapshotError::Invalid(_)) => Status::invalid_argument(text),
+        Failure::Snapshot(SnapshotError::Store(StoreError::Full { .. })) => Status::resource_exhausted(text),
+        Failure::Snapshot(SnapshotError::Store(_)) => Status::internal(text),
+        Failure::Mount { .. } => Status::unavailable(text),
+    }
+}
+
+/// An error with its causes.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(next) = cause {
+            write!(f, ": {next}")?;
+            cause = next.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! The snapshotter: images started by a real containerd without their layers, and the service asked by hand.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs;
+
+use format::{ChainId, DiffId, Digest};
+use serde_json::json;
+use support::containerd::Containerd;
+use support::image::{self, TestImage};
+use support::servers::Embedded;
+use support::{mounts_of, until};
+use tonic::Code;
+
+macro_rules! needs_containerd {
+    () => {
+        if support::program("containerd").is_none() || support::program("runc").is_none() {
+            testkit::skip!("there is no containerd, or no runc");
+        }
+    };
+}
+
+fn image() -> Option<TestImage> {
+    image::runnable(&json!({ "Cmd": ["cat", "/etc/name"], "Env": ["PATH=/bin"] }))
+}
+
+/// Returns the chain IDs of an image's layers.
+fn chain(image: &TestImage) -> Vec<String> {
+    let ids: Vec<_> = image.layers.iter().map(|layer| DiffId::new(Digest::of(&layer.tar))).collect();
+    (1..=ids.len()).map(|n| ChainId::of(&ids[..n]).unwrap().to_string()).collect()
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
+}
+
+#[test]
+fn an_image_runs_under_containerd_without_its_layers() {
+    let node = node!("");
+    needs_containerd!();
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let mut containerd = Containerd::start(&node);
+    containerd.pull(&reference);
+    assert!(node.received() < image.packed() / 4, "{}", node.received());
+    let blobs = containerd.ok(&["content", "ls", "-q"]);
+    assert_eq!(blobs.lines().count(), 2, "manifest and config: {blobs}");
+    let run = |name, words: &[&str]| {
+        let base = ["run", "--rm", "--snapshotter", "floe", &reference, name];
+        containerd.ok(&[&base[..], words].concat())
+    };
+    assert_eq!(run("one", &[]), "tested\n");
+    assert_eq!(run("two", &["sh", "-c", "echo new >/etc/name; cat /etc/name"]), "new\n");
+    assert_eq!(run("three", &["cat", "/etc/name"]), "tested\n", "what was written was another container's");
+
+    // The daemon dies under a container whose image is not complete; what is missing comes from the next one.
+    let long = ["run", "-d", "--snapshotter", "floe", &reference, "long", "sleep", "600"];
+    containerd.ok(&long);
+    let status = node.status();
+    let layers = status["images"].as_object().unwrap().values().next().unwrap()["layers"].as_array().unwrap();
+    let watched = layers.iter().any(|layer| layer["local"] != layer["segments"]);
+    node.kill_daemon();
+    if watched {
+        until("the keeper has started another daemon", || node.daemon().is_some());
+    } else {
+        node.ok(&["gc", "--dry-run"]); // all is here, and nobody kept watch
+    }
+    let read = containerd.ok(&["tasks", "exec", "--exec-id", "x", "long", "cat", "/data/1"]);
+    assert_eq!(read.len(), String::from_utf8_lossy(&image::noise(10, 4_000_000)).len());
+    until("the new daemon serves containerd", || {
+        containerd.ctr(&["snapshots", "--snapshotter", "floe", "ls"]).status.success()
+    });
+
+    // containerd dies as well; its container goes on, and it finds everything again.
+    containerd.kill();
+    containerd.up();
+    assert_eq!(containerd.ok(&["tasks", "exec", "--exec-id", "y", "long", "cat", "/etc/name"]), "tested\n");
+    assert_eq!(containerd.snapshots("floe").len(), 3, "two layers and a container");
+
+    // Everything goes with the image.
+    containerd.ok(&["tasks", "rm", "-f", "long"]);
+    containerd.ok(&["containers", "rm", "long"]);
+    containerd.ok(&["images", "rm", "--sync", &reference]);
+    until("the snapshots are collected", || node.files("snapshots") == 0);
+    let run = floe::daemon::run_dir(&node.store()).unwrap();
+    until("the mount has gone", || mounts_of(&run.join("mnt")).is_empty());
+    until("nothing is left of the layers", || {
+        node.ok(&["gc"]);
+        node.files("device") == 0
+    });
+}
+
+#[test]
+fn two_snapshotters_of_one_daemon_do_not_touch_each_other() {
+    let node = node!("");
+    needs_containerd!();
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let containerd = Containerd::start(&node);
+    for name in support::containerd::NAMES {
+        containerd.pull_as(name, &reference);
+        assert_eq!(containerd.snapshots(name), sorted(chain(&image)));
+    }
+    // The config's label is of the last one only, so collecting takes the other's.
+    let run = |name| containerd.ctr(&["run", "--rm", "--snapshotter", name, &reference, "one"]);
+    containerd.ok(&["content", "ls"]);
+    assert_eq!(run("stargz").text(), "tested\n");
+    for top in chain(&image).iter().rev() {
+        containerd.ctr(&["snapshots", "--snapshotter", "floe", "rm", top]);
+    }
+    until("the first is empty", || containerd.snapshots("floe").is_empty());
+    assert_eq!(containerd.snapshots("stargz"), sorted(chain(&image)));
+    assert_eq!(run("stargz").text(), "tested\n");
+}
+
+#[test]
+fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
+    let node = node!("");
+    needs_containerd!();
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let containerd = Containerd::start(&node);
+    let mut service = containerd.service();
+    let blobs: Vec<_> = image.layers.iter().map(|layer| Digest::of(&layer.blob).to_string()).collect();
+    let chain = chain(&image);
+    let (target, name, layer) = (
+        "containerd.io/snapshot.ref",
+        "containerd.io/snapshot/cri.image-ref",
+        "containerd.io/snapshot/cri.layer-digest",
+    );
+    let wrong = Digest::of(b"wrong").to_string();
+    let cases: [&[(&str, &str)]; 7] = [
+        &[(target, &chain[0])],
+        &[(target, &chain[0]), (name, &reference)],
+        &[(target, &chain[0]), (name, "not an image"), (layer, &blobs[0])],
+        &[(target, &chain[0]), (name, "127.0.0.1:1/nobody:there"), (layer, &blobs[0])],
+        &[(target, &wrong), (name, &reference), (layer, &blobs[0])],
+        &[(target, &chain[0]), (name, &reference), (layer, &blobs[1])],
+        &[(target, &chain[1]), (name, &reference), (layer, &blobs[1])], // what it stands on is missing
+    ];
+    for (n, labels) in cases.iter().enumerate() {
+        let mounts = service.prepare(&format!("key {n}"), "", labels).unwrap();
+        assert!(mounts.len() == 1 && mounts[0].starts_with("bind "), "{labels:?}: {mounts:?}");
+    }
+    // The right ones, as CRI sends them and, upon that, as BuildKit does.
+    let right = [(target, &*chain[0]), (name, &reference), (layer, &blobs[0])];
+    assert_eq!(service.prepare("right", "", &right), Err(Code::AlreadyExists));
+    assert_eq!(service.prepare("right", "", &right), Err(Code::AlreadyExists));
+    let pinned = reference.replace(":v1", &format!(":v1@{}", Digest::of(&image.manifest)));
+    let next = [
+        (target, &*chain[1]),
+        ("containerd.io/snapshot/remote/stargz.reference.q1", &*pinned),
+        ("containerd.io/snapshot/remote/stargz.digest.q1", &blobs[1]),
+    ];
+    let _ = service.prepare("next", &chain[0], &next); // a digest wants a signature, and without one the layer is streamed
+    let found = service.list(&[&format!("labels.\"{target}\"=={},kind==committed", chain[0])]).unwrap();
+    assert_eq!(found, [chain[0].clone()]);
+    assert_eq!(service.list(&["kind=="]), Ok(vec![]));
+    assert_eq!(service.list(&["="]), Err(Code::InvalidArgument));
+    let labels = service.label(&chain[0], "a", "b").unwrap();
+    assert!(labels.contains(&"a=b".to_owned()), "{labels:?}");
+    assert!(!service.label(&chain[0], "a", "").unwrap().contains(&"a=b".to_owned()));
+    assert_eq!(service.label("nobody", "a", "b"), Err(Code::NotFound));
+    assert_eq!(service.commit(&chain[0], "key 0"), Err(Code::AlreadyExists));
+    assert_eq!(service.commit("x", "nobody"), Err(Code::NotFound));
+    assert_eq!(service.prepare("", "", &[]), Err(Code::InvalidArgument));
+    assert_eq!(service.prepare("child", "key 0", &[]), Err(Code::FailedPrecondition));
+    assert_eq!(service.remove("nobody"), Err(Code::NotFound));
+
+    // What a container wrote is counted, and an unpacked layer takes its place between.
+    let mounts = service.prepare("over", &chain[0], &[]).unwrap();
+    let upper = mounts[0].split("upperdir=").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    fs::write(std::path::Path::new(&upper).join("file"), [1; 100_000]).unwrap();
+    let used = service.usage("over").unwrap();
+    assert!((100_000..200_000).contains(&used), "{used}");
+    service.commit("unpacked", "over").unwrap();
+    assert_eq!(service.usage("unpacked"), Ok(used));
+    let mounts = service.prepare("container", "unpacked", &[]).unwrap();
+    assert!(mounts[0].contains(&format!("lowerdir={upper}:/run/floe/")), "{mounts:?}");
+    assert_eq!(service.remove(&chain[0]), Err(Code::FailedPrecondition));
+}
+
+#[test]
+fn ten_thousand_snapshots_are_listed() {
+    let node = node!("");
+    needs_containerd!();
+    let containerd = Containerd::start(&node);
+    let mut service = containerd.service();
+    for n in 0..10_000 {
+        service.prepare(&format!("k8s.io/{n}/odd key ü:,\"{n}"), "", &[]).unwrap();
+    }
+    assert_eq!(service.list(&[]).unwrap().len(), 10_000);
+    assert_eq!(service.list(&["name==\"k8s.io/77/odd key ü:,\\\"77\""]).unwrap().len(), 1);
+    node.stop();
+    node.ok(&["gc", "--dry-run"]);
+    let mut service = containerd.service();
+    assert_eq!(service.list(&["name~=/1234/"]).unwrap().len(), 1);
+}

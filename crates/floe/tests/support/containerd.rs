@@ -1,0 +1,233 @@
+//! Debian's containerd, with a node's daemon as its snapshotter; and the service itself, asked by hand.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use containerd::services::snapshots::v1 as api;
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+
+use super::{Node, Outcome, until};
+
+/// The snapshotter names that the tests' containerd knows; all of them are the one daemon.
+pub const NAMES: [&str; 2] = ["floe", "stargz"];
+
+/// A containerd of its own root, state and socket; ends when dropped, and its containers with it.
+pub struct Containerd<'a> {
+    node: &'a Node,
+    child: Option<Child>,
+    dir: PathBuf,
+}
+
+/// Returns the configuration of a node that serves containerd.
+pub fn configuration(dir: &Path) -> String {
+    format!("[containerd]\nsocket = \"{}\"\n", dir.join("floe.sock").display())
+}
+
+impl<'a> Containerd<'a> {
+    /// Starts the node's daemon, and a containerd beside it.
+    pub fn start(node: &'a Node) -> Self {
+        let dir = node.path("containerd");
+        fs::create_dir_all(&dir).unwrap();
+        let config = node.path("config.toml");
+        fs::write(&config, fs::read_to_string(&config).unwrap() + &configuration(&dir)).unwrap();
+        let plugin = |name| {
+            format!(
+                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+                dir.join("floe.sock").display()
+            )
+        };
+        let text = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = \"{0}/socket\"\n{1}",
+            dir.display(),
+            NAMES.map(plugin).concat()
+        );
+        fs::write(dir.join("config.toml"), text).unwrap();
+        node.ok(&["gc", "--dry-run"]); // starts the daemon
+        let mut started = Self { node, child: None, dir };
+        started.up();
+        started
+    }
+
+    pub fn up(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let mut command = Command::new(super::program("containerd").unwrap());
+        command.arg("--config").arg(self.dir.join("config.toml"));
+        self.node.isolate(&mut command);
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        until("containerd answers", || self.ctr(&["version"]).status.success());
+    }
+
+    /// Ends without a chance to tidy up.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill(); // it may have ended by itself
+            let _ = child.wait();
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("socket")
+    }
+
+    /// Runs `ctr` to its end.
+    pub fn ctr(&self, args: &[&str]) -> Outcome {
+        let mut command = Command::new(super::program("ctr").unwrap());
+        command.arg("--address").arg(self.socket()).args(args);
+        self.node.isolate(&mut command);
+        self.node.spawn(command).end()
+    }
+
+    /// Runs `ctr` that must succeed; returns what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let outcome = self.ctr(args);
+        let log = || fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        assert!(outcome.status.success(), "ctr {args:?}: {outcome:?}\n{}\n{}", log(), self.node.log());
+        outcome.text()
+    }
+
+    /// Makes an image known by `floe pull`.
+    pub fn pull(&self, reference: &str) {
+        self.pull_as("floe", reference);
+    }
+
+    /// Makes an image known to one of the snapshotters.
+    pub fn pull_as(&self, snapshotter: &str, reference: &str) {
+        let to = format!("containerd={}", self.socket().display());
+        let mut command = self.node.command(&["pull", "--to", &to, reference]);
+        command.env("CONTAINERD_SNAPSHOTTER", snapshotter);
+        let outcome = self.node.spawn(command).end();
+        assert!(outcome.status.success(), "{outcome:?}\n{}", self.node.log());
+    }
+
+    /// Returns the names of a snapshotter's snapshots, as containerd knows them.
+    pub fn snapshots(&self, snapshotter: &str) -> Vec<String> {
+        let listed = self.ok(&["snapshots", "--snapshotter", snapshotter, "ls"]);
+        listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    }
+
+    /// Returns a client of the node's service.
+    pub fn service(&self) -> Service {
+        Service::at(&self.dir.join("floe.sock"))
+    }
+}
+
+impl Drop for Containerd<'_> {
+    fn drop(&mut self) {
+        for line in String::from_utf8_lossy(&self.ctr(&["tasks", "ls", "-q"]).stdout).lines() {
+            let _ = self.ctr(&["tasks", "rm", "-f", line]);
+        }
+        self.kill();
+        // Shims outlive their containerd.
+        for pid in fs::read_dir("/proc").unwrap().flatten() {
+            let words = fs::read(pid.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&words).contains(&*self.socket().to_string_lossy())
+                && let Some(pid) = pid.file_name().to_str().and_then(|name| name.parse().ok())
+                && let Some(pid) = rustix::process::Pid::from_raw(pid)
+            {
+                super::kill_and_wait(pid);
+            }
+        }
+    }
+}
+
+/// The snapshot service, asked as containerd does.
+pub struct Service {
+    runtime: tokio::runtime::Runtime,
+    client: api::snapshots_client::SnapshotsClient<Channel>,
+}
+
+impl Service {
+    pub fn at(socket: &Path) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let socket = socket.to_owned();
+        let channel = runtime.block_on(async {
+            let connector = tower::service_fn(move |_| {
+                let socket = socket.clone();
+                async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+            });
+            let endpoint = tonic::transport::Endpoint::from_static("http://floe");
+            endpoint.connect_with_connector(connector).await.unwrap()
+        });
+        Self { runtime, client: api::snapshots_client::SnapshotsClient::new(channel) }
+    }
+
+    pub fn prepare(&mut self, key: &str, parent: &str, labels: &[(&str, &str)]) -> Result<Vec<String>, Code> {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let asked = api::PrepareSnapshotRequest {
+            snapshotter: "floe".into(),
+            key: key.into(),
+            parent: parent.into(),
+            labels,
+        };
+        let answer = self.runtime.block_on(self.client.prepare(Request::new(asked)));
+        let mounts = answer.map_err(|status| status.code())?.into_inner().mounts;
+        Ok(mounts
+            .into_iter()
+            .map(|mount| format!("{} {} {}", mount.r#type, mount.source, mount.options.join(",")))
+            .collect())
+    }
+
+    pub fn commit(&mut self, name: &str, key: &str) -> Result<(), Code> {
+        let asked = api::CommitSnapshotRequest {
+            snapshotter: "floe".into(),
+            name: name.into(),
+            key: key.into(),
+            ..Default::default()
+        };
+        let answer = self.runtime.block_on(self.client.commit(Request::new(asked)));
+        answer.map(|_| ()).map_err(|status| status.code())
+    }
+
+    pub fn remove(&mut self, key: &str) -> Result<(), Code> {
+        let asked = api::RemoveSnapshotRequest { snapshotter: "floe".into(), key: key.into() };
+        let answer = self.runtime.block_on(self.client.remove(Request::new(asked)));
+        answer.map(|_| ()).map_err(|status| status.code())
+    }
+
+    /// Returns the names of what passes a filter.
+    pub fn list(&mut self, filters: &[&str]) -> Result<Vec<String>, Code> {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        let asked = api::ListSnapshotsRequest { snapshotter: "floe".into(), filters };
+        self.runtime.block_on(async {
+            let mut pages =
+                self.client.list(Request::new(asked)).await.map_err(|status| status.code())?.into_inner();
+            let mut names = Vec::new();
+            while let Some(page) = pages.message().await.map_err(|status| status.code())? {
+                names.extend(page.info.into_iter().map(|info| info.name));
+            }
+            Ok(names)
+        })
+    }
+
+    /// Changes a label; without value it goes.
+    pub fn label(&mut self, name: &str, key: &str, value: &str) -> Result<Vec<String>, Code> {
+        let info = api::Info {
+            name: name.into(),
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..Default::default()
+        };
+        let mask = prost_types::FieldMask { paths: vec![format!("labels.{key}")] };
+        let asked = api::UpdateSnapshotRequest {
+            snapshotter: "floe".into(),
+            info: Some(info),
+            update_mask: Some(mask),
+        };
+        let answer = self.runtime.block_on(self.client.update(Request::new(asked)));
+        let info = answer.map_err(|status| status.code())?.into_inner().info.unwrap();
+        let mut labels: Vec<_> =
+            info.labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+        labels.sort();
+        Ok(labels)
+    }
+
+    pub fn usage(&mut self, key: &str) -> Result<i64, Code> {
+        let asked = api::UsageRequest { snapshotter: "floe".into(), key: key.into() };
+        let answer = self.runtime.block_on(self.client.usage(Request::new(asked)));
+        answer.map(|usage| usage.into_inner().size).map_err(|status| status.code())
+    }
+}

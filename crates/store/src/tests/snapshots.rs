@@ -1,0 +1,164 @@
+//! Snapshots: what is allowed, what survives, what is collected.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use format::{DiffId, Digest, IndexId};
+
+use crate::gc::GcMode;
+use crate::refs::RefLayer;
+use crate::snapshots::*;
+use crate::store::Store;
+
+fn open(root: &Path) -> (Arc<Store>, Snapshots) {
+    let store = Store::open(root).unwrap();
+    let (snapshots, damaged) = Snapshots::open(&store).unwrap();
+    assert!(damaged.is_empty(), "{damaged:?}");
+    (store, snapshots)
+}
+
+fn new<'a>(owner: &'a str, name: &'a str, parent: Option<&'a str>) -> NewSnapshot<'a> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    NewSnapshot { owner, name, parent, labels: &NONE }
+}
+
+fn lazy(seed: u8) -> LazyLayer {
+    LazyLayer {
+        reference: "docker://registry.example/app:v1".into(),
+        layer: RefLayer {
+            blob: Digest::of(&[seed]),
+            size: 1,
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            diff_id: DiffId::new(Digest::of(&[seed, 1])),
+            index: IndexId::from_bytes([seed; 32]),
+            proved: false,
+        },
+    }
+}
+
+fn names(snapshots: &Snapshots, owner: &str) -> Vec<String> {
+    snapshots.list(owner).into_iter().map(|snapshot| snapshot.name).collect()
+}
+
+#[test]
+fn a_layer_is_unpacked_committed_stood_on_and_removed() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, snapshots) = open(home.path());
+    assert!(!home.path().join("snapshots").exists(), "who has none needs no room");
+    let active = snapshots.create(&new("floe", "unpack", None), SnapshotKind::Active).unwrap();
+    std::fs::write(snapshots.files(&active).join("file"), "x").unwrap();
+    assert!(snapshots.work(&active).is_dir());
+    let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+    let committed =
+        snapshots.commit("floe", "layer", "unpack", &labels, Usage { bytes: 1, inodes: 1 }).unwrap();
+    assert_eq!((committed.labels, committed.usage.map(|usage| usage.bytes)), (labels, Some(1)));
+    assert!(matches!(snapshots.get("floe", "unpack"), Err(SnapshotError::NotFound(_))));
+
+    snapshots.create(&new("floe", "container", Some("layer")), SnapshotKind::Active).unwrap();
+    let view = snapshots.create(&new("floe", "view", Some("layer")), SnapshotKind::View).unwrap();
+    assert!(!snapshots.work(&view).exists());
+    let again = snapshots.create(&new("floe", "container", None), SnapshotKind::Active);
+    assert!(matches!(again, Err(SnapshotError::Exists(_))));
+    for (parent, name) in [("container", "x"), ("view", "x")] {
+        let child = snapshots.create(&new("floe", name, Some(parent)), SnapshotKind::Active);
+        assert!(matches!(child, Err(SnapshotError::Unfit { .. })));
+    }
+    let orphan = snapshots.create(&new("floe", "x", Some("nobody")), SnapshotKind::Active);
+    assert!(matches!(orphan, Err(SnapshotError::NotFound(_))));
+    let view = snapshots.commit("floe", "x", "view", &BTreeMap::new(), Usage::default());
+    assert!(matches!(view, Err(SnapshotError::Unfit { .. })));
+    assert!(matches!(snapshots.remove("floe", "layer"), Err(SnapshotError::Unfit { .. })));
+
+    drop((snapshots, store));
+    let (_store, snapshots) = open(home.path());
+    assert_eq!(names(&snapshots, "floe"), ["container", "layer", "view"]);
+    let lineage = snapshots.lineage("floe", "container").unwrap();
+    assert_eq!(std::fs::read_to_string(snapshots.files(&lineage[1]).join("file")).unwrap(), "x");
+    for name in ["container", "view", "layer"] {
+        snapshots.remove("floe", name).unwrap();
+    }
+    snapshots.clean_up();
+    assert_eq!(std::fs::read_dir(home.path().join("snapshots")).unwrap().count(), 0);
+}
+
+#[test]
+fn snapshotters_do_not_see_each_other() {
+    let home = tempfile::tempdir().unwrap();
+    let (_store, snapshots) = open(home.path());
+    for owner in ["floe", "stargz"] {
+        snapshots.create_lazy(&new(owner, "layer", None), &lazy(1)).unwrap();
+    }
+    snapshots.create(&new("stargz", "container", Some("layer")), SnapshotKind::Active).unwrap();
+    assert_eq!(names(&snapshots, "floe"), ["layer"]);
+    assert_eq!(names(&snapshots, "flo"), [""; 0]);
+    snapshots.remove("floe", "layer").unwrap();
+    assert!(matches!(snapshots.get("floe", "layer"), Err(SnapshotError::NotFound(_))));
+    assert_eq!(names(&snapshots, "stargz"), ["container", "layer"]);
+}
+
+#[test]
+fn a_lazy_layer_is_made_once_and_keeps_its_layer_from_being_collected() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, snapshots) = open(home.path());
+    let bottom = snapshots.create_lazy(&new("floe", "a", None), &lazy(1)).unwrap();
+    assert_eq!(snapshots.create_lazy(&new("floe", "a", None), &lazy(1)).unwrap(), bottom);
+    snapshots.create_lazy(&new("floe", "b", Some("a")), &lazy(2)).unwrap();
+    let other = snapshots.create_lazy(&new("floe", "b", None), &lazy(2));
+    assert!(matches!(other, Err(SnapshotError::Exists(_))));
+    let ids = |seeds: &[u8]| seeds.iter().map(|seed| IndexId::from_bytes([*seed; 32])).collect::<Vec<_>>();
+    let mut stacks = crate::snapshots::stacks(&store).unwrap();
+    stacks.sort();
+    assert_eq!(stacks, [ids(&[1]), ids(&[1, 2])]);
+    for id in ids(&[1, 2, 3]) {
+        std::fs::create_dir(home.path().join("device").join(id.hex())).unwrap();
+    }
+    let garbage = store.gc(GcMode::Remove).unwrap();
+    assert_eq!(garbage.len(), 1, "{garbage:?}");
+    let found = snapshots.lazy(&lazy(2).layer.blob, &lazy(2).layer.diff_id);
+    assert_eq!(found, [lazy(2)]);
+    snapshots.remove("floe", "b").unwrap();
+    assert_eq!(store.gc(GcMode::Remove).unwrap().len(), 1);
+}
+
+#[test]
+fn what_was_cut_short_leaves_nothing_and_damage_costs_one() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, snapshots) = open(home.path());
+    let one = snapshots.create(&new("floe", "one", None), SnapshotKind::Active).unwrap();
+    snapshots.create(&new("floe", "two", None), SnapshotKind::Active).unwrap();
+    let kept = snapshots.files(&one);
+    drop((snapshots, store));
+    // A directory whose record was never written, or has gone already.
+    std::fs::create_dir_all(home.path().join("snapshots/77.d/fs/deep")).unwrap();
+    std::fs::write(home.path().join("snapshots/0"), b"nonsense").unwrap();
+    let store = Store::open(home.path()).unwrap();
+    let (snapshots, damaged) = Snapshots::open(&store).unwrap();
+    assert_eq!(damaged.len(), 1, "{damaged:?}");
+    assert!(kept.is_dir(), "its files stay");
+    assert!(!home.path().join("snapshots/77.d").exists());
+    assert_eq!(names(&snapshots, "floe"), ["two"]);
+    assert!(store.gc(GcMode::Remove).is_err(), "nobody knows what it kept");
+    let next = snapshots.create(&new("floe", "three", None), SnapshotKind::Active).unwrap();
+    assert!(!snapshots.files(&next).starts_with(kept.parent().unwrap()), "its number is not given again");
+}
+
+#[test]
+fn odd_names_and_too_many_labels_are_refused_and_long_ones_are_not() {
+    let home = tempfile::tempdir().unwrap();
+    let (_store, snapshots) = open(home.path());
+    for name in ["", "a\0b", &"x".repeat(4097)] {
+        let made = snapshots.create(&new("floe", name, None), SnapshotKind::Active);
+        assert!(matches!(made, Err(SnapshotError::Invalid(_))));
+    }
+    for name in ["../../etc/passwd", "k8s.io/7/ünïcode \n", &"y".repeat(4096)] {
+        snapshots.create(&new("floe", name, None), SnapshotKind::Active).unwrap();
+        snapshots.get("floe", name).unwrap();
+    }
+    let labels = BTreeMap::from([("a".to_owned(), "b".repeat(1 << 20))]);
+    let made =
+        snapshots.create(&NewSnapshot { labels: &labels, ..new("floe", "z", None) }, SnapshotKind::View);
+    assert!(matches!(made, Err(SnapshotError::Invalid(_))));
+    let changed = snapshots.label("floe", "../../etc/passwd", |all| *all = labels.clone());
+    assert!(matches!(changed, Err(SnapshotError::Invalid(_))));
+}
