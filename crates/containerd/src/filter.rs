@@ -6,7 +6,7 @@
 //! field path = field *( "." field )
 //! field    = quoted | letter *( letter | digit | "_" )
 //! operator = "==" | "!=" | "~="                         the last: matches a regular expression
-//! value    = quoted | *( any byte but space and "," )
+//! value    = quoted | *( any byte but space and "," )   an expression may also be between "/" or "|"
 //! quoted   = a string as Go writes it, in double quotes
 //! ```
 //!
@@ -63,7 +63,7 @@ impl Filters {
     /// Says whether something passes; `field` returns the value of a field path, if it has one.
     pub fn pass<'a>(&self, field: impl Fn(&[String]) -> Option<&'a str>) -> bool {
         let holds = |selector: &Selector| match (&selector.test, field(&selector.path)) {
-            (Test::There, value) => value.is_some_and(|value| !value.is_empty()),
+            (Test::There, value) => value.is_some(),
             (Test::Is(wanted), value) => value.is_some_and(|value| value == wanted),
             // Of what is not there nothing is known, and so it is not that.
             (Test::IsNot(other), value) => value.is_none_or(|value| value != other),
@@ -104,7 +104,7 @@ impl Parser<'_> {
         } else if self.take("!=") {
             Test::IsNot(self.value()?)
         } else if self.take("~=") {
-            let value = self.value()?;
+            let value = self.expression()?;
             let pattern = regex::RegexBuilder::new(&value).size_limit(EXPRESSION).build();
             Test::Matches(pattern.map_err(|error| error.to_string())?)
         } else {
@@ -134,6 +134,28 @@ impl Parser<'_> {
         let (value, rest) = self.rest.split_at(end);
         self.rest = rest;
         Ok(value.to_owned())
+    }
+
+    fn expression(&mut self) -> Result<String, String> {
+        let Some(quote) = self.rest.chars().next().filter(|c| matches!(c, '/' | '|')) else {
+            return self.value();
+        };
+        let (mut expression, mut chars) = (String::new(), self.rest.char_indices().skip(1));
+        while let Some((at, c)) = chars.next() {
+            match c {
+                c if c == quote => {
+                    self.rest = &self.rest[at + 1..];
+                    return Ok(expression);
+                }
+                '\\' => match chars.next() {
+                    Some((_, c)) if c == quote => expression.push(c),
+                    Some((_, c)) => expression.extend(['\\', c]),
+                    None => break,
+                },
+                c => expression.push(c),
+            }
+        }
+        Err(format!("{quote} is missing at the end of an expression"))
     }
 
     /// Reads a string as Go's `strconv.Quote` writes it.
@@ -224,9 +246,11 @@ mod tests {
             (&["unknown==x"], false),
             (&["unknown"], false),
             (&["parent"], true),
-            (&["labels.empty"], false),
+            (&["labels.empty"], true),
             (&["name~=^sha256:.$"], true),
             (&["name~=\"b,\""], false),
+            (&[r"name~=/^sha256:.$/,parent==p"], true),
+            (&[r"name~=|6:\||", r"name~=/\/x/"], false),
             (&[r#"labels."containerd.io/snapshot.ref"=="sha256:a b,\"c\"",parent==p"#], true),
             (&[r#"labels."containerd.io/snapshot.ref"==sha256:a"#], false),
             (&[r#"name=="sha256:\x61""#, "parent==nobody"], true),
@@ -239,9 +263,20 @@ mod tests {
 
     #[test]
     fn what_is_no_filter_is_refused() {
-        for filter in
-            ["=", "a==b c", "a,", ",a", "a.", "\"a", "a==\"\\q\"", "a~=(", "a b", "a==\"\\ud800\"", "9a"]
-        {
+        for filter in [
+            "=",
+            "a==b c",
+            "a,",
+            ",a",
+            "a.",
+            "\"a",
+            "a==\"\\q\"",
+            "a~=(",
+            "a~=/x",
+            "a b",
+            "a==\"\\ud800\"",
+            "9a",
+        ] {
             assert!(passes(&[filter]).is_err(), "{filter}");
         }
         assert!(passes(&[&"a".repeat(LIMIT + 1)]).is_err());

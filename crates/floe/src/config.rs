@@ -33,6 +33,7 @@
 //!
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
+//! root = "/var/lib/floe"   # the store whose daemon it is; this one, unless it says so
 //! ```
 //!
 //! Sizes are bytes, or a whole number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB. When the store exceeds its quota, or its
@@ -190,6 +191,20 @@ pub struct Containerd {
     /// The socket of the snapshotter, an absolute path; without one there is none.
     #[serde(deserialize_with = "absolute")]
     pub socket: Option<PathBuf>,
+    /// The store whose daemon serves there.
+    #[serde(deserialize_with = "absolute")]
+    pub root: Option<PathBuf>,
+}
+
+impl Containerd {
+    /// Returns the socket if the daemon of this store serves there: of the daemons of a machine one.
+    pub fn socket_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
+        let ours = match &self.root {
+            Some(ours) => crate::daemon::run_dir(ours)? == crate::daemon::run_dir(root)?,
+            None => root == Path::new(crate::home::STORE),
+        };
+        Ok(self.socket.as_deref().filter(|_| ours))
+    }
 }
 
 /// Reads a path that means the same wherever it is read.

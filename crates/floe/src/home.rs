@@ -14,7 +14,7 @@ use anyhow::Context;
 use crate::exit::{Hint, misused};
 
 /// Root's store.
-const STORE: &str = "/var/lib/floe";
+pub const STORE: &str = "/var/lib/floe";
 
 /// Where root's sockets and mount points are.
 const RUN: &str = "/run/floe";

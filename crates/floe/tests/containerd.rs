@@ -45,11 +45,11 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
 
 #[test]
 fn an_image_runs_under_containerd_without_its_layers() {
-    let node = node!("");
+    let node = node!("[fetch]\nbackground = false\n");
     needs_containerd!();
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let mut containerd = Containerd::start(&node);
+    let mut containerd = Containerd::start(&node, &reference);
     containerd.pull(&reference);
     assert!(node.received() < image.packed() / 4, "{}", node.received());
     let blobs = containerd.ok(&["content", "ls", "-q"]);
@@ -62,33 +62,35 @@ fn an_image_runs_under_containerd_without_its_layers() {
     assert_eq!(run("two", &["sh", "-c", "echo new >/etc/name; cat /etc/name"]), "new\n");
     assert_eq!(run("three", &["cat", "/etc/name"]), "tested\n", "what was written was another container's");
 
-    // The daemon dies under a container whose image is not complete; what is missing comes from the next one.
-    let long = ["run", "-d", "--snapshotter", "floe", &reference, "long", "sleep", "600"];
-    containerd.ok(&long);
-    let status = node.status();
-    let layers = status["images"].as_object().unwrap().values().next().unwrap()["layers"].as_array().unwrap();
-    let watched = layers.iter().any(|layer| layer["local"] != layer["segments"]);
-    node.kill_daemon();
-    if watched {
-        until("the keeper has started another daemon", || node.daemon().is_some());
-    } else {
-        node.ok(&["gc", "--dry-run"]); // all is here, and nobody kept watch
+    // The daemon dies under a container, and another one after it, under a container that was started in between: what is
+    // missing comes from the next.
+    for (n, name) in ["long", "longer"].into_iter().enumerate() {
+        until("a daemon serves containerd", || {
+            containerd.ctr(&["snapshots", "--snapshotter", "floe", "ls"]).status.success()
+        });
+        containerd.ok(&["run", "-d", "--snapshotter", "floe", &reference, name, "sleep", "600"]);
+        let before = node.daemon();
+        node.kill_daemon();
+        until("the keeper has started another daemon", || {
+            node.daemon().is_some_and(|pid| Some(pid) != before)
+        });
+        let path = format!("/data/{n}");
+        let read = containerd.ctr(&["tasks", "exec", "--exec-id", "x", name, "cat", &path]);
+        let wanted = [image::noise(9, 1_500_000), image::noise(10, 4_000_000)];
+        assert!(read.stdout == wanted[n], "{path} in {name}: {} bytes, {}", read.stdout.len(), read.stderr);
     }
-    let read = containerd.ok(&["tasks", "exec", "--exec-id", "x", "long", "cat", "/data/1"]);
-    assert_eq!(read.len(), String::from_utf8_lossy(&image::noise(10, 4_000_000)).len());
-    until("the new daemon serves containerd", || {
-        containerd.ctr(&["snapshots", "--snapshotter", "floe", "ls"]).status.success()
-    });
 
     // containerd dies as well; its container goes on, and it finds everything again.
     containerd.kill();
     containerd.up();
     assert_eq!(containerd.ok(&["tasks", "exec", "--exec-id", "y", "long", "cat", "/etc/name"]), "tested\n");
-    assert_eq!(containerd.snapshots("floe").len(), 3, "two layers and a container");
+    assert_eq!(containerd.snapshots("floe").len(), 4, "two layers and two containers");
 
     // Everything goes with the image.
-    containerd.ok(&["tasks", "rm", "-f", "long"]);
-    containerd.ok(&["containers", "rm", "long"]);
+    for name in ["long", "longer"] {
+        containerd.ok(&["tasks", "rm", "-f", name]);
+        containerd.ok(&["containers", "rm", name]);
+    }
     containerd.ok(&["images", "rm", "--sync", &reference]);
     until("the snapshots are collected", || node.files("snapshots") == 0);
     let run = floe::daemon::run_dir(&node.store()).unwrap();
@@ -105,7 +107,7 @@ fn two_snapshotters_of_one_daemon_do_not_touch_each_other() {
     needs_containerd!();
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let containerd = Containerd::start(&node);
+    let containerd = Containerd::start(&node, &reference);
     for name in support::containerd::NAMES {
         containerd.pull_as(name, &reference);
         assert_eq!(containerd.snapshots(name), sorted(chain(&image)));
@@ -128,7 +130,7 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     needs_containerd!();
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let containerd = Containerd::start(&node);
+    let containerd = Containerd::start(&node, &reference);
     let mut service = containerd.service();
     let blobs: Vec<_> = image.layers.iter().map(|layer| Digest::of(&layer.blob).to_string()).collect();
     let chain = chain(&image);
@@ -161,7 +163,7 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
         ("containerd.io/snapshot/remote/stargz.reference.q1", &*pinned),
         ("containerd.io/snapshot/remote/stargz.digest.q1", &blobs[1]),
     ];
-    let _ = service.prepare("next", &chain[0], &next); // a digest wants a signature, and without one the layer is streamed
+    assert_eq!(service.prepare("next", &chain[0], &next), Err(Code::AlreadyExists));
     let found = service.list(&[&format!("labels.\"{target}\"=={},kind==committed", chain[0])]).unwrap();
     assert_eq!(found, [chain[0].clone()]);
     assert_eq!(service.list(&["kind=="]), Ok(vec![]));
@@ -170,8 +172,8 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     assert!(labels.contains(&"a=b".to_owned()), "{labels:?}");
     assert!(!service.label(&chain[0], "a", "").unwrap().contains(&"a=b".to_owned()));
     assert_eq!(service.label("nobody", "a", "b"), Err(Code::NotFound));
-    assert_eq!(service.commit(&chain[0], "key 0"), Err(Code::AlreadyExists));
-    assert_eq!(service.commit("x", "nobody"), Err(Code::NotFound));
+    assert_eq!(service.commit(&chain[0], "key 0", ""), Err(Code::AlreadyExists));
+    assert_eq!(service.commit("x", "nobody", ""), Err(Code::NotFound));
     assert_eq!(service.prepare("", "", &[]), Err(Code::InvalidArgument));
     assert_eq!(service.prepare("child", "key 0", &[]), Err(Code::FailedPrecondition));
     assert_eq!(service.remove("nobody"), Err(Code::NotFound));
@@ -182,7 +184,8 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     fs::write(std::path::Path::new(&upper).join("file"), [1; 100_000]).unwrap();
     let used = service.usage("over").unwrap();
     assert!((100_000..200_000).contains(&used), "{used}");
-    service.commit("unpacked", "over").unwrap();
+    assert_eq!(service.commit("unpacked", "over", "elsewhere"), Err(Code::InvalidArgument));
+    service.commit("unpacked", "over", &chain[0]).unwrap();
     assert_eq!(service.usage("unpacked"), Ok(used));
     let mounts = service.prepare("container", "unpacked", &[]).unwrap();
     assert!(mounts[0].contains(&format!("lowerdir={upper}:/run/floe/")), "{mounts:?}");
@@ -190,10 +193,40 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
 }
 
 #[test]
+fn an_index_that_nobody_signed_is_not_shared_between_images() {
+    let node = node!("");
+    needs_containerd!();
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let containerd = Containerd::start_with(&node, "");
+    // Good enough for this tag, and no more.
+    node.ok(&["run", "--no-background", &reference, "--", "true"]);
+    assert!(node.received() < image.packed());
+    containerd.pull(&reference);
+    let status = node.status();
+    assert!(status["fallbacks"]["unsigned"].as_u64().is_some_and(|layers| layers > 0), "{status}");
+    assert!(node.received() > image.packed(), "the layers were streamed, and proved");
+    assert_eq!(containerd.ok(&["run", "--rm", "--snapshotter", "floe", &reference, "one"]), "tested\n");
+}
+
+#[test]
+fn a_socket_that_is_served_stays_whose_it_is() {
+    let node = node!("");
+    needs_containerd!();
+    let containerd = Containerd::start_with(&node, "");
+    containerd.service().prepare("mine", "", &[]).unwrap();
+    let other = support::Node::new(&std::fs::read_to_string(node.path("config.toml")).unwrap());
+    other.ok(&["gc", "--dry-run"]);
+    assert_eq!(containerd.service().list(&[]).unwrap(), ["mine"]);
+    other.stop();
+    assert_eq!(containerd.service().list(&[]).unwrap(), ["mine"]);
+}
+
+#[test]
 fn ten_thousand_snapshots_are_listed() {
     let node = node!("");
     needs_containerd!();
-    let containerd = Containerd::start(&node);
+    let containerd = Containerd::start_with(&node, "");
     let mut service = containerd.service();
     for n in 0..10_000 {
         service.prepare(&format!("k8s.io/{n}/odd key ü:,\"{n}"), "", &[]).unwrap();

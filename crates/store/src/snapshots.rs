@@ -29,11 +29,11 @@ use crate::store::Store;
 
 const DIR: &str = "snapshots";
 
-/// Longest record, in bytes: its labels and as much again.
+/// Longest record, in bytes: its labels, of which JSON may take six bytes for one, and as much again.
 const LIMIT: u64 = 2 << 20;
 
-/// Bytes of all labels of a snapshot. containerd allows 4096 for each.
-const LABELS: usize = 1 << 20;
+/// Bytes of all labels of a snapshot. containerd allows 4096 for each, and 16 MiB for a list of a hundred snapshots.
+const LABELS: usize = 128 << 10;
 
 /// Longest name. containerd's are a namespace, a number and a key of a client's choice.
 const NAME: usize = 4096;
@@ -95,6 +95,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Returns a number that no other snapshot has had since the store was opened.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     fn key(&self) -> Key {
         (self.owner.clone(), self.name.clone())
     }
@@ -202,14 +207,14 @@ pub struct NewSnapshot<'a> {
 }
 
 impl Snapshots {
-    /// Reads the snapshots of a store; returns those that cannot be read as well. What is left of removed ones goes.
+    /// Reads the snapshots of a store; returns those that cannot be read as well. What is left of removed ones goes with
+    /// [`Snapshots::clean_up`].
     pub fn open(store: &Arc<Store>) -> Result<(Self, Vec<StoreError>), StoreError> {
         let (found, damaged) = read_all(store)?;
         let mut all = All { next: found.next, ..All::default() };
         found.snapshots.into_iter().for_each(|snapshot| all.put(snapshot));
         all.leftovers = found.leftovers;
         let snapshots = Self { store: store.clone(), all: Mutex::new(all), whole: damaged.is_empty() };
-        snapshots.clean_up();
         Ok((snapshots, damaged))
     }
 
@@ -231,6 +236,8 @@ impl Snapshots {
 
     /// Makes a committed one that is a layer. One that is there already and stands on the same stays as it is.
     pub fn create_lazy(&self, new: &NewSnapshot<'_>, lazy: &LazyLayer) -> Result<Snapshot, SnapshotError> {
+        // Before the lock: `gc` takes its time, and others need not wait for it.
+        let _named = guard::read(&self.store.removal);
         let mut all = self.lock();
         if let Ok(there) = all.get(new.owner, new.name)
             && there.lazy.is_some()
@@ -241,36 +248,37 @@ impl Snapshots {
         all.admit(new)?;
         self.lay_out()?;
         let snapshot = self.make(&mut all, new, SnapshotKind::Committed, Some(lazy.clone()));
-        let _named = guard::read(&self.store.removal);
         self.write(&snapshot)?;
         all.put(snapshot.clone());
         Ok(snapshot)
     }
 
-    /// Commits an active one under a name; the labels take the place of its own where they have the same key.
-    pub fn commit(
-        &self,
-        owner: &str,
-        name: &str,
-        key: &str,
-        labels: &BTreeMap<String, String>,
-        usage: Usage,
-    ) -> Result<Snapshot, SnapshotError> {
+    /// Commits an active one as a new snapshot. Its labels go; one that stood on nothing may be put on something now.
+    pub fn commit(&self, new: &NewSnapshot<'_>, key: &str, usage: Usage) -> Result<Snapshot, SnapshotError> {
         let mut all = self.lock();
-        let active = all.get(owner, key)?.clone();
+        let active = all.get(new.owner, key)?.clone();
         if active.kind != SnapshotKind::Active {
             return Err(SnapshotError::Unfit { name: key.to_owned(), what: "is not active" });
         }
-        let mut merged = active.labels.clone();
-        merged.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
-        all.admit(&NewSnapshot { owner, name, parent: active.parent.as_deref(), labels: &merged })?;
+        let parent = match (&active.parent, new.parent) {
+            (Some(parent), Some(other)) if parent != other => {
+                return Err(SnapshotError::Invalid(format!(
+                    "{key:?} stands on {parent:?}, not on {other:?}"
+                )));
+            }
+            (Some(parent), _) => Some(parent.as_str()),
+            (None, other) => other,
+        };
+        let new = NewSnapshot { parent, ..*new };
+        all.admit(&new)?;
         let now = now();
         let committed = Snapshot {
-            name: name.to_owned(),
+            name: new.name.to_owned(),
+            parent: parent.map(str::to_owned),
             kind: SnapshotKind::Committed,
             created: now,
             updated: now,
-            labels: merged,
+            labels: new.labels.clone(),
             usage: Some(usage),
             ..active.clone()
         };

@@ -47,19 +47,23 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     log_to(std::sync::Mutex::new(Log::stderr(&session.address.root)?));
     sys::heap::share_arenas();
     let engine = start(session, args.listen.as_deref())?;
-    let containerd = session.config.containerd.socket.as_deref();
+    let containerd = session.config.containerd.socket_of(&session.address.root)?;
     let serving = containerd.map(|socket| crate::snapshotter::serve(&engine, socket)).transpose();
     // An image that somebody runs by hand needs no containerd.
-    let _serving = serving.unwrap_or_else(|error| {
+    let serving = serving.unwrap_or_else(|error| {
         tracing::error!("containerd is not served: {error:#}");
         None
     });
-    server::serve(&engine, socket, containerd.is_some(), || {
+    let served = server::serve(&engine, socket, serving.is_some(), || {
         if args.notify {
             notify()
         }
-    })?;
-    Ok(Code::Done)
+    });
+    // No call may come while everything is let go or left; what the snapshots stand on is.
+    let snapshotter = serving.map(crate::snapshotter::Serving::stop);
+    engine.shutdown();
+    drop(snapshotter);
+    served.map(|()| Code::Done)
 }
 
 /// Ends the daemon; where it has died, takes away what it left. One that is just starting is waited for.

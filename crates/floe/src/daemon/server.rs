@@ -70,7 +70,6 @@ pub fn serve(
     if socket != usual && std::fs::read_link(&usual).is_ok_and(|to| to == socket) {
         let _ = std::fs::remove_file(&usual);
     }
-    engine.shutdown();
     outcome
 }
 
@@ -84,7 +83,7 @@ fn resolved(socket: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Makes sure that nobody serves a socket of the user's choice: it may be any program's.
-fn is_free(socket: &Path) -> anyhow::Result<()> {
+pub(crate) fn is_free(socket: &Path) -> anyhow::Result<()> {
     if std::fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_symlink()) {
         bail!("{} is there and no socket", socket.display());
     }
@@ -95,7 +94,7 @@ fn is_free(socket: &Path) -> anyhow::Result<()> {
 }
 
 /// Says which file a socket is.
-fn identity(socket: &Path) -> Option<(u64, u64)> {
+pub(crate) fn identity(socket: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(socket).ok().map(|found| (found.dev(), found.ino()))
 }
 

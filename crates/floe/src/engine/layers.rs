@@ -14,7 +14,7 @@ use registry::{IndexArtifact, Reference, Source};
 use store::{Blob, Hold, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
 
 use super::line::Line;
-use super::open::Resolved;
+use super::open::{Purpose, Resolved};
 use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
 use super::report::{Fallback, IndexOrigin};
@@ -164,6 +164,10 @@ struct WhyNot {
 enum NotSigned {
     #[error("the image is named by digest and no trusted key signed the index")]
     ForDigest,
+    #[error(
+        "containerd shares layers between images, and no trusted key signed the index; trust = \"registry\" would do for the host"
+    )]
+    Shared,
     #[error("a policy asks for a signed index and no trusted key signed this one")]
     UnderPolicy,
 }
@@ -173,6 +177,8 @@ struct Question<'a> {
     asked: Asked<'a>,
     /// The canonical reference.
     name: &'a str,
+    /// Whether the layer will be shared with images that nobody here is asked about.
+    shared: bool,
 }
 
 impl Engine {
@@ -181,6 +187,7 @@ impl Engine {
         &self,
         reference: &Reference,
         resolved: &mut Resolved,
+        purpose: Purpose,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Found> {
         let artifacts = resolved.artifacts.take();
@@ -193,9 +200,11 @@ impl Engine {
         }
         let (host, repository, tag) = whose(reference);
         let name = reference.to_string();
-        let by_digest = reference.digest().is_some();
+        // What is lent is shared with whoever else names the layer, so the tag it came by makes nothing good.
+        let shared = purpose == Purpose::Lend;
+        let by_digest = shared || reference.digest().is_some();
         let asked = Asked { host: &host, repository: &repository, tag: tag.as_deref(), by_digest };
-        let asked = Question { asked, name: &name };
+        let asked = Question { asked, name: &name, shared };
         let mut layers: Vec<Option<FoundLayer>> = Vec::new();
         for place in &resolved.layers {
             layers.push(self.local_layer(place, &asked)?);
@@ -260,7 +269,8 @@ impl Engine {
             let verdict = self.rule.judge(asked.asked, &claim, &[]);
             // Believed once for this very reference, with evidence that need not be at hand today. What was
             // good enough for a tag of the same manifest is not good enough for its digest.
-            let believed = accepted_by.iter().any(|name| name.as_str() == asked.name)
+            let believed = !asked.shared
+                && accepted_by.iter().any(|name| name.as_str() == asked.name)
                 && verdict == Verdict::UnsignedForDigest;
             // An unsigned claim is as good as those who may write where it was found: the layer's other users did
             // not ask them.
@@ -395,6 +405,7 @@ impl Engine {
         let verdict = self.rule.judge(asked.asked, &claim, signatures);
         if !verdict.accepted() {
             bail!(match verdict {
+                Verdict::UnsignedForDigest if asked.shared => NotSigned::Shared,
                 Verdict::UnsignedForDigest => NotSigned::ForDigest,
                 _ => NotSigned::UnderPolicy,
             });

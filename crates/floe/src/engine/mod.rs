@@ -165,6 +165,10 @@ impl Engine {
             }
         });
         engine.adopt(records);
+        let weak = Arc::downgrade(&engine);
+        engine.in_background("leftovers", move || {
+            weak.upgrade().into_iter().for_each(|engine| engine.snapshots.clean_up());
+        });
         engine.keep_tidy();
         engine.keep_room(); // what was taken over is in use
         Ok(engine)

@@ -39,6 +39,8 @@ pub(super) struct OpenImage {
     manifest_bytes: Vec<u8>,
     /// Whether the store knows what its reference means.
     named: AtomicBool,
+    /// Whether its indexes are good enough to be shared with other images.
+    lent: bool,
     config: Vec<u8>,
     layers: Vec<FoundLayer>,
     key: MetaKey,
@@ -83,10 +85,11 @@ impl OpenImage {
 
     /// Returns whether this image may still be given out for a manifest: nothing of it has been proved false since
     /// it was opened, and its tree has not been collected.
-    fn serves(&self, manifest: Digest) -> bool {
+    fn serves(&self, manifest: Digest, purpose: Purpose) -> bool {
         let refused =
             |layer: &FoundLayer| matches!(layer.hold.files().standing().proof, Proof::Refused { .. });
-        self.manifest == manifest && self.meta.exists() && !self.layers.iter().any(refused)
+        let believed = purpose != Purpose::Lend || self.lent || self.layers.iter().all(FoundLayer::proved);
+        believed && self.manifest == manifest && self.meta.exists() && !self.layers.iter().any(refused)
     }
 
     pub(super) fn key(&self) -> MetaKey {
@@ -198,7 +201,8 @@ impl Engine {
             self.resolve(&reference, purpose, talk).with_context(|| format!("opening {name}"))?;
         let resolve = begun.elapsed();
 
-        if let Some(known) = self.images().get(&name).filter(|known| known.serves(resolved.manifest)).cloned()
+        if let Some(known) =
+            self.images().get(&name).filter(|known| known.serves(resolved.manifest, purpose)).cloned()
         {
             if purpose != Purpose::Lend {
                 self.remember(&known)?;
@@ -214,8 +218,9 @@ impl Engine {
         }
 
         let begun = Instant::now();
-        let found =
-            self.find_layers(&reference, &mut resolved, talk).with_context(|| format!("opening {name}"))?;
+        let found = self
+            .find_layers(&reference, &mut resolved, purpose, talk)
+            .with_context(|| format!("opening {name}"))?;
         let index = begun.elapsed();
 
         let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
@@ -244,6 +249,7 @@ impl Engine {
             descriptor,
             manifest_bytes: resolved.manifest_bytes,
             named: false.into(),
+            lent: purpose == Purpose::Lend,
             config: resolved.config,
             layers: found.layers,
             key,

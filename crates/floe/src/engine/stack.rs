@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use format::DiffId;
 use store::{MetaKey, RefLayer, Usage};
 
@@ -80,12 +80,13 @@ impl Engine {
     /// Makes an image readable for a container that is about to start.
     pub(crate) fn lend(self: &Arc<Self>, image: &str) -> anyhow::Result<Lent> {
         self.prepare_to_mount(self.config.mount.path);
-        self.open(image, Purpose::Lend, &|_| Ok(())).map(Lent)
+        let going_on = |_| if self.stopping() { bail!("this daemon is ending") } else { Ok(()) };
+        self.open(image, Purpose::Lend, &going_on).map(Lent)
     }
 
     /// Makes an image known to a containerd that has this daemon as a snapshotter.
     pub(crate) fn register(self: &Arc<Self>, image: &str, target: &Target) -> anyhow::Result<ImageReport> {
-        let lent = self.open(image, Purpose::Lend, &|_| Ok(())).map(Lent)?;
+        let lent = self.lend(image)?;
         self.net.run(crate::snapshotter::register::register(target, &lent))?;
         Ok(self.report(&lent.0))
     }
@@ -100,18 +101,20 @@ impl Engine {
         let key = MetaKey::of(&ids);
         let image =
             self.images().values().find(|image| image.key() == key && image.meta_path().exists()).cloned();
-        let Some(image) = image else {
-            return self.mounts.live(self.config.mount.path, self.stack(reference, layers)?);
+        let mount = match &image {
+            Some(image) => {
+                if image.at_once {
+                    self.want_all(&mut image.layer_ids()); // nobody reads yet
+                }
+                self.live(image, Purpose::Lend, None)?
+            }
+            None => self.mounts.live(self.config.mount.path, self.stack(reference, layers)?)?,
         };
-        if image.at_once {
-            self.want_all(&mut image.layer_ids()); // nobody reads yet
-        }
-        let mount = self.live(&image, Purpose::Lend, None)?;
-        if !mount.is_ready() {
+        mount.keep();
+        if let Some(image) = image.filter(|_| !mount.is_ready()) {
             self.watch_start(&image, &mount);
             self.follow(image, &mount);
         }
-        mount.keep();
         Ok(mount)
     }
 

@@ -65,31 +65,28 @@ pub enum Failure {
 /// The snapshots of one daemon.
 pub struct Snapshotter {
     engine: Arc<Engine>,
-    /// What each snapshot in use stands on. Held for a look only.
-    uses: Mutex<HashMap<User, Vec<Arc<LiveMount>>>>,
+    /// What each snapshot in use stands on, by its number. Held for a look only.
+    uses: Mutex<HashMap<u64, Vec<Arc<LiveMount>>>>,
     /// What an earlier daemon kept, where nobody knows any more for which snapshot.
-    _kept: Vec<Arc<LiveMount>>,
+    _unclaimed: Vec<Arc<LiveMount>>,
     /// Images whose layers were just asked for.
     lent: Mutex<Vec<(Instant, Known)>>,
 }
-
-/// Owner and name of a snapshot in use.
-type User = (String, String);
 
 impl Snapshotter {
     /// Returns the snapshotter of an engine; takes over what snapshots in use stand on.
     pub fn new(engine: &Arc<Engine>) -> Arc<Self> {
         let snapshots = engine.snapshots();
         let kept = engine.take_kept();
-        let mut uses: HashMap<User, Vec<_>> = HashMap::new();
+        let mut uses: HashMap<u64, Vec<_>> = HashMap::new();
         for one in snapshots.in_use() {
             let Some(key) = key_below(snapshots, &one) else { continue };
             let of_its = kept.iter().filter(|(kept, _)| *kept == key).map(|(_, mount)| mount.clone());
-            uses.entry((one.owner, one.name)).or_default().extend(of_its);
+            uses.entry(one.number()).or_default().extend(of_its);
         }
         // A record that cannot be read may be a container's.
-        let _kept = kept.into_iter().filter(|_| !snapshots.is_whole()).map(|(_, mount)| mount).collect();
-        Arc::new(Self { engine: engine.clone(), uses: uses.into(), _kept, lent: Mutex::default() })
+        let _unclaimed = kept.into_iter().filter(|_| !snapshots.is_whole()).map(|(_, mount)| mount).collect();
+        Arc::new(Self { engine: engine.clone(), uses: uses.into(), _unclaimed, lent: Mutex::default() })
     }
 
     fn snapshots(&self) -> &Snapshots {
@@ -108,7 +105,8 @@ impl Snapshotter {
             }
         }
         let snapshot = self.snapshots().create(new, kind)?;
-        self.mounts_of(&snapshot).inspect_err(|_| {
+        let made = self.take_after(&snapshot).and_then(|()| self.mounts_of(&snapshot));
+        made.inspect_err(|_| {
             let _ = self.remove(new.owner, new.name); // nobody has heard of it
         })
     }
@@ -157,11 +155,21 @@ impl Snapshotter {
         Ok(opened)
     }
 
-    /// Returns what to mount to see a snapshot that is in use.
-    fn mounts_of(&self, snapshot: &Snapshot) -> Result<Vec<Mount>, Failure> {
+    /// Gives the root of what will be written the owner of what is below: a container sees the upper one's.
+    fn take_after(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let lowers = self.lowers(snapshot)?;
+        let Some(below) = lowers.first() else { return Ok(()) };
+        let files = self.snapshots().files(snapshot);
+        let owned =
+            std::fs::metadata(below).and_then(|below| chown(files, Some(below.uid()), Some(below.gid())));
+        owned.map_err(|error| Failure::Mount { name: snapshot.name.clone(), source: error.into() })
+    }
+
+    /// Returns the directories that a snapshot stands on, topmost first.
+    fn lowers(&self, snapshot: &Snapshot) -> Result<Vec<String>, Failure> {
         let lineage = self.snapshots().lineage(&snapshot.owner, &snapshot.name)?;
-        let mut lowers = Vec::new();
-        let mut below = &lineage[1..];
+        let (mut lowers, mut below) = (Vec::new(), &lineage[1..]);
         while let [next, rest @ ..] = below {
             match stack(below) {
                 Some(layers) => {
@@ -172,6 +180,12 @@ impl Snapshotter {
             }
             below = rest;
         }
+        Ok(lowers)
+    }
+
+    /// Returns what to mount to see a snapshot that is in use.
+    fn mounts_of(&self, snapshot: &Snapshot) -> Result<Vec<Mount>, Failure> {
+        let lowers = self.lowers(snapshot)?;
         let own = text(&self.snapshots().files(snapshot));
         let bind = |source: String, mode: &str| Mount {
             kind: "bind",
@@ -201,31 +215,26 @@ impl Snapshotter {
 
     /// Returns where a stack is mounted.
     fn mount(&self, snapshot: &Snapshot, top: &Snapshot, layers: &[RefLayer]) -> Result<String, Failure> {
-        let user = (snapshot.owner.clone(), snapshot.name.clone());
         let mounted = |uses: &Vec<Arc<LiveMount>>| uses.iter().rev().find(|one| one.can_be_shared()).cloned();
-        if let Some(mount) = self.uses().get(&user).and_then(mounted) {
+        if let Some(mount) = self.uses().get(&snapshot.number()).and_then(mounted) {
             return Ok(text(mount.dir()));
         }
         let reference = top.lazy.as_ref().map_or("", |lazy| &lazy.reference);
         let mount = self.engine.mount_stack(reference, layers);
         let mount = mount.map_err(|source| Failure::Mount { name: snapshot.name.clone(), source })?;
         let dir = text(mount.dir());
-        self.uses().entry(user).or_default().push(mount);
-        // Removed meanwhile, it needs nothing.
-        self.snapshots().get(&snapshot.owner, &snapshot.name).inspect_err(|_| self.let_go(snapshot))?;
+        self.uses().entry(snapshot.number()).or_default().push(mount);
+        let now = self.snapshots().get(&snapshot.owner, &snapshot.name);
+        if now.as_ref().map(Snapshot::number).ok() != Some(snapshot.number()) {
+            self.let_go(snapshot); // removed meanwhile, it needs nothing
+        }
         Ok(dir)
     }
 
-    fn commit(
-        &self,
-        owner: &str,
-        name: &str,
-        key: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<(), Failure> {
-        let active = self.snapshots().get(owner, key)?;
-        let usage = usage(&self.snapshots().files(&active));
-        self.snapshots().commit(owner, name, key, labels, usage)?;
+    fn commit(&self, new: &NewSnapshot<'_>, key: &str) -> Result<(), Failure> {
+        let active = self.snapshots().get(new.owner, key)?;
+        let usage = tree_usage(&self.snapshots().files(&active));
+        self.snapshots().commit(new, key, usage)?;
         self.let_go(&active);
         Ok(())
     }
@@ -238,7 +247,7 @@ impl Snapshotter {
 
     /// Lets go what a snapshot stood on; with its last user that is unmounted.
     fn let_go(&self, snapshot: &Snapshot) {
-        let gone = self.uses().remove(&(snapshot.owner.clone(), snapshot.name.clone()));
+        let gone = self.uses().remove(&snapshot.number());
         drop(gone); // without the lock: unmounting takes its time
     }
 
@@ -247,11 +256,11 @@ impl Snapshotter {
         Ok(match (&snapshot.lazy, snapshot.usage) {
             (Some(lazy), _) => self.engine.layer_usage(&lazy.layer),
             (None, Some(usage)) => usage,
-            (None, None) => usage(&self.snapshots().files(&snapshot)),
+            (None, None) => tree_usage(&self.snapshots().files(&snapshot)),
         })
     }
 
-    fn uses(&self) -> MutexGuard<'_, HashMap<User, Vec<Arc<LiveMount>>>> {
+    fn uses(&self) -> MutexGuard<'_, HashMap<u64, Vec<Arc<LiveMount>>>> {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -273,7 +282,7 @@ fn text(path: &std::path::Path) -> String {
 }
 
 /// Returns what a directory tree takes, each file once. What vanishes meanwhile does not count.
-fn usage(dir: &std::path::Path) -> Usage {
+fn tree_usage(dir: &std::path::Path) -> Usage {
     use std::os::unix::fs::MetadataExt;
     let (mut usage, mut seen) = (Usage::default(), std::collections::HashSet::new());
     let mut dirs = vec![dir.to_owned()];

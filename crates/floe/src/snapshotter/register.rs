@@ -24,6 +24,12 @@ use crate::exit::Hint;
 /// How long a lease lives that its owner could not delete.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// How long connecting to a containerd may take.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long one call may take: the layers are open already.
+const CALL: std::time::Duration = std::time::Duration::from_secs(120);
+
 /// A containerd, and what an image is called there.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
@@ -56,7 +62,8 @@ async fn connect(address: &Path) -> anyhow::Result<Channel> {
         async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
     });
     // The name is not looked up: the connector knows where to go.
-    let endpoint = tonic::transport::Endpoint::from_static("http://containerd");
+    let endpoint =
+        tonic::transport::Endpoint::from_static("http://containerd").connect_timeout(CONNECT).timeout(CALL);
     endpoint.connect_with_connector(connector).await.with_context(|| {
         Hint::new(
             format!("connecting to containerd at {}", address.display()),

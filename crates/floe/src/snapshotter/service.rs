@@ -3,42 +3,64 @@
 //! Every call is for the snapshotter that it names, and sees its snapshots only. Calls may take as long as a pull: each runs on a
 //! thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use containerd::filter::Filters;
 use containerd::services::snapshots::v1 as api;
 use containerd::types;
 use store::{NewSnapshot, Snapshot, SnapshotError, SnapshotKind, StoreError};
 use tonic::{Request, Response, Status};
 
+use super::labels::SNAPSHOT_REF;
 use super::{Failure, Mount, Snapshotter};
+use crate::daemon::server;
 use crate::engine::Engine;
 
 /// Snapshots in one message of a list.
 const PAGE: usize = 100;
+
+/// How long calls under way are waited for at the end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Threads that read and write messages; the calls themselves have others.
 const THREADS: usize = 2;
 
 /// The service while it is served.
 pub struct Serving {
+    snapshotter: Arc<Snapshotter>,
     socket: PathBuf,
-    _runtime: tokio::runtime::Runtime,
+    made: Option<(u64, u64)>,
+    runtime: tokio::runtime::Runtime,
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket); // it would only refuse connections
+impl Serving {
+    /// Ends the service; a call that goes on, it may be as long as a pull, has nobody to answer to.
+    pub fn stop(self) -> Arc<Snapshotter> {
+        // What somebody else has put in its place is theirs.
+        if server::identity(&self.socket) == self.made {
+            let _ = std::fs::remove_file(&self.socket); // it would only refuse connections
+        }
+        self.runtime.shutdown_timeout(PATIENCE);
+        self.snapshotter
     }
 }
 
-/// Serves snapshots at a socket until the result is dropped.
+/// Serves snapshots at a socket.
 pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
+    for dir in [engine.root(), &crate::daemon::run_dir(engine.root())?] {
+        // overlayfs takes them for the end of a directory, and of an option.
+        if dir.to_str().is_none_or(|dir| dir.contains([':', ',', '\\'])) {
+            bail!(
+                "{} cannot be part of an overlay: no colon, comma or backslash may be in it",
+                dir.display()
+            );
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("snapshots")
@@ -49,9 +71,10 @@ pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
         let _inside = runtime.enter();
         listen(socket)?
     };
-    let service = Service(Snapshotter::new(engine));
+    let made = server::identity(socket);
+    let snapshotter = Snapshotter::new(engine);
     let served = tonic::transport::Server::builder()
-        .add_service(api::snapshots_server::SnapshotsServer::new(service))
+        .add_service(api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone())))
         .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
     runtime.spawn(async move {
         if let Err(error) = served.await {
@@ -59,14 +82,15 @@ pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
         }
     });
     tracing::info!(socket = %socket.display(), "serving snapshots");
-    Ok(Serving { socket: socket.to_owned(), _runtime: runtime })
+    Ok(Serving { snapshotter, socket: socket.to_owned(), made, runtime })
 }
 
 fn listen(socket: &Path) -> anyhow::Result<tokio::net::UnixListener> {
     if let Some(dir) = socket.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
-    crate::daemon::server::give_way(socket)?;
+    server::is_free(socket)?;
+    server::give_way(socket)?;
     let listener = tokio::net::UnixListener::bind(socket);
     let listener = listener.with_context(|| format!("listening on {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
@@ -135,7 +159,8 @@ impl api::snapshots_server::Snapshots for Service {
         let asked = request.into_inner();
         self.run(move |snapshotter| {
             let labels = asked.labels.into_iter().collect();
-            snapshotter.commit(&asked.snapshotter, &asked.name, &asked.key, &labels)
+            let new = named(&asked.snapshotter, &asked.name, &asked.parent, &labels);
+            snapshotter.commit(&new, &asked.key)
         })
         .await
     }
@@ -229,11 +254,7 @@ fn named<'a>(
 }
 
 /// Changes labels as a field mask says: all of them, or single ones, of which those without value go.
-fn relabel(
-    labels: &mut BTreeMap<String, String>,
-    paths: &[String],
-    wanted: std::collections::HashMap<String, String>,
-) {
+fn relabel(labels: &mut BTreeMap<String, String>, paths: &[String], wanted: HashMap<String, String>) {
     if paths.is_empty() || paths.iter().any(|path| path == "labels") {
         *labels = wanted.into_iter().collect();
         return;
@@ -256,7 +277,10 @@ fn passes(filters: &Filters, snapshot: &Snapshot) -> bool {
             SnapshotKind::Committed => "committed",
         }),
         // As containerd has it: a key may have dots of its own.
-        [field, key @ ..] if field == "labels" => snapshot.labels.get(&key.join(".")).map(String::as_str),
+        [field, key @ ..] if field == "labels" => match key.join(".") {
+            key if key == SNAPSHOT_REF => snapshot.lazy.as_ref().map(|_| snapshot.name.as_str()),
+            key => snapshot.labels.get(&key).map(String::as_str),
+        },
         _ => None,
     })
 }
@@ -267,13 +291,17 @@ fn info(snapshot: &Snapshot) -> api::Info {
         SnapshotKind::Active => api::Kind::Active,
         SnapshotKind::Committed => api::Kind::Committed,
     };
+    let mut labels: HashMap<_, _> = snapshot.labels.clone().into_iter().collect();
+    // By this label containerd finds what stands for a layer: that is a lazy one of this name, whatever was noted since.
+    labels.remove(SNAPSHOT_REF);
+    labels.extend(snapshot.lazy.as_ref().map(|_| (SNAPSHOT_REF.to_owned(), snapshot.name.clone())));
     api::Info {
         name: snapshot.name.clone(),
         parent: snapshot.parent.clone().unwrap_or_default(),
         kind: kind.into(),
         created_at: Some(timestamp(snapshot.created)),
         updated_at: Some(timestamp(snapshot.updated)),
-        labels: snapshot.labels.clone().into_iter().collect(),
+        labels,
     }
 }
 

@@ -20,18 +20,24 @@ pub struct Containerd<'a> {
     dir: PathBuf,
 }
 
-/// Returns the configuration of a node that serves containerd.
-pub fn configuration(dir: &Path) -> String {
-    format!("[containerd]\nsocket = \"{}\"\n", dir.join("floe.sock").display())
-}
-
 impl<'a> Containerd<'a> {
-    /// Starts the node's daemon, and a containerd beside it.
-    pub fn start(node: &'a Node) -> Self {
+    /// Starts the node's daemon, which believes the registry of this image, and a containerd beside it.
+    pub fn start(node: &'a Node, reference: &str) -> Self {
+        let host = reference.split_once('/').unwrap().0;
+        Self::start_with(node, &format!("[registry.\"{host}\"]\ntrust = \"registry\"\n"))
+    }
+
+    /// Starts both with more in the node's configuration.
+    pub fn start_with(node: &'a Node, more: &str) -> Self {
         let dir = node.path("containerd");
         fs::create_dir_all(&dir).unwrap();
         let config = node.path("config.toml");
-        fs::write(&config, fs::read_to_string(&config).unwrap() + &configuration(&dir)).unwrap();
+        let ours = format!(
+            "{more}[containerd]\nsocket = \"{}\"\nroot = \"{}\"\n",
+            dir.join("floe.sock").display(),
+            node.store().display()
+        );
+        fs::write(&config, fs::read_to_string(&config).unwrap() + &ours).unwrap();
         let plugin = |name| {
             format!(
                 "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
@@ -172,11 +178,12 @@ impl Service {
             .collect())
     }
 
-    pub fn commit(&mut self, name: &str, key: &str) -> Result<(), Code> {
+    pub fn commit(&mut self, name: &str, key: &str, parent: &str) -> Result<(), Code> {
         let asked = api::CommitSnapshotRequest {
             snapshotter: "floe".into(),
             name: name.into(),
             key: key.into(),
+            parent: parent.into(),
             ..Default::default()
         };
         let answer = self.runtime.block_on(self.client.commit(Request::new(asked)));

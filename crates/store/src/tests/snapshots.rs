@@ -46,12 +46,19 @@ fn a_layer_is_unpacked_committed_stood_on_and_removed() {
     let home = tempfile::tempdir().unwrap();
     let (store, snapshots) = open(home.path());
     assert!(!home.path().join("snapshots").exists(), "who has none needs no room");
-    let active = snapshots.create(&new("floe", "unpack", None), SnapshotKind::Active).unwrap();
+    let before = BTreeMap::from([("before".to_owned(), "unpacking".to_owned())]);
+    let unpack = NewSnapshot { labels: &before, ..new("floe", "unpack", None) };
+    let active = snapshots.create(&unpack, SnapshotKind::Active).unwrap();
     std::fs::write(snapshots.files(&active).join("file"), "x").unwrap();
     assert!(snapshots.work(&active).is_dir());
     let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
-    let committed =
-        snapshots.commit("floe", "layer", "unpack", &labels, Usage { bytes: 1, inodes: 1 }).unwrap();
+    let committed = snapshots
+        .commit(
+            &NewSnapshot { labels: &labels, ..new("floe", "layer", None) },
+            "unpack",
+            Usage { bytes: 1, inodes: 1 },
+        )
+        .unwrap();
     assert_eq!((committed.labels, committed.usage.map(|usage| usage.bytes)), (labels, Some(1)));
     assert!(matches!(snapshots.get("floe", "unpack"), Err(SnapshotError::NotFound(_))));
 
@@ -66,8 +73,10 @@ fn a_layer_is_unpacked_committed_stood_on_and_removed() {
     }
     let orphan = snapshots.create(&new("floe", "x", Some("nobody")), SnapshotKind::Active);
     assert!(matches!(orphan, Err(SnapshotError::NotFound(_))));
-    let view = snapshots.commit("floe", "x", "view", &BTreeMap::new(), Usage::default());
+    let view = snapshots.commit(&new("floe", "x", None), "view", Usage::default());
     assert!(matches!(view, Err(SnapshotError::Unfit { .. })));
+    let other = snapshots.commit(&new("floe", "x", Some("elsewhere")), "container", Usage::default());
+    assert!(matches!(other, Err(SnapshotError::Invalid(_))));
     assert!(matches!(snapshots.remove("floe", "layer"), Err(SnapshotError::Unfit { .. })));
 
     drop((snapshots, store));
@@ -135,6 +144,7 @@ fn what_was_cut_short_leaves_nothing_and_damage_costs_one() {
     let store = Store::open(home.path()).unwrap();
     let (snapshots, damaged) = Snapshots::open(&store).unwrap();
     assert_eq!(damaged.len(), 1, "{damaged:?}");
+    snapshots.clean_up();
     assert!(kept.is_dir(), "its files stay");
     assert!(!home.path().join("snapshots/77.d").exists());
     assert_eq!(names(&snapshots, "floe"), ["two"]);
@@ -146,7 +156,7 @@ fn what_was_cut_short_leaves_nothing_and_damage_costs_one() {
 #[test]
 fn odd_names_and_too_many_labels_are_refused_and_long_ones_are_not() {
     let home = tempfile::tempdir().unwrap();
-    let (_store, snapshots) = open(home.path());
+    let (store, snapshots) = open(home.path());
     for name in ["", "a\0b", &"x".repeat(4097)] {
         let made = snapshots.create(&new("floe", name, None), SnapshotKind::Active);
         assert!(matches!(made, Err(SnapshotError::Invalid(_))));
@@ -155,10 +165,27 @@ fn odd_names_and_too_many_labels_are_refused_and_long_ones_are_not() {
         snapshots.create(&new("floe", name, None), SnapshotKind::Active).unwrap();
         snapshots.get("floe", name).unwrap();
     }
-    let labels = BTreeMap::from([("a".to_owned(), "b".repeat(1 << 20))]);
+    // What is taken can be read again, however it is written.
+    let worst = BTreeMap::from([("a".to_owned(), "\u{1}".repeat((128 << 10) - 1))]);
+    snapshots.label("floe", "../../etc/passwd", |all| *all = worst.clone()).unwrap();
+    assert!(Snapshots::open(&store).unwrap().1.is_empty());
+    let labels = BTreeMap::from([("a".to_owned(), "b".repeat(128 << 10))]);
     let made =
         snapshots.create(&NewSnapshot { labels: &labels, ..new("floe", "z", None) }, SnapshotKind::View);
     assert!(matches!(made, Err(SnapshotError::Invalid(_))));
     let changed = snapshots.label("floe", "../../etc/passwd", |all| *all = labels.clone());
     assert!(matches!(changed, Err(SnapshotError::Invalid(_))));
+}
+
+#[test]
+fn a_layer_that_was_unpacked_by_itself_is_put_on_its_parent_when_it_is_committed() {
+    let home = tempfile::tempdir().unwrap();
+    let (_store, snapshots) = open(home.path());
+    snapshots.create_lazy(&new("floe", "base", None), &lazy(1)).unwrap();
+    snapshots.create(&new("floe", "unpack", None), SnapshotKind::Active).unwrap();
+    let nobody = snapshots.commit(&new("floe", "layer", Some("nobody")), "unpack", Usage::default());
+    assert!(matches!(nobody, Err(SnapshotError::NotFound(_))));
+    snapshots.commit(&new("floe", "layer", Some("base")), "unpack", Usage::default()).unwrap();
+    assert_eq!(snapshots.lineage("floe", "layer").unwrap().len(), 2);
+    assert!(matches!(snapshots.remove("floe", "base"), Err(SnapshotError::Unfit { .. })));
 }
