@@ -39,17 +39,22 @@ class Containerd:
     @contextmanager
     def session(self, image):
         """A containerd that has never seen anything."""
-        machine.wipe(self._root)
+        machine.retire(self._root)
         os.makedirs(self._root)
         try:
-            with closing(_Session(self._root, image, self._deadline)) as session:
+            with closing(Session(self._root, image, self._deadline)) as session:
                 yield session
         finally:
-            machine.wipe(self._root)
+            machine.retire(self._root)
 
 
-class _Session:
-    def __init__(self, root, image, deadline):
+class Session:
+    """A containerd on a root of its own, and one image pulled and run there."""
+
+    SNAPSHOTTER = "overlayfs"
+
+    def __init__(self, root, image, deadline, more=""):
+        """`more` is added to its configuration."""
         self._image, self._deadline = image, deadline
         self._log = f"{root}/log"
         self._ctr = ["ctr", "--address", f"{root}/socket"]
@@ -57,7 +62,7 @@ class _Session:
         self._pulled = None
         config = f"{root}/config.toml"
         with open(config, "w") as out:
-            out.write(CONFIG.format(root=root))
+            out.write(CONFIG.format(root=root) + more)
         self._daemon = Child(["containerd", "--config", config, "--log-level", "warn"], stderr=self._log)
         try:
             until(lambda: os.path.exists(f"{root}/socket"), "containerd's socket", 20)
@@ -69,16 +74,23 @@ class _Session:
 
     def to_ready(self):
         """Pulls and runs; returns the moments of the start and of READY."""
-        reference = f"{registry.ADDRESS}/{self._image.name}:{self._image.tag}"
+        reference = self.reference()
         start = time.monotonic()
-        pull = self._client("image", "pull", "--plain-http", "--snapshotter", "overlayfs", reference)
+        pull = self.pull(reference)
         if pull.wait(self._deadline):
             raise pull.complaint()
         pulled = time.monotonic()
-        container = self._client("run", "--rm", "--net-host", "--snapshotter", "overlayfs", reference, "bench")
+        container = self._client("run", "--rm", "--net-host", "--snapshotter", self.SNAPSHOTTER, reference, "bench")
         end = ready.wait(container, self._image.ready, self._deadline)
         self._pulled = pulled - start
         return start, end
+
+    def reference(self):
+        return f"{registry.ADDRESS}/{self._image.name}:{self._image.tag}"
+
+    def pull(self, reference):
+        """Starts to pull."""
+        return self._client("image", "pull", "--plain-http", "--snapshotter", self.SNAPSHOTTER, reference)
 
     def finish(self):
         """Returns what else is known of the run."""
@@ -98,6 +110,10 @@ class _Session:
         self._daemon.stop()
 
     def _client(self, *words):
-        client = Child([*self._ctr, *words], stderr=self._log)
+        return self.start([*self._ctr, *words])
+
+    def start(self, argv, **options):
+        """Starts a command that counts."""
+        client = Child(argv, stderr=self._log, **options)
         self._clients.append(client)
         return client

@@ -50,11 +50,11 @@ class Floe:
         """Pushes the images, and what the system finds beside them, over the link as it is before it is shaped."""
         for image in images:
             registry_.push(image, f"{self.name}/{image.name}")
-            if self.name == "floe-first":
+            if self._ships("first"):
                 continue
             with fresh_store(self._binary, self._root, self._path) as store:
                 profile = []
-                if self.name == "floe-profile":
+                if self._ships("profile"):
                     with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
                         session.to_ready()
                         session.finish()
@@ -68,23 +68,28 @@ class Floe:
             with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
                 yield session
 
+    def _ships(self, what):
+        """Says whether the registry holds this beside the image: first, index or profile."""
+        return self.name.endswith(f"-{what}")
+
     def _reference(self, image):
         return f"docker://{registry.ADDRESS}/{self.name}/{image.name}:{image.tag}"
 
 
 @contextmanager
-def fresh_store(binary, root, path="auto"):
-    """A store that has never seen anything, and beside it an empty directory to mount on."""
+def fresh_store(binary, root, path="auto", containerd=None):
+    """A store that has never seen anything, and beside it an empty directory to mount on; its daemon serves containerd at a socket,
+    if one is given."""
     places = (root, f"{root}.mnt")
     for place in places:
-        machine.wipe(place)
+        machine.retire(place)
         os.makedirs(place)
     try:
-        with closing(_Store(binary, *places, path)) as store:
+        with closing(_Store(binary, *places, path, containerd)) as store:
             yield store
     finally:
         for place in reversed(places):
-            machine.wipe(place)
+            machine.retire(place)
 
 
 @contextmanager
@@ -98,18 +103,22 @@ def mounted(binary, home, image, path="auto"):
             yield store.point
         finally:
             store.command("umount", store.point)
+    machine.bury(home)
 
 
 class _Store:
     """One store of floe's, and the commands on it."""
 
-    def __init__(self, binary, root, point, path):
+    def __init__(self, binary, root, point, path, containerd):
         self.binary, self.root, self.point = binary, root, point
         self.log = f"{root}.log"  # beside the store: a store wants a directory of its own
         self.timings = f"{root}.timings"
         self.config = f"{root}.toml"
         with open(self.config, "w") as out:
-            out.write(CONFIG + f'[mount]\npath = "{path}"\n')
+            out.write(CONFIG)
+            if containerd:  # its layers are shared, so an unsigned index has to be trusted
+                out.write(f'trust = "registry"\n[containerd]\nsocket = "{containerd}"\nroot = "{root}"\n')
+            out.write(f'[mount]\npath = "{path}"\n')
 
     def argv(self, *words):
         return [self.binary, "--root", self.root, "--config", self.config, *words]

@@ -3,11 +3,14 @@ import os
 import platform
 import shutil
 import signal
+import stat
+import tempfile
 from contextlib import contextmanager
 
 from harness import procfs
 from harness.process import Failed, run, talk, until
 
+GRAVES = "retired"
 POLICY = "/usr/sbin/policy-rc.d"
 
 
@@ -43,9 +46,40 @@ def drop_caches():
         drop.write("3\n")
 
 
+def retire(root):
+    """As `wipe`, but empties the files and keeps their inodes, in a folder beside it, until `bury`.
+
+    ext4 passes over inodes that were freed in the last minutes, one by one at every creation (`recently_deleted`, fs/ext4/ialloc.c):
+    who makes thousands of files just after thousands were removed waits 0.3 to 0.5 ms for each, instead of 0.02.
+    """
+    _end_all(root)
+    if not os.path.exists(root):
+        return
+    for at, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(at, name)
+            st = os.lstat(path)
+            if stat.S_ISREG(st.st_mode) and st.st_size:
+                os.truncate(path, 0)
+    grave = f"{os.path.dirname(root)}/{GRAVES}"
+    os.makedirs(grave, exist_ok=True)
+    os.rename(root, tempfile.mkdtemp(dir=grave))
+
+
+def bury(home):
+    """Removes what was retired there."""
+    shutil.rmtree(f"{home}/{GRAVES}", ignore_errors=True)
+
+
 def wipe(root):
     """Ends every process that has `root` in its arguments, with its descendants (a container is its shim's child), unmounts
     what is mounted below it, and removes it."""
+    _end_all(root)
+    if os.path.exists(root):
+        shutil.rmtree(root)
+
+
+def _end_all(root):
     for pid in procfs.with_descendants(procfs.processes(root)):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -56,8 +90,6 @@ def wipe(root):
         run(["umount", "-l", path])
     if left := mounts(root):
         raise Failed(f"still mounted: {', '.join(left)}")  # rmtree would go through it
-    if os.path.exists(root):
-        shutil.rmtree(root)
 
 
 @contextmanager
