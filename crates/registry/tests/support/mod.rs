@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use format::{DiffId, Digest};
@@ -193,15 +194,19 @@ impl Cutter {
     pub(crate) fn start(target: &str, cuts: &[usize]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let (target, cuts) = (target.to_owned(), cuts.to_vec());
+        let (target, cuts) = (target.to_owned(), Arc::new(Mutex::new(cuts.to_vec().into_iter())));
         std::thread::spawn(move || {
-            let mut cuts = cuts.into_iter();
             for client in listener.incoming().flatten() {
                 let server = TcpStream::connect(&target).unwrap();
-                let left = cuts.next().unwrap_or(usize::MAX);
+                let cuts = cuts.clone();
                 let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 std::thread::spawn(move || forward(from, to, usize::MAX));
-                std::thread::spawn(move || forward(client, server, left));
+                std::thread::spawn(move || {
+                    // A pool may open a connection and never use it: that one takes no cut.
+                    let used = client.peek(&mut [0]).is_ok_and(|count| count > 0);
+                    let cut = used.then(|| cuts.lock().unwrap().next()).flatten();
+                    forward(client, server, cut.unwrap_or(usize::MAX));
+                });
             }
         });
         Self { host }
