@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -194,7 +195,7 @@ impl Cutter {
     pub(crate) fn start(target: &str, cuts: &[usize]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let (target, cuts) = (target.to_owned(), Arc::new(Mutex::new(cuts.to_vec().into_iter())));
+        let (target, cuts) = (target.to_owned(), Arc::new(Mutex::new(VecDeque::from(cuts.to_vec()))));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let server = TcpStream::connect(&target).unwrap();
@@ -204,7 +205,7 @@ impl Cutter {
                 std::thread::spawn(move || {
                     // A pool may open a connection and never use it: that one takes no cut.
                     let used = client.peek(&mut [0]).is_ok_and(|count| count > 0);
-                    let cut = used.then(|| cuts.lock().unwrap().next()).flatten();
+                    let cut = used.then(|| cuts.lock().unwrap().pop_front()).flatten();
                     forward(client, server, cut.unwrap_or(usize::MAX));
                 });
             }
