@@ -18,6 +18,7 @@ use std::sync::Arc;
 use crate::error::StoreError;
 use crate::fs::read_whole;
 use crate::record::{self, Kind};
+use crate::refs::RefLayer;
 use crate::store::{Pin, Store};
 
 /// Raised when the writer of metadata images makes other bytes of the same layers.
@@ -33,6 +34,11 @@ const SUM: u64 = 4096;
 pub struct MetaKey([u8; 32]);
 
 impl MetaKey {
+    /// Returns the key of the tree of layers as a reference has them, bottom first.
+    pub fn of_layers(layers: &[RefLayer]) -> Self {
+        Self::of(&layers.iter().map(|layer| layer.index).collect::<Vec<_>>())
+    }
+
     /// Returns the key for these layers, bottom first.
     pub fn of(layers: &[IndexId]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("floe metadata image key v1");

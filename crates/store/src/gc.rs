@@ -58,9 +58,9 @@ impl Store {
         }
         let mut layers = HashSet::new();
         let mut metas = HashSet::new();
-        let named = images.iter().map(|image| image.layers.iter().map(|layer| layer.index).collect());
+        let named =
+            images.iter().map(|image| image.layers.iter().map(|layer| layer.index).collect::<Vec<_>>());
         for ids in named.chain(snapshots::stacks(self)?) {
-            let ids: Vec<_> = ids;
             metas.extend((1..=ids.len()).map(|n| MetaKey::of(&ids[..n]).to_string()));
             layers.extend(ids);
         }

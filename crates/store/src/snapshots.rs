@@ -100,6 +100,11 @@ impl Snapshot {
         self.number
     }
 
+    /// Says whether it is a lazy layer that stands on this.
+    pub fn is_lazy_on(&self, parent: Option<&str>) -> bool {
+        self.lazy.is_some() && self.parent.as_deref() == parent
+    }
+
     fn key(&self) -> Key {
         (self.owner.clone(), self.name.clone())
     }
@@ -240,8 +245,7 @@ impl Snapshots {
         let _named = guard::read(&self.store.removal);
         let mut all = self.lock();
         if let Ok(there) = all.get(new.owner, new.name)
-            && there.lazy.is_some()
-            && there.parent.as_deref() == new.parent
+            && there.is_lazy_on(new.parent)
         {
             return Ok(there.clone());
         }

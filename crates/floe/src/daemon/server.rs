@@ -98,8 +98,9 @@ pub(crate) fn identity(socket: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(socket).ok().map(|found| (found.dev(), found.ino()))
 }
 
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    // In the usual place we hold the store's lock, so a socket found there belongs to a daemon that is gone.
+/// Listens at a socket that nobody serves: in the usual place we hold the store's lock, so what is found there belongs to
+/// a daemon that is gone; elsewhere [`is_free`] was asked.
+pub(crate) fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     give_way(socket)?;
     let listener =
         UnixListener::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -110,7 +111,7 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Removes a socket, or a link to one, that nobody serves any more; whatever else is there is somebody's file.
-pub(crate) fn give_way(socket: &Path) -> anyhow::Result<()> {
+fn give_way(socket: &Path) -> anyhow::Result<()> {
     let removed = match std::fs::symlink_metadata(socket) {
         Ok(found) if found.file_type().is_socket() || found.file_type().is_symlink() => {
             std::fs::remove_file(socket)

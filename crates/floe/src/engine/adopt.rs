@@ -6,6 +6,7 @@ use store::MetaKey;
 use super::Engine;
 use super::live::Recipe;
 use super::record::Record;
+use super::stack;
 
 impl Engine {
     /// Takes over what an earlier daemon has mounted. What cannot be made sense of is left as it is, and told.
@@ -27,10 +28,10 @@ impl Engine {
     }
 
     fn recipe_of(&self, record: &Record) -> anyhow::Result<(MetaKey, Recipe)> {
-        let ids: Vec<_> = record.layers.iter().map(|layer| layer.index).collect();
-        let key = MetaKey::of(&ids);
-        // A tree that was made anew would be the same; that it is gone says that more is amiss.
-        self.store.meta(key)?.context("its tree is gone")?;
-        Ok((key, self.stack(&record.reference, &record.layers)?))
+        let key = MetaKey::of_layers(&record.layers);
+        let found = self.recorded(&record.reference, &record.layers)?;
+        // One that was made anew would be the same; that it is gone says that more is amiss.
+        let meta = self.store.meta(key)?.context("its tree is gone")?.path;
+        Ok((key, stack::recipe(&record.reference, &record.layers, found, meta)))
     }
 }

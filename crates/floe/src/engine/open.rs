@@ -70,9 +70,14 @@ impl OpenImage {
         &self.descriptor
     }
 
-    /// Returns manifest and config, byte for byte.
-    pub(super) fn documents(&self) -> (&[u8], &[u8]) {
-        (&self.manifest_bytes, &self.config)
+    /// Returns the manifest, byte for byte.
+    pub(super) fn manifest_bytes(&self) -> &[u8] {
+        &self.manifest_bytes
+    }
+
+    /// Returns the config, byte for byte.
+    pub(super) fn config(&self) -> &[u8] {
+        &self.config
     }
 
     pub(super) fn layers(&self) -> &[FoundLayer] {

@@ -3,6 +3,7 @@
 //! containerd's lazy snapshots are such layers. Each stack that a container stands on is one mount, which lives from the
 //! first use to the last, also over the end of a daemon.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -47,12 +48,12 @@ impl Lent {
 
     /// Returns the manifest, byte for byte.
     pub(crate) fn manifest_bytes(&self) -> &[u8] {
-        self.0.documents().0
+        self.0.manifest_bytes()
     }
 
     /// Returns the config, byte for byte.
     pub(crate) fn config(&self) -> &[u8] {
-        self.0.documents().1
+        self.0.config()
     }
 
     /// Returns the manifest's descriptor.
@@ -97,8 +98,10 @@ impl Engine {
         reference: &str,
         layers: &[RefLayer],
     ) -> anyhow::Result<Arc<LiveMount>> {
-        let ids: Vec<_> = layers.iter().map(|layer| layer.index).collect();
-        let key = MetaKey::of(&ids);
+        if self.stopping() {
+            bail!("this daemon is ending"); // what is mounted now would neither be left nor let go
+        }
+        let key = MetaKey::of_layers(layers);
         let image =
             self.images().values().find(|image| image.key() == key && image.meta_path().exists()).cloned();
         let mount = match &image {
@@ -108,7 +111,12 @@ impl Engine {
                 }
                 self.live(image, Purpose::Lend, None)?
             }
-            None => self.mounts.live(self.config.mount.path, self.stack(reference, layers)?)?,
+            None => {
+                let found = self.recorded(reference, layers)?;
+                let meta = self.metadata_image(key, &found).context("writing its tree")?;
+                let recipe = recipe(reference, layers, found, meta);
+                self.mounts.live(self.config.mount.path, recipe)?
+            }
         };
         mount.keep();
         if let Some(image) = image.filter(|_| !mount.is_ready()) {
@@ -118,12 +126,11 @@ impl Engine {
         Ok(mount)
     }
 
-    /// Returns what a stack is mounted from. Where to ask for what is missing is what its reference says.
-    pub(super) fn stack(&self, reference: &str, layers: &[RefLayer]) -> anyhow::Result<Recipe> {
+    /// Takes layers into use as a record has them. Where to ask for what is missing is what their reference says.
+    pub(super) fn recorded(&self, reference: &str, layers: &[RefLayer]) -> anyhow::Result<Vec<FoundLayer>> {
         let source =
             reference.parse().context("understanding its name").map(|name| self.net.source(&name))?;
-        let mut found = Vec::new();
-        for layer in layers {
+        let take = |layer: &RefLayer| {
             let place = Place::of(layer);
             match &source {
                 Ok(source) => self.net.know(place.blob, source),
@@ -131,20 +138,9 @@ impl Engine {
             }
             let index = self.store.index(layer.index)?.context("the index of a layer is gone")?;
             let hold = self.open_layer(&place, index)?;
-            found.push(FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: 0 });
-        }
-        let ids: Vec<_> = layers.iter().map(|layer| layer.index).collect();
-        let key = MetaKey::of(&ids);
-        let meta = self.metadata_image(key, &found).context("writing its tree")?;
-        Ok(Recipe {
-            reference: reference.to_owned(),
-            key,
-            meta,
-            layers: layers.to_vec(),
-            files: found.iter().map(FoundLayer::files).collect(),
-            uses: Arc::new(found),
-            learn: false,
-        })
+            Ok(FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: 0 })
+        };
+        layers.iter().map(take).collect()
     }
 
     /// Waits until a start seems to be over, then fetches the rest.
@@ -176,5 +172,18 @@ impl Engine {
             bytes: sum.bytes + file.len(),
             inodes: sum.inodes + 1,
         })
+    }
+}
+
+/// Returns what recorded layers are mounted from.
+pub(super) fn recipe(reference: &str, layers: &[RefLayer], found: Vec<FoundLayer>, meta: PathBuf) -> Recipe {
+    Recipe {
+        reference: reference.to_owned(),
+        key: MetaKey::of_layers(layers),
+        meta,
+        layers: layers.to_vec(),
+        files: found.iter().map(FoundLayer::files).collect(),
+        uses: Arc::new(found),
+        learn: false,
     }
 }

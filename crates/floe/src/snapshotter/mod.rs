@@ -53,7 +53,7 @@ pub enum Failure {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// With what it stands on.
-    #[error("mounting what {name:?} stands on: {source:#}")]
+    #[error("mounting what {name:?} stands on")]
     Mount {
         /// The snapshot.
         name: String,
@@ -105,7 +105,10 @@ impl Snapshotter {
             }
         }
         let snapshot = self.snapshots().create(new, kind)?;
-        let made = self.take_after(&snapshot).and_then(|()| self.mounts_of(&snapshot));
+        let made = self.lowers(&snapshot).and_then(|lowers| {
+            self.take_after(&snapshot, &lowers)?;
+            Ok(self.over(&snapshot, &lowers))
+        });
         made.inspect_err(|_| {
             let _ = self.remove(new.owner, new.name); // nobody has heard of it
         })
@@ -118,10 +121,7 @@ impl Snapshotter {
             None => Some(Vec::new()),
         };
         let below = below.ok_or(labels::NotLazy::Parent)?;
-        if let Ok(there) = self.snapshots().get(new.owner, target)
-            && there.lazy.is_some()
-            && there.parent.as_deref() == new.parent
-        {
+        if self.snapshots().get(new.owner, target).is_ok_and(|there| there.is_lazy_on(new.parent)) {
             return Ok(());
         }
         let wish = Wish::of(new.labels)?;
@@ -156,9 +156,8 @@ impl Snapshotter {
     }
 
     /// Gives the root of what will be written the owner of what is below: a container sees the upper one's.
-    fn take_after(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+    fn take_after(&self, snapshot: &Snapshot, lowers: &[String]) -> Result<(), Failure> {
         use std::os::unix::fs::{MetadataExt, chown};
-        let lowers = self.lowers(snapshot)?;
         let Some(below) = lowers.first() else { return Ok(()) };
         let files = self.snapshots().files(snapshot);
         let owned =
@@ -185,32 +184,34 @@ impl Snapshotter {
 
     /// Returns what to mount to see a snapshot that is in use.
     fn mounts_of(&self, snapshot: &Snapshot) -> Result<Vec<Mount>, Failure> {
-        let lowers = self.lowers(snapshot)?;
+        if snapshot.kind == SnapshotKind::Committed {
+            let what = "is committed: only what stands on it can be mounted";
+            return Err(SnapshotError::Unfit { name: snapshot.name.clone(), what }.into());
+        }
+        Ok(self.over(snapshot, &self.lowers(snapshot)?))
+    }
+
+    /// Returns what to mount to see a snapshot over these directories.
+    fn over(&self, snapshot: &Snapshot, lowers: &[String]) -> Vec<Mount> {
         let own = text(&self.snapshots().files(snapshot));
-        let bind = |source: String, mode: &str| Mount {
-            kind: "bind",
-            source,
-            options: vec![mode.to_owned(), "rbind".to_owned()],
-        };
-        let over = |mut options: Vec<String>| {
-            options.push(format!("lowerdir={}", lowers.join(":")));
-            Mount { kind: "overlay", source: "overlay".to_owned(), options }
-        };
-        let mount = match (snapshot.kind, &lowers[..]) {
-            (SnapshotKind::Committed, _) => {
-                let what = "is committed: only what stands on it can be mounted";
-                return Err(SnapshotError::Unfit { name: snapshot.name.clone(), what }.into());
+        let writes = snapshot.kind == SnapshotKind::Active;
+        let mode = if writes { "rw" } else { "ro" };
+        let bind =
+            |source| Mount { kind: "bind", source, options: vec![mode.to_owned(), "rbind".to_owned()] };
+        vec![match lowers {
+            [] => bind(own),
+            [only] if !writes => bind(only.clone()),
+            _ => {
+                let mut options = if writes {
+                    let work = text(&self.snapshots().work(snapshot));
+                    vec!["index=off".to_owned(), format!("workdir={work}"), format!("upperdir={own}")]
+                } else {
+                    vec![mode.to_owned()]
+                };
+                options.push(format!("lowerdir={}", lowers.join(":")));
+                Mount { kind: "overlay", source: "overlay".to_owned(), options }
             }
-            (SnapshotKind::View, []) => bind(own, "ro"),
-            (SnapshotKind::View, [only]) => bind(only.clone(), "ro"),
-            (SnapshotKind::View, _) => over(vec!["ro".to_owned()]),
-            (SnapshotKind::Active, []) => bind(own, "rw"),
-            (SnapshotKind::Active, _) => {
-                let work = text(&self.snapshots().work(snapshot));
-                over(vec!["index=off".to_owned(), format!("workdir={work}"), format!("upperdir={own}")])
-            }
-        };
-        Ok(vec![mount])
+        }]
     }
 
     /// Returns where a stack is mounted.
@@ -269,7 +270,7 @@ impl Snapshotter {
 fn key_below(snapshots: &Snapshots, snapshot: &Snapshot) -> Option<MetaKey> {
     let lineage = snapshots.lineage(&snapshot.owner, snapshot.parent.as_ref()?).ok()?;
     let layers = (0..lineage.len()).find_map(|n| stack(&lineage[n..]))?;
-    Some(MetaKey::of(&layers.iter().map(|layer| layer.index).collect::<Vec<_>>()))
+    Some(MetaKey::of_layers(&layers))
 }
 
 /// Returns the layers of a lineage (topmost first), bottom first, if all of it is lazy.

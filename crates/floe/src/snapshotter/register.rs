@@ -55,7 +55,8 @@ pub(crate) async fn register(target: &Target, image: &Lent) -> anyhow::Result<()
     registered.with_context(|| format!("making {name} known to containerd at {}", target.address.display()))
 }
 
-async fn connect(address: &Path) -> anyhow::Result<Channel> {
+/// Connects to a gRPC service at a socket.
+pub async fn connect(address: &Path) -> anyhow::Result<Channel> {
     let socket = address.to_owned();
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();

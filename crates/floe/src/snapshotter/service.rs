@@ -4,7 +4,6 @@
 //! thread of its own.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use containerd::filter::Filters;
 use containerd::services::snapshots::v1 as api;
 use containerd::types;
 use store::{NewSnapshot, Snapshot, SnapshotError, SnapshotKind, StoreError};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::labels::SNAPSHOT_REF;
 use super::{Failure, Mount, Snapshotter};
@@ -90,12 +89,7 @@ fn listen(socket: &Path) -> anyhow::Result<tokio::net::UnixListener> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     server::is_free(socket)?;
-    server::give_way(socket)?;
-    let listener = tokio::net::UnixListener::bind(socket);
-    let listener = listener.with_context(|| format!("listening on {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("closing {} to other users", socket.display()))?;
-    Ok(listener)
+    tokio::net::UnixListener::from_std(server::listen(socket)?).context("preparing the socket")
 }
 
 struct Service(Arc<Snapshotter>);
@@ -108,7 +102,7 @@ impl Service {
         let snapshotter = self.0.clone();
         let done = tokio::task::spawn_blocking(move || work(&snapshotter)).await;
         let done = done.map_err(|_| Status::internal("the daemon failed; its log says more"))?;
-        done.map(Response::new).map_err(|failure| status(&failure))
+        done.map(Response::new).map_err(status)
     }
 }
 
@@ -122,8 +116,8 @@ impl api::snapshots_server::Snapshots for Service {
         self.run(move |snapshotter| {
             let labels = asked.labels.into_iter().collect();
             let new = named(&asked.snapshotter, &asked.key, &asked.parent, &labels);
-            let mounts = snapshotter.create(&new, SnapshotKind::Active)?;
-            Ok(api::PrepareSnapshotResponse { mounts: mounts.into_iter().map(message).collect() })
+            let mounts = messages(snapshotter.create(&new, SnapshotKind::Active)?);
+            Ok(api::PrepareSnapshotResponse { mounts })
         })
         .await
     }
@@ -136,8 +130,8 @@ impl api::snapshots_server::Snapshots for Service {
         self.run(move |snapshotter| {
             let labels = asked.labels.into_iter().collect();
             let new = named(&asked.snapshotter, &asked.key, &asked.parent, &labels);
-            let mounts = snapshotter.create(&new, SnapshotKind::View)?;
-            Ok(api::ViewSnapshotResponse { mounts: mounts.into_iter().map(message).collect() })
+            let mounts = messages(snapshotter.create(&new, SnapshotKind::View)?);
+            Ok(api::ViewSnapshotResponse { mounts })
         })
         .await
     }
@@ -149,8 +143,7 @@ impl api::snapshots_server::Snapshots for Service {
         let asked = request.into_inner();
         self.run(move |snapshotter| {
             let snapshot = snapshotter.snapshots().get(&asked.snapshotter, &asked.key)?;
-            let mounts = snapshotter.mounts_of(&snapshot)?;
-            Ok(api::MountsResponse { mounts: mounts.into_iter().map(message).collect() })
+            Ok(api::MountsResponse { mounts: messages(snapshotter.mounts_of(&snapshot)?) })
         })
         .await
     }
@@ -310,43 +303,26 @@ fn timestamp(since: Duration) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos }
 }
 
-fn message(mount: Mount) -> types::Mount {
-    types::Mount {
-        r#type: mount.kind.to_owned(),
-        source: mount.source,
+fn messages(mounts: Vec<Mount>) -> Vec<types::Mount> {
+    let message = |Mount { kind, source, options }| types::Mount {
+        r#type: kind.to_owned(),
+        source,
         target: String::new(),
-        options: mount.options,
-    }
+        options,
+    };
+    mounts.into_iter().map(message).collect()
 }
 
 /// Returns the answer by which containerd knows what went wrong.
-fn status(failure: &Failure) -> Status {
-    let text = match failure {
-        Failure::Snapshot(SnapshotError::Store(error)) => format!("{:#}", Chain(error)),
-        failure => failure.to_string(),
+fn status(failure: Failure) -> Status {
+    let code = match &failure {
+        Failure::Snapshot(SnapshotError::NotFound(_)) => Code::NotFound,
+        Failure::Snapshot(SnapshotError::Exists(_)) => Code::AlreadyExists,
+        Failure::Snapshot(SnapshotError::Unfit { .. }) => Code::FailedPrecondition,
+        Failure::Snapshot(SnapshotError::Invalid(_)) => Code::InvalidArgument,
+        Failure::Snapshot(SnapshotError::Store(StoreError::Full { .. })) => Code::ResourceExhausted,
+        Failure::Snapshot(SnapshotError::Store(_)) => Code::Internal,
+        Failure::Mount { .. } => Code::Unavailable,
     };
-    match failure {
-        Failure::Snapshot(SnapshotError::NotFound(_)) => Status::not_found(text),
-        Failure::Snapshot(SnapshotError::Exists(_)) => Status::already_exists(text),
-        Failure::Snapshot(SnapshotError::Unfit { .. }) => Status::failed_precondition(text),
-        Failure::Snapshot(SnapshotError::Invalid(_)) => Status::invalid_argument(text),
-        Failure::Snapshot(SnapshotError::Store(StoreError::Full { .. })) => Status::resource_exhausted(text),
-        Failure::Snapshot(SnapshotError::Store(_)) => Status::internal(text),
-        Failure::Mount { .. } => Status::unavailable(text),
-    }
-}
-
-/// An error with its causes.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(next) = cause {
-            write!(f, ": {next}")?;
-            cause = next.source();
-        }
-        Ok(())
-    }
+    Status::new(code, format!("{:#}", anyhow::Error::new(failure)))
 }

@@ -150,15 +150,7 @@ impl Service {
     pub fn at(socket: &Path) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let socket = socket.to_owned();
-        let channel = runtime.block_on(async {
-            let connector = tower::service_fn(move |_| {
-                let socket = socket.clone();
-                async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-            });
-            let endpoint = tonic::transport::Endpoint::from_static("http://floe");
-            endpoint.connect_with_connector(connector).await.unwrap()
-        });
+        let channel = runtime.block_on(floe::snapshotter::register::connect(socket)).unwrap();
         Self { runtime, client: api::snapshots_client::SnapshotsClient::new(channel) }
     }
 
