@@ -185,43 +185,53 @@ pub(crate) fn have(program: &str) -> bool {
     Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// A proxy that cuts connections: the first after so many bytes from the client, the next after as many as said
-/// for it, and so on; those after the last stay whole.
+/// A proxy that cuts connections: the one that carries the last of so many bytes from the client, then the one that
+/// carries the last of as many more as said next, and so on. Which connection that is, the client's pool decides.
 pub(crate) struct Cutter {
     pub(crate) host: String,
 }
+
+/// Bytes until each of the cuts that are still to come.
+type Cuts = Arc<Mutex<VecDeque<usize>>>;
 
 impl Cutter {
     pub(crate) fn start(target: &str, cuts: &[usize]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let (target, cuts) = (target.to_owned(), Arc::new(Mutex::new(VecDeque::from(cuts.to_vec()))));
+        let (target, cuts) = (target.to_owned(), Cuts::new(Mutex::new(cuts.to_vec().into())));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let server = TcpStream::connect(&target).unwrap();
                 let cuts = cuts.clone();
                 let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                std::thread::spawn(move || forward(from, to, usize::MAX));
-                std::thread::spawn(move || {
-                    // A pool may open a connection and never use it: that one takes no cut.
-                    let used = client.peek(&mut [0]).is_ok_and(|count| count > 0);
-                    let cut = used.then(|| cuts.lock().unwrap().pop_front()).flatten();
-                    forward(client, server, cut.unwrap_or(usize::MAX));
-                });
+                std::thread::spawn(move || forward(from, to, &Cuts::default()));
+                std::thread::spawn(move || forward(client, server, &cuts));
             }
         });
         Self { host }
     }
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, mut left: usize) {
+/// Returns how many of these bytes pass before a cut, and whether it is reached.
+fn pass(cuts: &Cuts, count: usize) -> (usize, bool) {
+    let mut cuts = cuts.lock().unwrap();
+    let Some(left) = cuts.front_mut() else { return (count, false) };
+    let passing = count.min(*left);
+    *left -= passing;
+    let reached = *left == 0;
+    if reached {
+        cuts.pop_front();
+    }
+    (passing, reached)
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, cuts: &Cuts) {
     let mut buffer = [0; 16 << 10];
     while let Ok(count) = from.read(&mut buffer)
         && count > 0
-        && to.write_all(&buffer[..count.min(left)]).is_ok()
     {
-        left = left.saturating_sub(count);
-        if left == 0 {
+        let (passing, reached) = pass(cuts, count);
+        if to.write_all(&buffer[..passing]).is_err() || reached {
             break;
         }
     }
