@@ -24,7 +24,10 @@ pub(crate) fn run(inner: &Inner, job: Job) {
     let mut fill = Fill { inner, job, urgency, at: 0, retried: None };
     match inner.held(fill.job.layer) {
         Err(error) => fill.finish_rest(&Outcome::Failed(error)),
-        Ok(held) => fill.run(&held),
+        Ok(held) => {
+            fill.shorten(&held);
+            fill.run(&held);
+        }
     }
 }
 
@@ -54,6 +57,22 @@ enum Stop {
 }
 
 impl Fill<'_> {
+    /// Leaves to the next job what is more than may be asked for at a time.
+    fn shorten(&mut self, held: &Held) {
+        let Some(ahead) = guard::lock(&self.inner.flights).ahead else { return };
+        if self.job.priority < Priority::Hint {
+            return;
+        }
+        let begin = self.job.spans[0].start;
+        let fits = |span: &Range<u32>| {
+            held.layer.packed(begin..span.end).is_some_and(|packed| packed.end - packed.start <= ahead.bytes)
+        };
+        let count = self.job.spans.iter().take_while(|span| fits(span)).count().max(1);
+        let rest = self.job.spans.split_off(count);
+        guard::lock(&self.inner.flights).put_back(&self.job, &rest);
+        self.inner.work.notify_one();
+    }
+
     fn run(&mut self, held: &Held) {
         self.settle(held);
         while self.at < self.job.spans.len() {

@@ -106,6 +106,15 @@ impl Job {
     }
 }
 
+/// How much is asked for at a time of what no reader waits for and no profile has told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ahead {
+    /// Requests under way at once, 1 or more.
+    pub requests: usize,
+    /// Packed bytes of each; one span at least.
+    pub bytes: u64,
+}
+
 /// All flights and queues of one read-through.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
@@ -114,6 +123,8 @@ pub(crate) struct Flights {
     tickets: u64,
     /// Jobs no reader waits for that are running.
     unhurried: usize,
+    /// What limits hints and the background further.
+    pub(crate) ahead: Option<Ahead>,
     pub(crate) closed: bool,
     /// While true nothing is begun that no reader waits for, and the queues of wishes are empty.
     pub(crate) paused: bool,
@@ -212,6 +223,8 @@ impl Flights {
     /// Returns the most urgent job; of those no reader waits for, only while fewer than `most` run.
     pub(crate) fn next(&mut self, most: usize) -> Option<Job> {
         for queue in 0..self.queues.len() {
+            let limit = self.ahead.filter(|_| queue >= Priority::Hint as usize);
+            let most = limit.map_or(most, |ahead| most.min(ahead.requests.max(1)));
             if queue != Priority::Demand as usize && self.unhurried >= most {
                 return None;
             }

@@ -44,6 +44,7 @@ mod tests;
 
 pub use contents::{MetaImage, MetaKey};
 pub use error::StoreError;
+pub use flights::Ahead;
 pub use gc::{Garbage, GarbageKind, GcMode};
 pub use origin::{Blob, Origin, OriginError, Priority, Urgency};
 pub use pinned::PinnedImages;

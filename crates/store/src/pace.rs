@@ -33,6 +33,11 @@ impl Pace {
         }
     }
 
+    /// Returns the shortest time to the first byte of an answer.
+    pub(crate) fn delay(&self) -> Option<Duration> {
+        self.delays.iter().min().copied()
+    }
+
     fn rate(&self) -> Option<f64> {
         let mut rates: Vec<f64> = self.rates.iter().copied().collect();
         rates.sort_by(f64::total_cmp);
@@ -42,8 +47,7 @@ impl Pace {
     /// Returns whether leaving out some bytes, to ask for them if they are wanted, is likely to save time. Where
     /// nothing is known yet it is: a first guess that costs one round trip.
     pub(crate) fn is_worth_a_request(&self, bytes: u64) -> bool {
-        let delay = self.delays.iter().min();
-        match (delay, self.rate()) {
+        match (self.delay(), self.rate()) {
             #[allow(clippy::cast_precision_loss, reason = "an estimate")]
             (Some(delay), Some(rate)) => bytes as f64 / rate > delay.as_secs_f64(),
             _ => true,

@@ -22,7 +22,7 @@ use format::proof::Mismatch;
 use crate::claim::Claim;
 use crate::error::StoreError;
 use crate::fill;
-use crate::flights::{Flights, Key, Outcome, Signal};
+use crate::flights::{Ahead, Flights, Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
@@ -231,6 +231,17 @@ impl ReadThrough {
         }
         self.inner.work.notify_all();
         room
+    }
+
+    /// Limits what is asked for at a time of hints and the background, from their next request on; `None` ends that.
+    pub fn limit(&self, ahead: Option<Ahead>) {
+        guard::lock(&self.inner.flights).ahead = ahead;
+        self.inner.work.notify_all();
+    }
+
+    /// Returns the time from a request to the first byte of its answer, by the shortest of the latest ones.
+    pub fn delay(&self) -> Option<Duration> {
+        guard::lock(&self.inner.pace).delay()
     }
 
     /// Stops what no reader waits for: what has been asked for still comes, what has not is forgotten. Until

@@ -229,12 +229,14 @@ impl Engine {
         let index = begun.elapsed();
 
         let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
-        if let (true, Some(profile)) = (purpose.is_start(), &profile) {
+        let missing = found.layers.iter().map(FoundLayer::missing).sum();
+        let segments: usize = found.layers.iter().map(|layer| layer.layer().segments() as usize).sum();
+        // A start that reads most of it is no different from one of which nothing is known.
+        let tells = profile.as_ref().is_some_and(|profile| profile.reads().count() * 2 < segments);
+        let at_once = !tells && found.line.had_better_carry(missing);
+        if let (true, false, Some(profile)) = (purpose.is_start(), at_once, &profile) {
             self.fetch_profile(profile.clone()); // the link is idle while the tree is written
         }
-
-        let missing = found.layers.iter().map(FoundLayer::missing).sum();
-        let at_once = profile.is_none() && found.line.had_better_carry(missing);
 
         let begun = Instant::now();
         let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();

@@ -2,18 +2,20 @@
 //!
 //! On a link that is slow beside what is read, every byte that nobody waits for delays one that somebody does. On one
 //! that is long, or fast, readers wait for answers to begin while nothing moves: each miss costs a round trip, and
-//! thousands of them cost more than the whole image. So the start is watched: when readers have waited, for nothing but
-//! answers to begin, longer than for answers to arrive, and a twentieth of the time that all the rest would take (half of it
-//! where a profile told what is read), the rest is fetched at once, and it uses the pauses. What readers want still goes
-//! first, then what lies behind what they wanted. Where the indexes have told that the line is long for how fast it is
-//! (`line.rs`), nobody waits for regret.
+//! thousands of them cost more than the whole image. So the start is watched, and the time that is lost, in which readers
+//! waited for nothing but answers to begin, is held against the time that the whole image would take. The more is lost, the
+//! more of the rest is fetched beside what readers want: first one small request at a time, which delays a reader by less
+//! than it waits anyway, in the end as much as the link takes. Where a profile told what is read, that begins later. What
+//! readers want still goes first, then what lies behind what they wanted. Where the indexes have told that the line is
+//! long for how fast it is (`line.rs`), nobody waits for regret.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use format::IndexId;
 use rustix::time::{ClockId, clock_gettime};
-use store::Priority;
+use store::{Ahead, Priority, ReadThrough};
 
 use super::Engine;
 use super::live::LiveMount;
@@ -22,11 +24,23 @@ use super::open::OpenImage;
 /// How often there is a look.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// The part of the time that the rest would take after which it is fetched.
-const PATIENCE: f64 = 0.05;
+/// The part of the time that everything would take which may be lost for each request of the rest under way.
+const PATIENCE: f64 = 0.025;
 
 /// The same where a profile told what the start reads: what it has missed is little, and the rest is hardly wanted.
-const PATIENCE_WITH_PROFILE: f64 = 0.5;
+const PATIENCE_WITH_PROFILE: f64 = 0.1;
+
+/// Requests of the rest under way beyond which they are not counted.
+const MOST: usize = 3;
+
+/// Bytes that must have arrived before they tell how fast the line is.
+const TELLING: f64 = 512.0 * 1024.0;
+
+/// For how long a request of the rest takes the line at least: shorter ones cost more than they spare readers.
+const LEAST: Duration = Duration::from_millis(20);
+
+/// Bytes of a request of the rest.
+const REQUEST: RangeInclusive<u64> = 256 << 10..=8 << 20;
 
 /// The part of the processors up to which there is room for more.
 const BUSY: f64 = 0.5;
@@ -73,13 +87,64 @@ impl Seen {
         self.arriving += arriving;
     }
 
-    /// Says whether what is missing had better be fetched now. It would take about as long as what has arrived has.
+    /// Says whether more has been lost than has arrived. Where it is less, fetching what nobody wants yet would cost more
+    /// than it saves: a link that is full makes each answer begin later.
+    fn is_idle(&self) -> bool {
+        self.bytes >= TELLING && self.idle > self.arriving
+    }
+
+    /// Bytes that arrive in a second, while any do.
+    fn rate(&self) -> f64 {
+        self.bytes / self.arriving
+    }
+
+    /// Returns how much of the rest may be under way beside what readers want; `all` is what was missing at first.
     ///
-    /// Where pauses are less than half of it, fetching what nobody wants yet would cost more than it saves: a link that is
-    /// full makes each answer begin later.
-    fn regrets(&self, missing: f64, patience: f64) -> bool {
-        let rest = missing * self.arriving / self.bytes;
-        self.bytes > 0.0 && self.idle > self.arriving && self.idle > patience * rest
+    /// Each request holds half of what the line does: two thirds of its time it is idle with one of them, with three it is
+    /// full, and a reader whose request comes behind one waits half a round trip longer.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative, and bounded at once"
+    )]
+    fn ahead(&self, all: f64, patience: f64, delay: Duration) -> Pace {
+        let lost = self.idle * self.rate() / all;
+        match (lost / patience) as usize {
+            0 => Pace::Nothing,
+            requests if requests > MOST => Pace::Everything,
+            requests => {
+                let bytes = self.rate() * LEAST.max(delay / 2).as_secs_f64();
+                let bytes = (bytes.round() as u64).clamp(*REQUEST.start(), *REQUEST.end());
+                Pace::Some(Ahead { requests, bytes })
+            }
+        }
+    }
+}
+
+/// How much is fetched beside what readers want.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Pace {
+    Nothing,
+    Some(Ahead),
+    Everything,
+}
+
+/// Limits what is fetched beside what readers want, as long as it lives.
+struct Limit<'a>(&'a ReadThrough);
+
+impl Limit<'_> {
+    fn set(&self, pace: Pace) {
+        match pace {
+            Pace::Nothing => {}
+            Pace::Some(ahead) => self.0.limit(Some(ahead)),
+            Pace::Everything => self.0.limit(None),
+        }
+    }
+}
+
+impl Drop for Limit<'_> {
+    fn drop(&mut self) {
+        self.0.limit(None);
     }
 }
 
@@ -93,28 +158,11 @@ impl Engine {
         let patience = if image.profile.is_some() { PATIENCE_WITH_PROFILE } else { PATIENCE };
         let (engine, image, mount) = (self.clone(), Arc::downgrade(image), Arc::downgrade(mount));
         self.in_background("start", move || {
-            if at_once || engine.regrets(&mount, patience) {
-                engine.hurry_rest(&image, &mount);
+            let mut start = Start::new(&engine, mount, patience);
+            if at_once || start.regrets() {
+                start.hurry_rest(&image, at_once);
             }
         });
-    }
-
-    /// Waits until a start had better fetch everything; false if it was over before.
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn regrets(&self, mount: &Weak<LiveMount>, patience: f64) -> bool {
-        let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
-        let (mut last, mut seen) = (self.gauges(mount), Seen::default());
-        loop {
-            std::thread::sleep(LOOK);
-            let now = self.gauges(mount);
-            let Some(missing) = self.missing_of(mount) else { return false };
-            seen.look(last, now, cores);
-            if seen.regrets(missing, patience) {
-                tracing::info!(?seen, missing, "readers wait for answers to begin: fetching the rest");
-                return true;
-            }
-            last = now;
-        }
     }
 
     /// Begins to fetch what is missing of layers, behind everything that somebody waits for; keeps those for which there
@@ -122,43 +170,88 @@ impl Engine {
     pub(super) fn want_all(&self, layers: &mut Vec<IndexId>) {
         layers.retain(|index| !self.through.want(*index, 0..u32::MAX, Priority::Background));
     }
+}
 
-    fn gauges(&self, mount: &Weak<LiveMount>) -> Gauges {
-        let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
-        let waited = mount.upgrade().map_or(Duration::ZERO, |mount| mount.waits().waited());
-        Gauges {
-            at: Instant::now(),
-            waited,
-            bytes: self.net.traffic().bytes,
-            arriving: self.through.arriving(),
-            cpu,
-        }
+/// A start that is watched.
+struct Start<'a> {
+    engine: &'a Engine,
+    mount: Weak<LiveMount>,
+    patience: f64,
+    /// Packed bytes that were missing at first.
+    all: f64,
+    cores: f64,
+    last: Gauges,
+    seen: Seen,
+}
+
+impl<'a> Start<'a> {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn new(engine: &'a Engine, mount: Weak<LiveMount>, patience: f64) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+        let all = mount.upgrade().map_or(0, |mount| mount.missing()) as f64;
+        let last = gauges(engine, &mount);
+        Self { engine, mount, patience, all, cores, last, seen: Seen::default() }
     }
 
-    /// Returns how many packed bytes a start still lacks, nothing if it is over.
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn missing_of(&self, mount: &Weak<LiveMount>) -> Option<f64> {
-        let mount = mount.upgrade().filter(|mount| !self.stopping() && !mount.is_ready())?;
-        Some(mount.missing() as f64).filter(|missing| *missing > 0.0)
+    /// Takes the next look; nothing if the start is over.
+    fn look(&mut self) -> Option<()> {
+        std::thread::sleep(LOOK);
+        let now = gauges(self.engine, &self.mount);
+        self.seen.look(self.last, now, self.cores);
+        self.last = now;
+        self.is_starting().then_some(())
+    }
+
+    fn is_starting(&self) -> bool {
+        let starting = |mount: Arc<LiveMount>| !mount.is_ready() && mount.missing() > 0;
+        !self.engine.stopping() && self.mount.upgrade().is_some_and(starting)
+    }
+
+    fn pace(&self) -> Pace {
+        let delay = self.engine.through.delay().unwrap_or_default();
+        self.seen.ahead(self.all, self.patience, delay)
+    }
+
+    /// Waits until a start had better fetch more than it reads; false if it was over before.
+    fn regrets(&mut self) -> bool {
+        while self.look().is_some() {
+            if self.seen.is_idle() && self.pace() != Pace::Nothing {
+                tracing::info!(seen = ?self.seen, all = self.all, "readers wait for answers to begin: fetching the rest");
+                return true;
+            }
+        }
+        false
     }
 
     /// Fetches the rest in the pauses, what lies behind missing segments first, until the container is ready.
-    fn hurry_rest(self: &Arc<Self>, image: &Weak<OpenImage>, mount: &Weak<LiveMount>) {
-        let _eager = self.net.eager();
+    fn hurry_rest(&mut self, image: &Weak<OpenImage>, at_once: bool) {
+        let _eager = self.engine.net.eager();
+        let limit = Limit(&self.engine.through);
         let mut left: Vec<_> = image.upgrade().iter().flat_map(|image| image.layer_ids()).collect();
-        while self.missing_of(mount).is_some() {
-            let Some(mount) = mount.upgrade() else { return };
-            for (index, segment) in mount.waits().take_missed() {
-                // Without room they come with the rest.
-                let _ =
-                    self.through.want(index, segment + 1..segment.saturating_add(1 + BEHIND), Priority::Hint);
+        while self.is_starting() {
+            if !at_once {
+                limit.set(self.pace());
             }
-            drop(mount);
+            let missed = self.mount.upgrade().map(|mount| mount.waits().take_missed());
+            for (index, segment) in missed.into_iter().flatten() {
+                // Without room they come with the rest.
+                let behind = segment + 1..segment.saturating_add(1 + BEHIND);
+                let _ = self.engine.through.want(index, behind, Priority::Hint);
+            }
             // Nothing is proved or synced yet: that is for when nobody waits. Without room it is asked again.
-            self.want_all(&mut left);
-            std::thread::sleep(LOOK);
+            self.engine.want_all(&mut left);
+            if self.look().is_none() {
+                return;
+            }
         }
     }
+}
+
+fn gauges(engine: &Engine, mount: &Weak<LiveMount>) -> Gauges {
+    let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
+    let waited = mount.upgrade().map_or(Duration::ZERO, |mount| mount.waits().waited());
+    let (bytes, arriving) = (engine.net.traffic().bytes, engine.through.arriving());
+    Gauges { at: Instant::now(), waited, bytes, arriving, cpu }
 }
 
 #[cfg(test)]
@@ -185,19 +278,38 @@ mod tests {
         seen
     }
 
+    const DELAY: Duration = Duration::from_millis(48);
+
     #[test]
     fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
+        let nothing =
+            |seen: Seen| !seen.is_idle() || seen.ahead(150.0 * MB, PATIENCE, DELAY) == Pace::Nothing;
         // 100 Mbit/s, answers arrive most of the time.
-        assert!(!seen(400, 25, 18, 10, 216_000).regrets(150.0 * MB, PATIENCE));
+        assert!(nothing(seen(400, 25, 18, 10, 216_000)));
         // The processors are busy.
-        assert!(!seen(400, 25, 5, 40, 500_000).regrets(150.0 * MB, PATIENCE));
+        assert!(nothing(seen(400, 25, 5, 40, 500_000)));
         // Nobody waits, nothing has come.
-        assert!(!seen(400, 0, 0, 0, 10_000).regrets(150.0 * MB, PATIENCE));
-        assert!(!seen(400, 25, 0, 0, 0).regrets(150.0 * MB, PATIENCE));
-        // A long line: 2 ms of 25 bring 60 kB, so the rest takes 5 s, and a quarter of a second of pauses is enough.
-        assert!(!seen(10, 25, 2, 2, 60_000).regrets(150.0 * MB, PATIENCE));
-        assert!(seen(12, 25, 2, 2, 60_000).regrets(150.0 * MB, PATIENCE));
+        assert!(nothing(seen(400, 0, 0, 0, 10_000)));
+        assert!(nothing(seen(400, 25, 0, 0, 0)));
+        // Too little to tell a rate.
+        assert!(nothing(seen(8, 25, 2, 2, 60_000)));
+        // 2 ms of 25 bring 60 kB, so all takes 5 s.
+        assert!(!nothing(seen(20, 25, 2, 2, 60_000)));
+    }
+
+    #[test]
+    fn the_more_is_lost_the_more_is_fetched_of_the_rest() {
+        let pace = |looks, patience| seen(looks, 25, 2, 2, 60_000).ahead(150.0 * MB, patience, DELAY);
+        // A line of 30 MB/s and 48 ms holds 1.44 MB; all takes 5 s, and 23 ms are lost in a look.
+        let some = |requests| Pace::Some(Ahead { requests, bytes: 720_000 });
+        assert_eq!(
+            [5, 6, 11, 17, 22].map(|looks| pace(looks, PATIENCE)),
+            [Pace::Nothing, some(1), some(2), some(3), Pace::Everything]
+        );
         // A profile has told most of it.
-        assert!(!seen(12, 25, 2, 2, 60_000).regrets(150.0 * MB, PATIENCE_WITH_PROFILE));
+        assert_eq!([17, 22].map(|looks| pace(looks, PATIENCE_WITH_PROFILE)), [Pace::Nothing, some(1)]);
+        // A short line holds less than a request should bring.
+        let short = seen(6, 25, 2, 2, 60_000).ahead(150.0 * MB, PATIENCE, Duration::from_millis(1));
+        assert_eq!(short, Pace::Some(Ahead { requests: 1, bytes: 600_000 }));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use format::index::Codec;
 
 use super::fixture::{Bench, Sample, later, noise};
+use crate::flights::Ahead;
 use crate::origin::Priority;
 use crate::read_through::Segments;
 
@@ -190,4 +191,36 @@ fn a_wish_for_what_turns_out_to_be_there_goes_on_to_the_rest() {
     }
     bench.settle();
     assert!(bench.read.local(sample.id(), 1).is_some());
+}
+
+#[test]
+fn what_nobody_waits_for_is_asked_for_a_little_at_a_time_where_that_is_the_limit() {
+    let sample = Sample::new(35, 12, Codec::Plain);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    let asked = || -> Vec<_> {
+        let asked = bench.origin.asked.lock().unwrap();
+        asked.iter().map(|(range, priority)| (range.end - range.start, *priority)).collect()
+    };
+    bench.origin.hold();
+    bench.read.limit(Some(Ahead { requests: 2, bytes: 130_000 }));
+    assert!(bench.read.want(sample.id(), 0..9, Priority::Background));
+    bench.origin.wait_for_held(2);
+    // Neither a reader nor a profile is held up by that.
+    let reader = bench.read.begin(sample.id(), 9, later()).unwrap();
+    bench.origin.wait_for_held(3);
+    assert!(bench.read.want(sample.id(), 10..11, Priority::Profile));
+    bench.origin.wait_for_held(4);
+    assert_eq!(asked().iter().filter(|(_, priority)| *priority == Priority::Background).count(), 2);
+    bench.origin.release();
+    reader.wait().unwrap();
+    bench.settle();
+    let background: Vec<_> = asked().into_iter().filter(|(_, p)| *p == Priority::Background).collect();
+    assert!(background.len() >= 5 && background.iter().all(|(len, _)| *len <= 130_000), "{background:?}");
+    (0..11).for_each(|segment| bench.check(&sample, segment));
+    // A span that is larger than the limit comes nevertheless.
+    bench.read.limit(Some(Ahead { requests: 1, bytes: 1 }));
+    assert!(bench.read.want(sample.id(), 11..12, Priority::Hint));
+    bench.settle();
+    bench.check(&sample, 11);
 }
