@@ -132,6 +132,16 @@ pub enum Command {
     /// Holds for the daemon what must outlive it; the daemon starts it
     #[command(hide = true, after_help = "Example: floe keeper")]
     Keeper,
+    /// Makes the daemon a service of this host and a snapshotter of its containerd; again, brings both up to date
+    #[command(after_help = "Example: floe install")]
+    Install,
+    /// Fetches whole what is mounted, and takes away what `floe install` and the daemon have made
+    #[command(after_help = "Example: floe uninstall")]
+    Uninstall {
+        /// Also while containerd has snapshots: what runs goes on, and cannot be started again
+        #[arg(long)]
+        force: bool,
+    },
     /// Looks for what is in the way of starting images: kernel, store, limits, runtime, network, configuration
     #[command(after_help = "Example: floe doctor --registry registry.example")]
     Doctor(Doctor),

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod engine;
 pub mod exit;
 pub mod home;
+mod install;
 pub mod origin;
 pub mod progress;
 pub mod run;

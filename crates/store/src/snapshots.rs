@@ -358,6 +358,11 @@ impl Snapshots {
             .collect()
     }
 
+    /// Returns how many there are, of all snapshotters.
+    pub fn count(&self) -> usize {
+        self.lock().snapshots.len()
+    }
+
     /// Returns one and all it stands on, itself first.
     pub fn lineage(&self, owner: &str, name: &str) -> Result<Vec<Snapshot>, SnapshotError> {
         let all = self.lock();

@@ -102,6 +102,11 @@ impl Store {
         version(root, &disk)
     }
 
+    /// Makes durable what has been written.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.disk.sync_all().map_err(|error| StoreError::io("syncing", &self.root, error))
+    }
+
     /// Closes the store: everything is durable, and the next start need not check anything.
     ///
     /// Segments can no longer be written; the lock is held until the last user has dropped the store. Without
@@ -112,7 +117,7 @@ impl Store {
             return Ok(());
         }
         *closed = true;
-        self.disk.sync_all().map_err(|error| StoreError::io("syncing", &self.root, error))?;
+        self.sync()?;
         session::end(self, &self.era, &self.boot)
     }
 

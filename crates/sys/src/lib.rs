@@ -5,6 +5,7 @@ pub mod descriptor;
 pub mod fanotify;
 pub mod heap;
 pub mod inflate;
+pub mod inherited;
 pub mod interrupt;
 pub mod map;
 pub mod mount;

@@ -99,6 +99,8 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Cat { image, path } => browse::cat(&session, image, &path),
         Command::Registry { dir, listen, rate } => serve::registry(&dir, listen, rate),
         Command::Daemon(args) => serve::daemon(&session, args),
+        Command::Install => crate::install::install(&session),
+        Command::Uninstall { force } => crate::install::uninstall(&session, force),
         Command::Keeper => serve::keeper(&session),
         Command::Doctor(args) => doctor::doctor(session.address, session.output, args),
         Command::Demo(args) => serve::demo(&session, &args),

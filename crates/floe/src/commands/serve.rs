@@ -13,9 +13,10 @@ use super::{Session, out};
 use crate::cli;
 use crate::daemon::client::{Address, Client};
 use crate::daemon::log::Log;
-use crate::daemon::server;
+use crate::daemon::{manager, server};
 use crate::engine::Engine;
 use crate::exit::Code;
+use crate::snapshotter::At;
 
 /// How long a daemon waits for one before it that no longer answers: it may have an image's worth to sync.
 const PREDECESSOR: Duration = Duration::from_secs(30);
@@ -44,20 +45,29 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
             ))),
         },
     };
+    let given = manager::containerd()?;
     log_to(std::sync::Mutex::new(Log::stderr(&session.address.root)?));
     sys::heap::share_arenas();
     let engine = start(session, args.listen.as_deref())?;
-    let containerd = session.config.containerd.socket_of(&session.address.root)?;
-    let serving = containerd.map(|socket| crate::snapshotter::serve(&engine, socket)).transpose();
+    if manager::is_there() {
+        manager::leave_when_told(&engine)?;
+    }
+    let containerd = match given {
+        Some(socket) => Some(At::Given(socket)),
+        None => session.config.containerd.socket_of(&session.address.root)?.map(At::Path),
+    };
+    let serving = containerd.map(|at| crate::snapshotter::serve(&engine, at)).transpose();
     // An image that somebody runs by hand needs no containerd.
     let serving = serving.unwrap_or_else(|error| {
         tracing::error!("containerd is not served: {error:#}");
         None
     });
-    let served = server::serve(&engine, socket, serving.is_some(), || {
+    let stays = serving.is_some() || manager::is_there();
+    let served = server::serve(&engine, socket, stays, || {
         if args.notify {
             notify()
         }
+        manager::ready();
     });
     // No call may come while everything is let go or left; what the snapshots stand on is.
     let snapshotter = serving.map(crate::snapshotter::Serving::stop);
@@ -98,9 +108,12 @@ fn start(session: &Session, listen: Option<&str>) -> anyhow::Result<std::sync::A
             Err(error) if is_busy(&error) && Instant::now() < until => error,
             result => return result,
         };
-        // One that answers will stay.
-        if Client::connect_running(&session.address)?.is_some() {
-            return Err(error);
+        if let Some(running) = Client::connect_running(&session.address)? {
+            // One that answers will stay, unless a command has started it and this is the service.
+            if !manager::is_there() {
+                return Err(error);
+            }
+            running.hand_over().context("taking the place of the daemon that runs")?;
         }
         std::thread::sleep(AGAIN);
     }

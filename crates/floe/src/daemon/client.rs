@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
@@ -14,6 +15,12 @@ use serde::de::DeserializeOwned;
 use super::protocol::{self, Call, Event, Failure, Hello, Request};
 use super::{log, socket_path};
 use crate::exit::Hint;
+
+/// How long a service manager may take to start the next daemon.
+const MANAGER: Duration = Duration::from_secs(30);
+
+/// How often it is looked for.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Where the store and its configuration are; enough to find or start the daemon.
 #[derive(Debug, Clone)]
@@ -112,13 +119,22 @@ impl Client {
     pub fn upgrade(address: &Address) -> anyhow::Result<()> {
         let _one = starting(&address.root)?;
         let Some(mut client) = Self::connect_running(address)? else { return Ok(()) };
-        let pid = client.hello()?.pid;
+        let managed = client.hello()?.managed;
         let usual = socket_path(&address.root)?;
         let listen = std::fs::read_link(&usual).ok(); // where `--listen` put it
-        let () = client.call(Call::HandOver, &mut |_| ())?;
-        drop(client);
-        wait_gone(pid)?;
+        client.hand_over()?;
+        if managed {
+            return await_managed(address);
+        }
         start(address, listen.as_deref())
+    }
+
+    /// Has the daemon leave everything to its successor, and waits until it has ended.
+    pub fn hand_over(mut self) -> anyhow::Result<()> {
+        let pid = self.hello()?.pid;
+        let () = self.call(Call::HandOver, &mut |_| ())?;
+        drop(self);
+        wait_gone(pid)
     }
 
     /// Asks the daemon who it is.
@@ -146,6 +162,9 @@ pub fn launch(address: &Address, words: &[&OsStr]) -> anyhow::Result<(Child, Pip
     command.arg("--root").arg(&address.root);
     if let Some(config) = &address.config {
         command.arg("--config").arg(config);
+    }
+    for name in super::manager::VARIABLES {
+        command.env_remove(name);
     }
     command.args(words).current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::from(notify)).stderr(log::open(&address.root)?);
@@ -184,6 +203,21 @@ fn start(address: &Address, listen: Option<&Path>) -> anyhow::Result<()> {
     }
     let said = std::fs::read_to_string(log::path(&address.root)?).unwrap_or_default();
     Err(complaint(&said).into_error().context(format!("the daemon did not start ({status})")))
+}
+
+/// Waits for the daemon that the service manager starts in place of one that has ended.
+fn await_managed(address: &Address) -> anyhow::Result<()> {
+    let until = Instant::now() + MANAGER;
+    while Client::connect_running(address)?.is_none() {
+        if Instant::now() > until {
+            return Err(anyhow::anyhow!("none answers after {} s", MANAGER.as_secs()).context(Hint::new(
+                "waiting for the daemon that the service manager starts",
+                "systemctl status floe says more",
+            )));
+        }
+        std::thread::sleep(AGAIN);
+    }
+    Ok(())
 }
 
 /// Returns the last error in a log, as [`crate::exit::write_error`] wrote it there.

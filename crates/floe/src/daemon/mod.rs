@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod log;
+pub mod manager;
 pub mod protocol;
 pub mod server;
 

@@ -42,6 +42,11 @@ pub enum Call {
     Stop,
     /// End and leave everything to a successor, which whoever asks starts. Replies nothing.
     HandOver,
+    /// Fetch whole what is mounted. Replies [`Settled`].
+    Settle {
+        /// Also while containerd has snapshots.
+        force: bool,
+    },
     /// Everything there is to know. Replies [`Status`].
     Status,
     /// Make an image readable. Replies [`Opened`].
@@ -204,6 +209,9 @@ pub struct Hello {
     pub version: u32,
     /// Its process.
     pub pid: u32,
+    /// Whether a service manager starts the next one.
+    #[serde(default)]
+    pub managed: bool,
 }
 
 /// Reply to `Open`.
@@ -261,6 +269,17 @@ pub struct Segment {
 pub struct Pinned {
     /// References, canonical.
     pub images: Vec<String>,
+}
+
+/// Reply to `Settle`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Settled {
+    /// Mounts; all of them are whole.
+    pub mounts: usize,
+    /// The references of those that cannot be read without a daemon nevertheless.
+    pub served: Vec<String>,
+    /// Snapshots of containerd's.
+    pub snapshots: usize,
 }
 
 /// Reply to `Gc`.

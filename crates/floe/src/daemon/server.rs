@@ -238,11 +238,15 @@ impl Server {
         let client = talk;
         let talk = &|event| client.say(event);
         match call {
-            Call::Ping => reply(&Hello { version: protocol::VERSION, pid: std::process::id() }),
+            Call::Ping => {
+                let managed = super::manager::is_there();
+                reply(&Hello { version: protocol::VERSION, pid: std::process::id(), managed })
+            }
             Call::Stop => {
                 engine.stop();
                 reply(&())
             }
+            Call::Settle { force } => reply(&engine.settle(force, talk)?),
             Call::Status => reply(&engine.status()),
             Call::Open { image } => {
                 let (opened, in_use) = engine.opened(&image, talk)?;

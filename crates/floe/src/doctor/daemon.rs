@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn daemons_of_all_kinds() {
-        let hello = || Some(Ok(Some(Hello { version: 2, pid: 7 })));
+        let hello = || Some(Ok(Some(Hello { version: 2, pid: 7, managed: false })));
         assert_eq!(judge(hello(), Some(7), |_| false).state, State::Ok);
         let replaced = judge(hello(), Some(7), |pid| pid == 7);
         assert_eq!((replaced.state, replaced.hint.as_deref()), (State::Warning, Some(OLDER)));

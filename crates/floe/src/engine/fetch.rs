@@ -12,7 +12,8 @@ use store::{CompleteError, Priority};
 use super::layers::FoundLayer;
 use super::open::OpenImage;
 use super::{Engine, Talk, say};
-use crate::daemon::protocol::Event;
+use crate::daemon::protocol::{Event, Settled};
+use crate::exit::Hint;
 
 /// How long a whole image may take in the background; then the rest stays lazy.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -108,6 +109,37 @@ impl Engine {
             say(talk, "complete", &blob, found.place.size, found.place.size)?;
         }
         Ok(())
+    }
+
+    /// Fetches whole what is mounted, so that the kernel serves it alone.
+    pub(crate) fn settle(&self, force: bool, talk: &Talk<'_>) -> anyhow::Result<Settled> {
+        let snapshots = self.snapshots.count();
+        if snapshots > 0 && !force {
+            bail!(anyhow::anyhow!("containerd has {snapshots} snapshots of it").context(Hint::new(
+                "doing without the daemon",
+                "remove their containers and images first; with --force what runs goes on until it ends, and cannot be \
+                 started again"
+            )));
+        }
+        let deadline = Instant::now() + COMPLETE_DEADLINE;
+        let mounts = self.mounts.all();
+        for mount in &mounts {
+            mount.end_start();
+            for layer in mount.layers() {
+                let mut gone = Ok(());
+                let completed = self.through.complete_while(layer.index, deadline, &mut |_| {
+                    gone = say(talk, "fetching", &layer.blob, 0, layer.size);
+                    gone.is_ok()
+                });
+                gone?;
+                completed
+                    .map_err(|error| self.for_want_of_room(error))
+                    .with_context(|| format!("completing layer {} of {}", layer.blob, mount.reference()))?;
+            }
+            mount.release_if_complete();
+        }
+        let served = mounts.iter().filter(|mount| mount.needs_us()).map(|mount| mount.reference()).collect();
+        Ok(Settled { mounts: mounts.len(), served, snapshots })
     }
 
     fn prove(&self, found: &FoundLayer) -> anyhow::Result<()> {

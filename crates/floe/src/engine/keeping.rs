@@ -134,9 +134,12 @@ impl Keeping {
         Ok(Connection { client, events, held: held.into() })
     }
 
-    /// Returns the command that starts a daemon of this store; empty where a path is not UTF-8, which costs the
-    /// keeper's ability to start one: the next command does.
+    /// Returns the command that starts a daemon of this store; empty where a service manager does, or where a path is not
+    /// UTF-8: then the next command does.
     fn revive(&self) -> Vec<String> {
+        if crate::daemon::manager::is_there() {
+            return Vec::new();
+        }
         let words = || {
             let mut words = vec![text(&client::exe().ok()?)?, "--root".into(), text(&self.address.root)?];
             if let Some(config) = &self.address.config {

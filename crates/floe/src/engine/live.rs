@@ -428,6 +428,11 @@ impl LiveMount {
         }
     }
 
+    /// Returns its layers, bottom first.
+    pub(super) fn layers(&self) -> Vec<RefLayer> {
+        self.record().layers.clone()
+    }
+
     /// Returns the reference it was mounted by.
     pub(super) fn reference(&self) -> String {
         self.record().reference.clone()

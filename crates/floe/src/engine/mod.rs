@@ -96,6 +96,8 @@ pub struct Engine {
     stopping: AtomicBool,
     /// Whether mounts stay when this ends.
     leaving: AtomicBool,
+    /// Whether the next one may come with the next boot: the store is closed then.
+    closing: AtomicBool,
 }
 
 impl Engine {
@@ -157,6 +159,7 @@ impl Engine {
             alerts,
             stopping: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&engine);
         engine.keeping.when_lost(move || {
@@ -410,6 +413,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Asks the daemon to end and to leave everything to the next one, which may come with the next boot only.
+    pub fn leave(&self) {
+        // While it still serves: little is left for the time in which nobody does.
+        if let Err(error) = self.store.sync() {
+            tracing::error!("syncing the store: {error}; the next start checks it");
+        }
+        self.closing.store(true, Ordering::Relaxed);
+        self.leaving.store(true, Ordering::Relaxed);
+        self.stop();
+    }
+
     /// Says whether the daemon was asked to end.
     pub fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
@@ -430,10 +444,12 @@ impl Engine {
         self.mounts.detach_all();
         self.images().clear();
         self.through.close();
-        if leaving {
+        if leaving && !self.closing.load(Ordering::Relaxed) {
             return; // the successor is waited for, and in this boot nothing can have been lost
         }
-        self.keeping.end();
+        if !leaving {
+            self.keeping.end();
+        }
         if let Err(error) = self.store.close() {
             tracing::error!("closing the store: {error}; the next start checks it");
         }

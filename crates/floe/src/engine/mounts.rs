@@ -243,7 +243,7 @@ impl Mounts {
         self.all().iter().for_each(|mount| mount.release_if_complete());
     }
 
-    fn all(&self) -> Vec<Arc<LiveMount>> {
+    pub(super) fn all(&self) -> Vec<Arc<LiveMount>> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.values().flatten().filter_map(Weak::upgrade).collect()
     }

@@ -27,7 +27,7 @@ use store::{
 };
 
 use self::labels::{SNAPSHOT_REF, Wish};
-pub use self::service::{Serving, serve};
+pub use self::service::{At, Serving, serve};
 use crate::engine::Engine;
 use crate::engine::mounts::LiveMount;
 use crate::engine::stack::{Known, Lent};

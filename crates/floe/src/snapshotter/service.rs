@@ -4,6 +4,7 @@
 //! thread of its own.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,17 +33,27 @@ const THREADS: usize = 2;
 /// The service while it is served.
 pub struct Serving {
     snapshotter: Arc<Snapshotter>,
-    socket: PathBuf,
-    made: Option<(u64, u64)>,
+    /// The socket that was made, and which file it was.
+    made: Option<(PathBuf, Option<(u64, u64)>)>,
     runtime: tokio::runtime::Runtime,
+}
+
+/// Where containerd connects to.
+pub enum At<'a> {
+    /// A socket to be made.
+    Path(&'a Path),
+    /// One that a service manager has made, and keeps while no daemon runs.
+    Given(UnixListener),
 }
 
 impl Serving {
     /// Ends the service; a call that goes on, it may be as long as a pull, has nobody to answer to.
     pub fn stop(self) -> Arc<Snapshotter> {
         // What somebody else has put in its place is theirs.
-        if server::identity(&self.socket) == self.made {
-            let _ = std::fs::remove_file(&self.socket); // it would only refuse connections
+        if let Some((socket, made)) = &self.made
+            && server::identity(socket) == *made
+        {
+            let _ = std::fs::remove_file(socket); // it would only refuse connections
         }
         self.runtime.shutdown_timeout(PATIENCE);
         self.snapshotter
@@ -50,7 +61,7 @@ impl Serving {
 }
 
 /// Serves snapshots at a socket.
-pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
+pub fn serve(engine: &Arc<Engine>, at: At<'_>) -> anyhow::Result<Serving> {
     for dir in [engine.root(), &crate::daemon::run_dir(engine.root())?] {
         // overlayfs takes them for the end of a directory, and of an option.
         if dir.to_str().is_none_or(|dir| dir.contains([':', ',', '\\'])) {
@@ -66,11 +77,22 @@ pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
         .enable_all()
         .build()
         .context("starting the threads of the snapshotter")?;
+    let (listener, made) = match at {
+        At::Path(socket) => {
+            let listener = listen(socket)?;
+            tracing::info!(socket = %socket.display(), "serving snapshots");
+            (listener, Some((socket.to_owned(), server::identity(socket))))
+        }
+        At::Given(listener) => {
+            listener.set_nonblocking(true).context("preparing the service manager's socket")?;
+            tracing::info!("serving snapshots at the service manager's socket");
+            (listener, None)
+        }
+    };
     let listener = {
         let _inside = runtime.enter();
-        listen(socket)?
+        tokio::net::UnixListener::from_std(listener).context("preparing the socket")?
     };
-    let made = server::identity(socket);
     let snapshotter = Snapshotter::new(engine);
     let served = tonic::transport::Server::builder()
         .add_service(api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone())))
@@ -80,16 +102,15 @@ pub fn serve(engine: &Arc<Engine>, socket: &Path) -> anyhow::Result<Serving> {
             tracing::error!(%error, "serving snapshots");
         }
     });
-    tracing::info!(socket = %socket.display(), "serving snapshots");
-    Ok(Serving { snapshotter, socket: socket.to_owned(), made, runtime })
+    Ok(Serving { snapshotter, made, runtime })
 }
 
-fn listen(socket: &Path) -> anyhow::Result<tokio::net::UnixListener> {
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = socket.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     server::is_free(socket)?;
-    tokio::net::UnixListener::from_std(server::listen(socket)?).context("preparing the socket")
+    server::listen(socket)
 }
 
 struct Service(Arc<Snapshotter>);

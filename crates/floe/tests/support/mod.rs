@@ -16,6 +16,7 @@ pub mod disk;
 pub mod image;
 pub mod readers;
 pub mod servers;
+pub mod systemd;
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -66,7 +66,7 @@ pub struct Client {
 impl Client {
     /// Connects and says hello; returns the names of what is held as well.
     ///
-    /// `revive` is how the keeper starts another daemon should this one die.
+    /// `revive` is how the keeper starts another daemon should this one die; empty, it leaves that to others.
     pub fn connect(
         at: &Path,
         deadline: Duration,

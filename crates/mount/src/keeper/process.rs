@@ -186,6 +186,9 @@ impl Keeper {
             }
             if self.daemon.is_none() && self.revival.at.is_some_and(|at| now >= at) {
                 self.revival.at = None;
+                if self.command.is_empty() {
+                    continue; // somebody else does
+                }
                 match revive(&self.command) {
                     Ok(process) => self.starting = Some(process),
                     Err(error) => {

@@ -1,0 +1,109 @@
+//! Floe as a service: installed, restarted, rebooted and taken away under running containers, by a real systemd.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use serde_json::json;
+use support::image;
+use support::servers::Embedded;
+use support::systemd::{FLOE, Host, cannot_boot};
+use support::until;
+
+macro_rules! needs_host {
+    () => {
+        if let Some(why) = cannot_boot() {
+            testkit::skip!("{why}");
+        }
+        if support::program("containerd").is_none() || support::program("runc").is_none() {
+            testkit::skip!("there is no containerd, or no runc");
+        }
+    };
+}
+
+/// Says whether a unit runs.
+fn is_active(host: &Host<'_>, unit: &str) -> bool {
+    host.run(&["systemctl", "is-active", "--quiet", unit]).status.success()
+}
+
+#[test]
+fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing() {
+    let node = kernel_node!("");
+    needs_host!();
+    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
+        testkit::skip!("there is no busybox")
+    };
+    let (small, large) = (image::noise(9, 1_500_000), image::noise(10, 4_000_000)); // its files below /data
+    let sum_of = |bytes: &[u8]| format!("{}  -\n", format::Digest::of(bytes).hex());
+    let (mut registry, reference) = Embedded::with_index(&node, &image);
+    node.ok(&["daemon", "stop"]); // the store becomes the host's
+    let mut host = Host::boot(&node);
+    if !host.has_cgroups() {
+        testkit::skip!("containers can have no cgroups on a host in the small");
+    }
+    let registry_host = reference.split_once('/').unwrap().0;
+    host.sh(&format!(
+        "mkdir -p /etc/floe && printf '[registry.\"{registry_host}\"]\\ntrust = \"registry\"\\n[fetch]\\nbackground = false\\n' \
+         >/etc/floe/config.toml"
+    ));
+    host.ok(&["systemctl", "enable", "--now", "containerd"]);
+
+    let said = host.ok(&[FLOE, "install"]);
+    assert!(said.contains("/usr/local/bin/floe") && said.contains("(restarted)"), "{said}");
+    assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
+    let again = host.ok(&["floe", "install"]);
+    assert!(!again.contains("restarted"), "{again}");
+
+    let start = |host: &Host<'_>, name: &str| {
+        host.ok(&["ctr", "run", "-d", "--snapshotter", "floe", &reference, name, "sleep", "1000"]);
+    };
+    host.ok(&["floe", "pull", "--to", "containerd", &reference]);
+    start(&host, "one");
+    let exec = |host: &Host<'_>, name: &str, file: &str| {
+        host.ok(&["ctr", "task", "exec", "--exec-id", "look", name, "cat", file])
+    };
+    // Killed, the manager starts another; the keeper none.
+    host.ok(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "floe"]);
+    assert_eq!(exec(&host, "one", "/etc/name"), "tested\n");
+    until("it runs again", || is_active(&host, "floe.service"));
+    let daemons = || host.sh("pgrep -xc floe || true").trim().parse::<u32>().unwrap();
+    until("a daemon and a keeper", || daemons() == 2);
+    // Told to end, it leaves its mounts, and who connects starts another.
+    host.ok(&["systemctl", "restart", "floe"]);
+    host.ok(&["floe", "daemon", "upgrade"]);
+    // While none runs, readers wait for the next; and who connects to the socket starts it.
+    host.sh("systemctl stop floe.socket floe.service; ! systemctl is-active --quiet floe.service");
+    let sum = host
+        .sh("(sleep 1; systemctl start floe.socket; ctr snapshots --snapshotter floe ls >/dev/null) & \
+         ctr task exec --exec-id sum one cat /data/1 | sha256sum");
+    assert_eq!(sum, sum_of(&large));
+    until("a connection starts it", || is_active(&host, "floe.service"));
+
+    registry.down();
+    host.reboot();
+    assert!(is_active(&host, "floe.service") && is_active(&host, "containerd.service"));
+    host.ok(&["ctr", "containers", "rm", "one"]);
+    start(&host, "two");
+    assert_eq!(exec(&host, "two", "/etc/name"), "tested\n");
+
+    registry.up();
+    let refused = host.run(&["floe", "uninstall"]);
+    assert!(!refused.status.success() && refused.stderr.contains("--force"), "{refused:?}");
+    let said = host.ok(&["floe", "uninstall", "--force"]);
+    let whole = host.sh("ctr task exec --exec-id all two cat /data/0 /data/1 | sha256sum");
+    assert_eq!(whole, sum_of(&[small, large].concat()));
+    assert!(said.contains("next boot"), "{said}");
+    assert_eq!(exec(&host, "two", "/etc/name"), "tested\n");
+    assert_eq!(host.sh("pgrep -xc floe || true").trim(), "0");
+    let left = host.sh("ls -d /etc/systemd/system/floe* /etc/containerd/conf.d /etc/systemd/system/*/floe* /usr/local/bin/floe 2>/dev/null || true");
+    assert_eq!(left, "");
+    assert!(!host.ok(&["containerd", "config", "dump"]).contains("floe"));
+    host.reboot();
+    assert_eq!(host.sh("ls -A /var/lib/floe; ls /etc/tmpfiles.d | grep floe || true"), "");
+}
