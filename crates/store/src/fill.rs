@@ -59,7 +59,7 @@ enum Stop {
 impl Fill<'_> {
     /// Leaves to the next job what is more than may be asked for at a time.
     fn shorten(&mut self, held: &Held) {
-        let Some(ahead) = guard::lock(&self.inner.flights).ahead else { return };
+        let Some(ahead) = guard::lock(&self.inner.flights).ahead() else { return };
         if self.job.priority < Priority::Hint {
             return;
         }

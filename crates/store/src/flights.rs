@@ -123,8 +123,8 @@ pub(crate) struct Flights {
     tickets: u64,
     /// Jobs no reader waits for that are running.
     unhurried: usize,
-    /// What limits hints and the background further.
-    pub(crate) ahead: Option<Ahead>,
+    /// What limits hints and the background further, by whoever wants that.
+    limits: HashMap<u64, Ahead>,
     pub(crate) closed: bool,
     /// While true nothing is begun that no reader waits for, and the queues of wishes are empty.
     pub(crate) paused: bool,
@@ -220,10 +220,25 @@ impl Flights {
         true
     }
 
+    /// Sets or ends a limit.
+    pub(crate) fn limit(&mut self, whose: u64, ahead: Option<Ahead>) {
+        match ahead {
+            Some(ahead) => drop(self.limits.insert(whose, ahead)),
+            None => drop(self.limits.remove(&whose)),
+        }
+    }
+
+    /// Returns the narrowest of all limits.
+    pub(crate) fn ahead(&self) -> Option<Ahead> {
+        let narrower =
+            |a: Ahead, b: Ahead| Ahead { requests: a.requests.min(b.requests), bytes: a.bytes.min(b.bytes) };
+        self.limits.values().copied().reduce(narrower)
+    }
+
     /// Returns the most urgent job; of those no reader waits for, only while fewer than `most` run.
     pub(crate) fn next(&mut self, most: usize) -> Option<Job> {
         for queue in 0..self.queues.len() {
-            let limit = self.ahead.filter(|_| queue >= Priority::Hint as usize);
+            let limit = self.ahead().filter(|_| queue >= Priority::Hint as usize);
             let most = limit.map_or(most, |ahead| most.min(ahead.requests.max(1)));
             if queue != Priority::Demand as usize && self.unhurried >= most {
                 return None;

@@ -233,9 +233,10 @@ impl ReadThrough {
         room
     }
 
-    /// Limits what is asked for at a time of hints and the background, from their next request on; `None` ends that.
-    pub fn limit(&self, ahead: Option<Ahead>) {
-        guard::lock(&self.inner.flights).ahead = ahead;
+    /// Limits what is asked for at a time of hints and the background, of whatever layer, from their next request on; `None`
+    /// ends that. Whoever limits has a number; of several the narrowest counts.
+    pub fn limit(&self, whose: u64, ahead: Option<Ahead>) {
+        guard::lock(&self.inner.flights).limit(whose, ahead);
         self.inner.work.notify_all();
     }
 

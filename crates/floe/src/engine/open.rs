@@ -52,6 +52,9 @@ pub(super) struct OpenImage {
     pub(super) source: Option<Arc<Source>>,
     /// What a start of it reads, as far as anybody has told.
     pub(super) profile: Option<Arc<super::Profile>>,
+    /// Whether that tells apart what a start reads: one that reads most of an image is no different from one of which
+    /// nothing is known.
+    pub(super) tells: bool,
     /// Whether a start had better fetch all of it from the beginning.
     pub(super) at_once: bool,
 }
@@ -125,7 +128,7 @@ impl OpenImage {
 
     /// Begins to fetch what a start reads, if one is about to happen.
     fn hurry(&self, engine: &Arc<Engine>, purpose: Purpose) {
-        if let (true, Some(profile)) = (purpose.is_start(), &self.profile) {
+        if let (true, false, Some(profile)) = (purpose.is_start(), self.at_once, &self.profile) {
             engine.fetch_profile(profile.clone());
         }
     }
@@ -231,7 +234,6 @@ impl Engine {
         let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
         let missing = found.layers.iter().map(FoundLayer::missing).sum();
         let segments: usize = found.layers.iter().map(|layer| layer.layer().segments() as usize).sum();
-        // A start that reads most of it is no different from one of which nothing is known.
         let tells = profile.as_ref().is_some_and(|profile| profile.reads().count() * 2 < segments);
         let at_once = !tells && found.line.had_better_carry(missing);
         if let (true, false, Some(profile)) = (purpose.is_start(), at_once, &profile) {
@@ -269,6 +271,7 @@ impl Engine {
             }),
             source: resolved.source,
             profile,
+            tells,
             at_once,
         });
         if purpose != Purpose::Lend {

@@ -10,6 +10,7 @@
 //! long for how fast it is (`line.rs`), nobody waits for regret.
 
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -129,22 +130,30 @@ enum Pace {
     Everything,
 }
 
-/// Limits what is fetched beside what readers want, as long as it lives.
-struct Limit<'a>(&'a ReadThrough);
+/// Limits what is fetched beside what readers want, as long as it lives. Also of other images: they share the line.
+struct Limit<'a> {
+    through: &'a ReadThrough,
+    number: u64,
+}
 
-impl Limit<'_> {
+impl<'a> Limit<'a> {
+    fn new(through: &'a ReadThrough) -> Self {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Self { through, number: NUMBERS.fetch_add(1, Ordering::Relaxed) }
+    }
+
     fn set(&self, pace: Pace) {
         match pace {
             Pace::Nothing => {}
-            Pace::Some(ahead) => self.0.limit(Some(ahead)),
-            Pace::Everything => self.0.limit(None),
+            Pace::Some(ahead) => self.through.limit(self.number, Some(ahead)),
+            Pace::Everything => self.through.limit(self.number, None),
         }
     }
 }
 
 impl Drop for Limit<'_> {
     fn drop(&mut self) {
-        self.0.limit(None);
+        self.through.limit(self.number, None);
     }
 }
 
@@ -155,7 +164,7 @@ impl Engine {
             return;
         }
         let at_once = image.at_once;
-        let patience = if image.profile.is_some() { PATIENCE_WITH_PROFILE } else { PATIENCE };
+        let patience = if image.tells { PATIENCE_WITH_PROFILE } else { PATIENCE };
         let (engine, image, mount) = (self.clone(), Arc::downgrade(image), Arc::downgrade(mount));
         self.in_background("start", move || {
             let mut start = Start::new(&engine, mount, patience);
@@ -226,7 +235,7 @@ impl<'a> Start<'a> {
     /// Fetches the rest in the pauses, what lies behind missing segments first, until the container is ready.
     fn hurry_rest(&mut self, image: &Weak<OpenImage>, at_once: bool) {
         let _eager = self.engine.net.eager();
-        let limit = Limit(&self.engine.through);
+        let limit = Limit::new(&self.engine.through);
         let mut left: Vec<_> = image.upgrade().iter().flat_map(|image| image.layer_ids()).collect();
         while self.is_starting() {
             if !at_once {

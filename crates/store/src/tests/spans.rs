@@ -203,7 +203,10 @@ fn what_nobody_waits_for_is_asked_for_a_little_at_a_time_where_that_is_the_limit
         asked.iter().map(|(range, priority)| (range.end - range.start, *priority)).collect()
     };
     bench.origin.hold();
-    bench.read.limit(Some(Ahead { requests: 2, bytes: 130_000 }));
+    bench.read.limit(1, Some(Ahead { requests: 2, bytes: 130_000 }));
+    bench.read.limit(2, Some(Ahead { requests: 3, bytes: 300_000 }));
+    bench.read.limit(3, Some(Ahead { requests: 1, bytes: 1 }));
+    bench.read.limit(3, None);
     assert!(bench.read.want(sample.id(), 0..9, Priority::Background));
     bench.origin.wait_for_held(2);
     // Neither a reader nor a profile is held up by that.
@@ -219,7 +222,7 @@ fn what_nobody_waits_for_is_asked_for_a_little_at_a_time_where_that_is_the_limit
     assert!(background.len() >= 5 && background.iter().all(|(len, _)| *len <= 130_000), "{background:?}");
     (0..11).for_each(|segment| bench.check(&sample, segment));
     // A span that is larger than the limit comes nevertheless.
-    bench.read.limit(Some(Ahead { requests: 1, bytes: 1 }));
+    bench.read.limit(1, Some(Ahead { requests: 1, bytes: 1 }));
     assert!(bench.read.want(sample.id(), 11..12, Priority::Hint));
     bench.settle();
     bench.check(&sample, 11);
