@@ -48,13 +48,18 @@ fn program(wanted: Option<&Path>) -> Check {
 
 fn cgroups(at: &Path) -> Check {
     let second = at.join("cgroup.controllers").exists();
-    let first = ["memory", "cpu", "devices", "systemd", "pids"].iter().any(|name| at.join(name).is_dir());
-    if !second && !first {
-        let hint = "mount -t cgroup2 cgroup2 /sys/fs/cgroup; in a container that takes --privileged";
-        return GROUP.failed("cgroups", format!("there are none at {}", at.display()), hint);
-    }
-    let version = if second { 2 } else { 1 };
-    match access(at, Access::WRITE_OK) {
+    let hierarchies = ["memory", "cpu", "devices", "systemd", "pids"].map(|name| at.join(name));
+    let first = hierarchies.iter().find(|dir| dir.is_dir());
+    let (version, place) = match (second, first) {
+        (true, _) => (2, at),
+        // The directory that holds them may be closed: systemd mounts it read-only.
+        (false, Some(hierarchy)) => (1, hierarchy.as_path()),
+        (false, None) => {
+            let hint = "mount -t cgroup2 cgroup2 /sys/fs/cgroup; in a container that takes --privileged";
+            return GROUP.failed("cgroups", format!("there are none at {}", at.display()), hint);
+        }
+    };
+    match access(place, Access::WRITE_OK) {
         Ok(()) => GROUP.ok("cgroups", format!("version {version}")),
         Err(error) => GROUP.failed(
             "cgroups",
