@@ -13,6 +13,12 @@ pub mod types {
     tonic::include_proto!("containerd.types");
 }
 
+/// The container runtime interface, by which kubelet asks containerd for images and containers: what Floe needs of it.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; documented in `proto/`")]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
 /// Services, each with its client and its server.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; documented in `proto/`")]
 pub mod services {

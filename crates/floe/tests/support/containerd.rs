@@ -29,6 +29,24 @@ impl<'a> Containerd<'a> {
 
     /// Starts both with more in the node's configuration.
     pub fn start_with(node: &'a Node, more: &str) -> Self {
+        Self::start_as(node, more, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+    }
+
+    /// Starts both, with kubelet's interface: its images are lazy, and this one is what sandboxes run.
+    pub fn start_for_pods(node: &'a Node, reference: &str) -> Self {
+        let host = reference.split_once('/').unwrap().0;
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let nowhere = node.path("cni");
+        let theirs = format!(
+            "[{cri}]\nsandbox_image = \"{reference}\"\nrestrict_oom_score_adj = true\n\
+             [{cri}.containerd]\nsnapshotter = \"floe\"\ndisable_snapshot_annotations = false\n\
+             [{cri}.cni]\nbin_dir = \"{0}\"\nconf_dir = \"{0}\"\n",
+            nowhere.display()
+        );
+        Self::start_as(node, &format!("[registry.\"{host}\"]\ntrust = \"registry\"\n"), &theirs)
+    }
+
+    fn start_as(node: &'a Node, more: &str, theirs: &str) -> Self {
         let dir = node.path("containerd");
         fs::create_dir_all(&dir).unwrap();
         let config = node.path("config.toml");
@@ -45,8 +63,8 @@ impl<'a> Containerd<'a> {
             )
         };
         let text = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{theirs}\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{0}/opt\"\n\
              [grpc]\naddress = \"{0}/socket\"\n{1}",
             dir.display(),
             NAMES.map(plugin).concat()

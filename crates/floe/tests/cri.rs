@@ -1,0 +1,70 @@
+//! Pods: what kubelet asks of containerd, with images that are fetched as they are read.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use serde_json::json;
+use support::containerd::Containerd;
+use support::cri::Cri;
+use support::image;
+use support::servers::Embedded;
+use support::until;
+
+#[test]
+fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing() {
+    let node = node!("[fetch]\nbackground = false\n");
+    if support::program("containerd").is_none() || support::program("runc").is_none() {
+        testkit::skip!("there is no containerd, or no runc");
+    }
+    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
+        testkit::skip!("there is no busybox")
+    };
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let containerd = Containerd::start_for_pods(&node, &reference);
+    let mut cri = Cri::at(&containerd.socket());
+
+    cri.pull(&reference).unwrap();
+    let pulled = node.received();
+    assert!(pulled < image.packed() / 4, "{pulled} of {}", image.packed());
+    let snapshots = || containerd.ok(&["--namespace", "k8s.io", "snapshots", "--snapshotter", "floe", "ls"]);
+    assert_eq!(snapshots().lines().skip(1).count(), 2, "its layers");
+    // The sandbox is of the same image: nothing is pulled for it.
+    let pod = cri.pod("pod");
+    let one = cri.start(&pod, "one", &reference, &["sh", "-c", "echo 1 >/tmp/written; sleep 1000"]).unwrap();
+    let two = cri.start(&pod, "two", &reference, &["sleep", "1000"]).unwrap();
+    assert!(cri.exec(&one, &["cat", "/data/0"]) == image::noise(9, 1_500_000));
+    assert!(cri.exec(&two, &["cat", "/data/1"]) == image::noise(10, 4_000_000));
+    assert_eq!(cri.exec(&two, &["sh", "-c", "cat /tmp/written 2>/dev/null || echo none"]), b"none\n");
+
+    // What kubelet sees of the disk is true.
+    until("containerd has looked at the snapshots", || {
+        cri.written(&one).used_bytes.is_some_and(|used| used.value > 0)
+    });
+    assert!(cri.image_fs().used_bytes.unwrap().value > 0);
+
+    // The daemon dies under the pod; the next one serves it, and another container.
+    let before = node.daemon();
+    node.kill_daemon();
+    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    assert_eq!(cri.exec(&one, &["cat", "/etc/name"]), b"tested\n");
+    // containerd connects again after a while; kubelet tries again as well.
+    let mut three = None;
+    until("another container starts", || {
+        three = cri.start(&pod, "three", &reference, &["sleep", "1000"]).ok();
+        three.is_some()
+    });
+
+    for container in [one, two].into_iter().chain(three) {
+        cri.remove(&container);
+    }
+    cri.remove_pod(&pod);
+    cri.remove_image(&reference);
+    until("the snapshots are collected", || node.files("snapshots") == 0);
+}
