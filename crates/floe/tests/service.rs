@@ -107,3 +107,40 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing() {
     host.reboot();
     assert_eq!(host.sh("ls -A /var/lib/floe; ls /etc/tmpfiles.d | grep floe || true"), "");
 }
+
+#[test]
+fn what_was_installed_is_gone_at_once_where_nothing_uses_it() {
+    let node = kernel_node!("");
+    needs_host!();
+    let host = Host::boot(&node);
+    // containerd's own configuration is of another version than what is asked of everybody.
+    host.sh(
+        "mkdir -p /etc/containerd && printf 'version = 1\\noom_score = -7\\n' >/etc/containerd/config.toml",
+    );
+    host.sh("systemctl start containerd");
+    host.ok(&[FLOE, "install"]);
+    assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
+    let read = host.ok(&["containerd", "--config", "/etc/floe/containerd.toml", "config", "dump"]);
+    assert!(read.contains("oom_score = -7"), "{read}");
+    let doctor = || host.ok(&["floe", "doctor"]);
+    let found = doctor();
+    assert!(found.contains("tells it of the snapshotter"), "{found}");
+    host.sh("printf 'version = 2\\n' >/etc/containerd/config.toml");
+    assert!(doctor().contains("it has version 1"));
+    host.ok(&["floe", "install"]);
+    assert!(!doctor().contains("it has version"));
+
+    for command in ["install", "uninstall"] {
+        let refused = host.run(&["floe", "--root", "/srv/other", command]);
+        assert!(!refused.status.success() && refused.stderr.contains("/var/lib/floe"), "{refused:?}");
+    }
+    // A daemon of a command's goes as well.
+    host.sh("systemctl stop floe.socket floe.service; mv /etc/systemd/system/floe.service /root; floe gc; \
+             mv /root/floe.service /etc/systemd/system/; pgrep -xc floe");
+    let said = host.ok(&["floe", "uninstall"]);
+    assert!(said.contains("removed     /var/lib/floe"), "{said}");
+    let left = "pgrep -x floe; ls -A /var/lib/floe /run/floe /etc/floe; ls -d /etc/systemd/system/floe* \
+                /etc/systemd/system/*/floe* /usr/local/bin/floe /etc/tmpfiles.d/floe*";
+    assert_eq!(host.run(&["sh", "-c", left]).text(), "/var/lib/floe:\n");
+    host.ok(&[FLOE, "uninstall"]);
+}

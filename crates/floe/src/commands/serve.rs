@@ -52,16 +52,16 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     if manager::is_there() {
         manager::leave_when_told(&engine)?;
     }
-    let containerd = match given {
-        Some(socket) => Some(At::Given(socket)),
-        None => session.config.containerd.socket_of(&session.address.root)?.map(At::Path),
+    let configured = session.config.containerd.socket_of(&session.address.root)?;
+    let serving = match (given, configured) {
+        // Nobody else would ever answer there.
+        (Some(socket), _) => Some(crate::snapshotter::serve(&engine, At::Given(socket))?),
+        (None, None) => None,
+        // An image that somebody runs by hand needs no containerd.
+        (None, Some(path)) => crate::snapshotter::serve(&engine, At::Path(path))
+            .inspect_err(|error| tracing::error!("containerd is not served: {error:#}"))
+            .ok(),
     };
-    let serving = containerd.map(|at| crate::snapshotter::serve(&engine, at)).transpose();
-    // An image that somebody runs by hand needs no containerd.
-    let serving = serving.unwrap_or_else(|error| {
-        tracing::error!("containerd is not served: {error:#}");
-        None
-    });
     let stays = serving.is_some() || manager::is_there();
     let served = server::serve(&engine, socket, stays, || {
         if args.notify {
@@ -110,7 +110,8 @@ fn start(session: &Session, listen: Option<&str>) -> anyhow::Result<std::sync::A
         };
         if let Some(running) = Client::connect_running(&session.address)? {
             // One that answers will stay, unless a command has started it and this is the service.
-            if !manager::is_there() {
+            let mut running = running;
+            if !manager::is_there() || running.hello()?.managed {
                 return Err(error);
             }
             running.hand_over().context("taking the place of the daemon that runs")?;

@@ -48,7 +48,9 @@ impl Client {
         if let Some(client) = Self::connect_running(address)? {
             return Ok(client);
         }
-        start(address, None)?;
+        if !super::manager::start(&address.root)? {
+            start(address, None)?;
+        }
         match Self::connect_running(address)? {
             Some(client) => Ok(client),
             None => bail!("the daemon of {} ended as soon as it had started", address.root.display()),
@@ -119,7 +121,16 @@ impl Client {
     pub fn upgrade(address: &Address) -> anyhow::Result<()> {
         let _one = starting(&address.root)?;
         let Some(mut client) = Self::connect_running(address)? else { return Ok(()) };
-        let managed = client.hello()?.managed;
+        let Hello { managed, pid, .. } = client.hello()?;
+        let own = exe().context("finding this program's own file")?;
+        let theirs = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        if managed && theirs.to_str().is_none_or(|path| Path::new(path.trim_end_matches(" (deleted)")) != own)
+        {
+            bail!(anyhow::anyhow!("the service runs {}", theirs.display()).context(Hint::new(
+                "replacing the daemon by this program",
+                "floe install puts this program in its place"
+            )));
+        }
         let usual = socket_path(&address.root)?;
         let listen = std::fs::read_link(&usual).ok(); // where `--listen` put it
         client.hand_over()?;

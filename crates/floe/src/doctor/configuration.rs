@@ -26,6 +26,19 @@ pub(super) fn check(path: Option<&Path>) -> (Vec<Check>, Option<Config>) {
     (vec![GROUP.ok("file", there), keys(&config), authorities(&config)], Some(config))
 }
 
+/// Looks at how containerd hears of the snapshotter.
+pub(super) fn containerd() -> Check {
+    match crate::install::told() {
+        None => GROUP.ok("containerd", "no file of `floe install` tells it of the snapshotter"),
+        Some((file, None)) => {
+            GROUP.ok("containerd", format!("{} tells it of the snapshotter", file.display()))
+        }
+        Some((file, Some(why))) => {
+            GROUP.warning("containerd", format!("{}: {why}", file.display()), "floe install")
+        }
+    }
+}
+
 fn keys(config: &Config) -> Check {
     match Rule::new(config) {
         Ok(_) => match config.trust.keys.len() {

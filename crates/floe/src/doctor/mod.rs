@@ -77,6 +77,9 @@ pub fn examine(subject: &Subject) -> Report {
     checks.extend(limited(Group::Runtime, "program", move || runtime::check(runtime.as_deref(), root)));
     checks.extend(network::check(&config, &subject.registries));
     checks.extend(configured);
+    if root && !subject.pre {
+        checks.extend(limited(Group::Configuration, "containerd", || vec![configuration::containerd()]));
+    }
     Report::new(subject.pre, checks, reading)
 }
 

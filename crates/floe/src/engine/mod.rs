@@ -391,7 +391,8 @@ impl Engine {
 
     /// Asks the daemon to end.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        // Whoever sees it sees how it is meant.
+        self.stopping.store(true, Ordering::Release);
     }
 
     /// Asks the daemon to end and to leave everything to its successor.
@@ -426,7 +427,7 @@ impl Engine {
 
     /// Says whether the daemon was asked to end.
     pub fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// Lets everything go: all mounts if we were asked to stop, none if there will be a successor, and if nobody has

@@ -392,6 +392,18 @@ pub fn are_left(run: &Path) -> bool {
     notes.into_iter().any(|note| note.path().extension().is_some_and(|end| end == "json"))
 }
 
+/// Says whether anything is mounted below the runtime directory of a store whose daemon has gone, and returns the references
+/// of what cannot be read without one.
+pub fn left(run: &Path) -> anyhow::Result<(bool, Vec<String>)> {
+    let mounted = mount_points()?.iter().any(|point| point.path.starts_with(run));
+    let records = match Record::all(&run.join("mounts")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        records => records.context("reading what is known of mounts")?,
+    };
+    let unserved = records.into_iter().filter(|record| record.watched || record.path == ReadPath::Fuse);
+    Ok((mounted, unserved.map(|record| record.reference).collect()))
+}
+
 /// Takes away everything below the runtime directory of a store whose daemon is gone for good, and its keeper.
 pub fn clear(run: &Path) -> anyhow::Result<()> {
     mount::keeper::end(&run.join("keeper.sock")).context("ending the keeper")?;

@@ -7,9 +7,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-use super::host::{self, Change};
+use super::host;
 use super::units;
 
 /// Where containerd finds its configuration by itself.
@@ -30,57 +30,142 @@ const VERSION: i64 = 2;
 /// What was done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    /// There is no containerd.
+    /// There is no containerd that systemd starts.
     Absent,
-    /// It knows, by these files; whether they are new.
-    By(Vec<PathBuf>, Change),
+    /// It reads these files when it starts.
+    By(Vec<PathBuf>),
     /// It is started in an unusual way: its administrator has to import this file.
     Import(PathBuf),
 }
 
-/// Tells containerd of the snapshotter.
+/// Tells containerd of the snapshotter; what it does not understand is taken away again.
 pub(super) fn tell(root: &Path) -> anyhow::Result<Told> {
-    let Some(program) = host::program("containerd") else { return Ok(Told::Absent) };
-    let program = program.display().to_string();
-    let imported = Path::new(IMPORTED);
-    // Before the unit is asked for: a wrapper of an earlier installation shows what it wraps.
-    let wrapped = Path::new(OVERRIDE).exists();
-    let change = host::write(imported, &units::plugin(root))?;
-    if !wrapped && host::run(&program, &["config", "dump"])?.contains(units::SOCKET) {
-        return Ok(Told::By(vec![imported.to_owned()], change));
+    let Some(command) = command()? else { return Ok(Told::Absent) };
+    let told = try_to_tell(root, &command);
+    if !matches!(told, Ok(Told::By(_))) && !is_wrapped() {
+        take_away(OVERRIDE)?;
+        take_away(WRAPPER)?;
+        if told.is_err() {
+            take_away(IMPORTED)?;
+        }
     }
-    let usual = command_of(&host::systemctl(&["show", "--property=ExecStart", "containerd.service"])?)
-        .filter(|command| !command.contains(' ') || wrapped)
-        .and_then(|command| command.split(' ').next().map(str::to_owned));
-    let Some(usual) = usual else { return Ok(Told::Import(imported.to_owned())) };
-    host::remove(imported)?;
-    let main = fs::read_to_string(MAIN).ok();
+    told
+}
+
+fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
+    let (imported, wrapper, unit) = (Path::new(IMPORTED), Path::new(WRAPPER), Path::new(OVERRIDE));
+    if !is_wrapped() {
+        host::write(imported, &units::plugin(root))?;
+        if dump(command)?.contains(units::SOCKET) {
+            return Ok(Told::By(vec![imported.to_owned()]));
+        }
+        if command.len() > 1 {
+            return Ok(Told::Import(imported.to_owned()));
+        }
+        take_away(IMPORTED)?;
+    }
+    let main = main()?;
     let version = main.as_deref().map_or(Some(VERSION), version_of);
-    let (wrapper, unit) = (Path::new(WRAPPER), Path::new(OVERRIDE));
     let text = units::wrapper(version, main.as_ref().map(|_| Path::new(MAIN)), root);
-    let changes = [host::write(wrapper, &text)?, host::write(unit, &units::override_of(&usual, wrapper))?];
-    host::run(&program, &["--config", WRAPPER, "config", "dump"])
-        .context("trying containerd's configuration")?;
-    let change = if changes.contains(&Change::Written) { Change::Written } else { Change::None };
-    Ok(Told::By(vec![wrapper.to_owned(), unit.to_owned()], change))
+    host::write(wrapper, &text)?;
+    let wrapped = [command[0].clone(), "--config".to_owned(), WRAPPER.to_owned()];
+    if !dump(&wrapped)?.contains(units::SOCKET) {
+        bail!("containerd does not take {WRAPPER}");
+    }
+    host::write(unit, &units::override_of(&command[0], wrapper))?;
+    Ok(Told::By(vec![wrapper.to_owned(), unit.to_owned()]))
+}
+
+/// Says whether the containerd that runs knows the snapshotter.
+pub(super) fn knows() -> bool {
+    // The type of a plugin, its name, what it is for, and how it is.
+    let is_ours = |line: &str| line.split_whitespace().nth(1) == Some("floe");
+    host::run("ctr", &["plugins", "ls"]).is_ok_and(|list| list.lines().any(is_ours))
+}
+
+/// Returns the line by which something in containerd's configuration wants the snapshotter.
+pub(super) fn wanted() -> anyhow::Result<Option<String>> {
+    let Some(command) = command()? else { return Ok(None) };
+    let wants = |line: &&str| {
+        line.split_once('=').is_some_and(|(key, value)| {
+            key.trim() == "snapshotter" && value.trim().trim_matches(['"', '\'']) == "floe"
+        })
+    };
+    Ok(dump(&command)?.lines().find(wants).map(|line| line.trim().to_owned()))
+}
+
+/// Returns how systemd starts containerd.
+fn command() -> anyhow::Result<Option<Vec<String>>> {
+    let shown = host::systemctl(&["show", "--property=ExecStart", "containerd.service"])?;
+    Ok(command_of(&shown))
+}
+
+/// Returns the configuration that a containerd has that is started so.
+fn dump(command: &[String]) -> anyhow::Result<String> {
+    let mut words: Vec<_> = command[1..].iter().map(String::as_str).collect();
+    words.extend(["config", "dump"]);
+    host::run(&command[0], &words).context("reading containerd's configuration")
+}
+
+/// Removes one of our files, and its directory if that is empty now: whoever needs it makes it.
+fn take_away(file: &str) -> anyhow::Result<bool> {
+    let file = Path::new(file);
+    let gone = host::remove(file)?;
+    if gone && let Some(dir) = file.parent() {
+        let _ = fs::remove_dir(dir); // others have files there
+    }
+    Ok(gone)
+}
+
+fn is_wrapped() -> bool {
+    Path::new(OVERRIDE).exists()
+}
+
+fn main() -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(MAIN) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(read.with_context(|| format!("reading {MAIN}"))?)),
+    }
+}
+
+/// Returns the file by which containerd hears of the snapshotter, if one of ours does, and what is wrong with it.
+pub(super) fn told() -> Option<(PathBuf, Option<String>)> {
+    let (imported, wrapper) = (Path::new(IMPORTED), Path::new(WRAPPER));
+    if imported.exists() {
+        return Some((imported.to_owned(), None));
+    }
+    let ours = fs::read_to_string(wrapper).ok()?;
+    let theirs = fs::read_to_string(MAIN).ok();
+    Some((wrapper.to_owned(), mismatch(&ours, theirs.as_deref())))
+}
+
+/// Says why a wrapper and what it wraps do not fit, if they do not: containerd leaves out what is of a later version.
+fn mismatch(wrapper: &str, main: Option<&str>) -> Option<String> {
+    if main.is_some() && !wrapper.contains(MAIN) {
+        return Some(format!("it does not import {MAIN}, which was not there"));
+    }
+    let (ours, theirs) = (version_of(wrapper), main.map_or(Some(VERSION), version_of));
+    let text =
+        |version: Option<i64>| version.map_or_else(|| "none".to_owned(), |version| version.to_string());
+    (ours != theirs).then(|| format!("it has version {}, and {MAIN} has {}", text(ours), text(theirs)))
 }
 
 /// Takes away what told it; returns the files.
 pub(super) fn untell() -> anyhow::Result<Vec<PathBuf>> {
     let mut gone = Vec::new();
     for path in [IMPORTED, OVERRIDE, WRAPPER] {
-        if host::remove(Path::new(path))? {
+        if take_away(path)? {
             gone.push(path.into());
         }
     }
     Ok(gone)
 }
 
-/// Returns the command line in what `systemctl show --property=ExecStart` says, if it is one.
-fn command_of(shown: &str) -> Option<String> {
+/// Returns the words of the command line in what `systemctl show --property=ExecStart` says, if it is one.
+fn command_of(shown: &str) -> Option<Vec<String>> {
     let (_, rest) = shown.split_once("argv[]=")?;
-    let command = rest.split(" ;").next()?.trim();
-    (!command.is_empty()).then(|| command.to_owned())
+    let words: Vec<_> = rest.split(" ;").next()?.split_whitespace().map(str::to_owned).collect();
+    (!words.is_empty()).then_some(words)
 }
 
 /// Returns the version that a configuration says it has.
@@ -95,11 +180,17 @@ mod tests {
     #[test]
     fn what_containerd_is_and_how_it_is_started_is_understood() {
         let shown = "ExecStart={ path=/usr/bin/containerd ; argv[]=/usr/bin/containerd ; ignore_errors=no ; start_time=[n/a] }\n";
-        assert_eq!(command_of(shown).as_deref(), Some("/usr/bin/containerd"));
+        assert_eq!(command_of(shown).unwrap(), ["/usr/bin/containerd"]);
         let more = "ExecStart={ path=/usr/bin/containerd ; argv[]=/usr/bin/containerd --config /a ; x }\n";
-        assert_eq!(command_of(more).as_deref(), Some("/usr/bin/containerd --config /a"));
+        assert_eq!(command_of(more).unwrap(), ["/usr/bin/containerd", "--config", "/a"]);
         assert_eq!(command_of("ExecStart=\n"), None);
         assert_eq!(version_of("version = 3\n[plugins]\n"), Some(3));
         assert_eq!(version_of("[plugins]\n"), None);
+        let wrapper = units::wrapper(Some(2), Some(Path::new(MAIN)), Path::new("/var/lib/floe"));
+        assert_eq!(mismatch(&wrapper, Some("version = 2\n[plugins]\n")), None);
+        assert_eq!(mismatch("version = 2\n", None), None);
+        assert!(mismatch("version = 2\n", Some("version = 2\n")).is_some(), "it was not there");
+        assert!(mismatch(&wrapper, Some("version = 3\n")).is_some());
+        assert!(mismatch(&wrapper, Some("[plugins]\n")).is_some());
     }
 }

@@ -3,22 +3,13 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
 use super::units::HEAD;
 use crate::exit::Hint;
-
-/// What a change did to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// It is as it was.
-    None,
-    /// It is new, or another.
-    Written,
-}
 
 /// Says whether this host can have a service.
 pub(super) fn check() -> anyhow::Result<()> {
@@ -38,9 +29,9 @@ pub(super) fn check() -> anyhow::Result<()> {
 }
 
 /// Writes a text, unless somebody else's is there.
-pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<Change> {
+pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     match fs::read_to_string(path) {
-        Ok(found) if found == text => return Ok(Change::None),
+        Ok(found) if found == text => return Ok(()),
         Ok(found) if !found.starts_with(HEAD) => bail!(
             anyhow::anyhow!("somebody else has written it")
                 .context(Hint::new(format!("writing {}", path.display()), "move it away, and install again"))
@@ -50,18 +41,16 @@ pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<Change> {
         }
         _ => {}
     }
-    put(path, text.as_bytes(), 0o644)?;
-    Ok(Change::Written)
+    put(path, text.as_bytes(), 0o644)
 }
 
 /// Puts a copy of a program in its place, also while the former one runs.
-pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<Change> {
+pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     let program = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
     if fs::read(to).is_ok_and(|there| there == program) {
-        return Ok(Change::None);
+        return Ok(());
     }
-    put(to, &program, 0o755)?;
-    Ok(Change::Written)
+    put(to, &program, 0o755)
 }
 
 /// The file appears whole.
@@ -80,6 +69,29 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     write().with_context(|| format!("writing {}", path.display()))
 }
 
+/// Empties a directory, and removes it unless it is a mount point.
+pub(super) fn clear(dir: &Path) -> anyhow::Result<bool> {
+    let dir = match dir.canonicalize() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        found => found.with_context(|| format!("looking for {}", dir.display()))?,
+    };
+    let clear = || -> std::io::Result<()> {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::ResourceBusy => Err(error),
+            _ => Ok(()),
+        }
+    };
+    clear().with_context(|| format!("removing {}", dir.display()))?;
+    Ok(true)
+}
+
 /// Takes a file of ours away; false if there is none. What somebody else has written stays.
 pub(super) fn remove(path: &Path) -> anyhow::Result<bool> {
     match fs::read_to_string(path) {
@@ -89,10 +101,6 @@ pub(super) fn remove(path: &Path) -> anyhow::Result<bool> {
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     }
     fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
-    // Where we have made the directory it is empty now.
-    if let Some(dir) = path.parent() {
-        let _ = fs::remove_dir(dir);
-    }
     Ok(true)
 }
 
@@ -101,9 +109,9 @@ pub(super) fn systemctl(words: &[&str]) -> anyhow::Result<String> {
     run("systemctl", words)
 }
 
-/// Says whether a unit runs.
-pub(super) fn is_active(unit: &str) -> bool {
-    systemctl(&["is-active", "--quiet", unit]).is_ok()
+/// Says whether a unit is `active`, or `failed`.
+pub(super) fn is(state: &str, unit: &str) -> bool {
+    systemctl(&[&format!("is-{state}"), "--quiet", unit]).is_ok()
 }
 
 /// Runs a program to its end; returns what it printed.
@@ -117,12 +125,6 @@ pub(super) fn run(program: &str, words: &[&str]) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Returns where a program is that is looked for by name.
-pub(super) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,15 +134,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (ours, theirs) = (dir.path().join("new/ours"), dir.path().join("theirs"));
         let text = format!("{HEAD}text\n");
-        assert_eq!(write(&ours, &text).unwrap(), Change::Written);
-        assert_eq!(write(&ours, &text).unwrap(), Change::None);
-        assert_eq!(write(&ours, &format!("{HEAD}another\n")).unwrap(), Change::Written);
+        write(&ours, &text).unwrap();
+        write(&ours, &format!("{HEAD}another\n")).unwrap();
         fs::write(&theirs, "theirs").unwrap();
         assert!(format!("{:#}", write(&theirs, &text).unwrap_err()).contains("somebody else"));
         assert!(!remove(&theirs).unwrap());
         assert!(theirs.exists());
         assert!(remove(&ours).unwrap());
-        assert!(!dir.path().join("new").exists());
         assert!(!remove(&ours).unwrap());
     }
 }

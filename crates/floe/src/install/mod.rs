@@ -19,11 +19,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use self::containerd::Told;
-use self::host::Change;
+use self::units::Installed;
 use crate::commands::{Session, out};
-use crate::daemon::client;
+use crate::daemon::client::{self, Client};
+use crate::daemon::manager::UNIT;
 use crate::daemon::protocol::{Call, Settled};
-use crate::exit::{Code, Hint};
+use crate::exit::{Code, Hint, misused};
 
 /// Where the program goes, unless a package manager has put it somewhere else.
 const PROGRAM: &str = "/usr/local/bin/floe";
@@ -31,49 +32,65 @@ const PROGRAM: &str = "/usr/local/bin/floe";
 /// Where programs are that stay.
 const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
 
-const SERVICE: &str = "/etc/systemd/system/floe.service";
 const SOCKET: &str = "/etc/systemd/system/floe.socket";
 
 /// What takes the store away at the next boot, where something still uses it.
 const AT_NEXT_BOOT: &str = "/etc/tmpfiles.d/floe-uninstall.conf";
 
+/// Returns the file by which containerd hears of the snapshotter, if one of ours does, and what is wrong with it.
+pub(crate) fn told() -> Option<(PathBuf, Option<String>)> {
+    containerd::told()
+}
+
 /// Makes the daemon a service; run again, it brings what is there up to date.
 pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
     host::check()?;
     let root = &session.address.root;
-    let mut said = String::new();
-
+    if root.to_str().is_none_or(|root| root.contains([':', ',', '\\', '\n'])) {
+        bail!(misused(format!("{}: no colon, comma or backslash may be in it", root.display())));
+    }
     let own = client::exe().context("finding this program's own file")?;
     let stays = own.parent().is_some_and(|dir| PLACES.iter().any(|place| dir == Path::new(place)));
     let program = if stays { own.clone() } else { PathBuf::from(PROGRAM) };
+    let installed = installed()?;
+    let copied = !stays || installed.as_ref().is_some_and(|unit| unit.copied);
+    let unit = units::service(&program, copied, &session.address);
+    if let Some(installed) = installed.filter(|installed| installed.root != *root) {
+        return Err(another(&installed.root, "install"));
+    }
+    let mut said = String::new();
     if !stays {
         host::copy(&own, &program)?;
         let _ = writeln!(said, "program     {}", program.display());
     }
-
-    host::write(Path::new(SERVICE), &units::service(&program, &session.address))?;
+    host::write(Path::new(UNIT), &unit)?;
     host::write(Path::new(SOCKET), &units::socket())?;
     host::remove(Path::new(AT_NEXT_BOOT))?;
-    let _ = writeln!(said, "service     {SERVICE}\nsocket      {SOCKET}");
+    let _ = writeln!(said, "service     {UNIT}\nsocket      {SOCKET}");
 
-    let told = containerd::tell(root)?;
     host::systemctl(&["daemon-reload"])?;
     host::systemctl(&["enable", "floe.socket", "floe.service"])?;
-    host::systemctl(&["start", "floe.socket"])?;
     // One that runs leaves its mounts to the new one.
-    host::systemctl(&["restart", "floe.service"]).context(Hint::new(
-        "starting the service",
-        "systemctl status floe and journalctl --unit floe say more",
-    ))?;
-    match told {
-        Told::Absent => said += "containerd  there is none; install again once there is\n",
-        Told::By(files, change) => {
-            let restarted = change == Change::Written && host::is_active("containerd.service");
-            if restarted {
-                host::systemctl(&["restart", "containerd.service"])?; // containers do not notice
+    host::systemctl(&["restart", "floe.service"])
+        .context(Hint::new("starting the service", "journalctl --unit floe says more; then install again"))?;
+    tell(root, &mut said)?;
+    out(said.as_bytes())?;
+    Ok(Code::Done)
+}
+
+/// Tells containerd, and restarts it if it is one that does not know yet: containers do not notice.
+fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
+    match containerd::tell(root)? {
+        Told::Absent => *said += "containerd  systemd starts none; install again once it does\n",
+        Told::By(files) => {
+            host::systemctl(&["daemon-reload"])?;
+            let runs = host::is("active", "containerd.service") || host::is("failed", "containerd.service");
+            let restarts = runs && !containerd::knows();
+            if restarts {
+                host::systemctl(&["restart", "containerd.service"])?;
             }
             let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-            let also = if restarted { " (restarted)" } else { "" };
+            let also = if restarts { " (restarted)" } else { "" };
             let _ = writeln!(said, "containerd  {}{also}", files.join(", "));
         }
         Told::Import(file) => {
@@ -84,76 +101,118 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
             );
         }
     }
-    out(said.as_bytes())?;
-    Ok(Code::Done)
+    Ok(())
 }
 
 /// Fetches whole what is mounted, and takes everything away that [`install`] and the daemon have made.
 pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> {
     host::check()?;
     let root = &session.address.root;
-    let mut said = String::new();
-    let mut in_use = false;
-
+    let installed = installed()?;
+    if let Some(installed) = installed.as_ref().filter(|installed| installed.root != *root) {
+        return Err(another(&installed.root, "uninstall"));
+    }
+    if let Some(line) = containerd::wanted()? {
+        bail!(anyhow::anyhow!("containerd's configuration wants it: {line}").context(Hint::new(
+            "uninstalling",
+            "take that line out and restart containerd first: without the snapshotter it would start no pod"
+        )));
+    }
     if root.exists() {
         let settled: Settled = session.ask(Call::Settle { force })?;
-        if let Some(reference) = settled.served.first() {
-            bail!(anyhow::anyhow!("{reference} is read through this daemon").context(Hint::new(
-                "uninstalling",
-                "end what uses it: an image that is mounted through FUSE ends with its daemon"
-            )));
-        }
-        if settled.mounts > 0 {
-            let _ = writeln!(said, "complete    {} mounts go on without a daemon", settled.mounts);
-        }
-        // Containers write into the snapshots.
-        in_use = settled.mounts + settled.snapshots > 0;
+        needs_none(settled.served.first())?;
     }
-    for unit in ["floe.socket", "floe.service"] {
-        if Path::new("/etc/systemd/system").join(unit).exists() {
-            host::systemctl(&["disable", "--now", unit])?;
-        }
+    // From here on nobody begins anything: what there is now is what there is.
+    if installed.is_some() {
+        host::systemctl(&["disable", "--now", "floe.socket", "floe.service"])?;
     }
+    if let Some(running) = Client::connect_running(&session.address)? {
+        running.hand_over().context("ending the daemon that a command has started")?;
+    }
+    let (in_use, unserved) = left(root)?;
+    needs_none(unserved.first()).inspect_err(|_| {
+        if installed.is_some() {
+            let _ = host::systemctl(&["enable", "--now", "floe.socket", "floe.service"]); // as it was
+        }
+    })?;
+
+    let mut said = String::new();
     let untold = containerd::untell()?;
     let mut gone: Vec<PathBuf> = untold.clone();
-    for file in [SERVICE, SOCKET] {
+    for file in [UNIT, SOCKET] {
         if host::remove(Path::new(file))? {
             gone.push(file.into());
         }
     }
     host::systemctl(&["daemon-reload"])?;
-    if !untold.is_empty() && host::is_active("containerd.service") {
+    if !untold.is_empty() && host::is("active", "containerd.service") {
         host::systemctl(&["restart", "containerd.service"])?;
+    }
+    if installed.is_some_and(|installed| installed.copied) && std::fs::remove_file(PROGRAM).is_ok() {
+        gone.push(PROGRAM.into());
     }
     for file in gone {
         let _ = writeln!(said, "removed     {}", file.display());
     }
-    forget(root, in_use, &mut said)?;
-    if std::fs::remove_file(PROGRAM).is_ok() {
-        let _ = writeln!(said, "removed     {PROGRAM}");
-    }
+    let forgotten = forget(root, in_use, &mut said);
     out(said.as_bytes())?;
-    Ok(Code::Done)
+    forgotten.map(|()| Code::Done)
+}
+
+/// Returns the unit that is installed, if it is one of ours.
+fn installed() -> anyhow::Result<Option<Installed>> {
+    match std::fs::read_to_string(UNIT) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => Ok(Installed::read(&read.with_context(|| format!("reading {UNIT}"))?)),
+    }
+}
+
+fn another(root: &Path, what: &str) -> anyhow::Error {
+    anyhow::anyhow!("the service that is installed is for {}", root.display())
+        .context(Hint::new(format!("looking at {UNIT}"), format!("floe --root {} {what}", root.display())))
+}
+
+/// Fails where something cannot be read without a daemon.
+fn needs_none(served: Option<&String>) -> anyhow::Result<()> {
+    let Some(reference) = served else { return Ok(()) };
+    Err(anyhow::anyhow!("{reference} is read through the daemon").context(Hint::new(
+        "uninstalling",
+        "if it was just started, try again; what is mounted through FUSE has to be ended first",
+    )))
+}
+
+/// Says whether anything uses a store whose daemon has gone, and returns the references of what cannot do without one.
+fn left(root: &Path) -> anyhow::Result<(bool, Vec<String>)> {
+    if !root.exists() {
+        return Ok((false, Vec::new()));
+    }
+    let store = store::Store::open(root)?;
+    // Containers write into snapshots, also into those of which nothing more is known.
+    let (snapshots, damaged) = store::Snapshots::open(&store)?;
+    let (mounted, unserved) = crate::engine::mounts::left(&crate::daemon::run_dir(root)?)?;
+    Ok((mounted || snapshots.count() > 0 || !damaged.is_empty(), unserved))
 }
 
 /// Takes a store away, at once or, where it is in use, with the next boot.
 fn forget(root: &Path, in_use: bool, said: &mut String) -> anyhow::Result<()> {
+    let shown = root.display();
     if in_use {
         let own = Path::new(AT_NEXT_BOOT);
-        host::write(own, &units::at_next_boot(root, own))?;
-        let _ = writeln!(said, "in use      {} goes with the next boot ({AT_NEXT_BOOT})", root.display());
+        match units::at_next_boot(root, own) {
+            Some(text) => {
+                host::write(own, &text)?;
+                let _ = writeln!(said, "in use      {shown} goes with the next boot ({AT_NEXT_BOOT})");
+            }
+            None => {
+                let _ = writeln!(said, "in use      {shown}: remove it after the next boot");
+            }
+        }
         return Ok(());
     }
     let run = crate::daemon::run_dir(root)?;
     for dir in [root, run.as_path()] {
-        match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", dir.display()));
-            }
-            Ok(()) => {
-                let _ = writeln!(said, "removed     {}", dir.display());
-            }
-            Err(_) => {}
+        if host::clear(dir)? {
+            let _ = writeln!(said, "removed     {}", dir.display());
         }
     }
     let _ = std::fs::remove_dir(crate::home::run()); // other stores may have theirs there

@@ -1,8 +1,9 @@
 //! What is written: two units of systemd, and what tells containerd of the snapshotter.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::daemon::client::Address;
+use crate::daemon::manager::STORE;
 
 /// The first line of each file: one without it is somebody else's.
 pub(super) const HEAD: &str = "# Written by `floe install`; `floe uninstall` takes it away.\n";
@@ -10,8 +11,13 @@ pub(super) const HEAD: &str = "# Written by `floe install`; `floe uninstall` tak
 /// Where containerd connects to.
 pub(super) const SOCKET: &str = "/run/floe/containerd.sock";
 
+/// What the unit says of a program that was put in its place.
+const COPIED: &str = "# The program was copied there.\n";
+
 /// Returns the service. Why each line is there is said in `docs/SERVICE.md`.
-pub(super) fn service(program: &Path, address: &Address) -> String {
+pub(super) fn service(program: &Path, copied: bool, address: &Address) -> String {
+    let copied = if copied { COPIED } else { "" };
+    let root = address.root.display();
     let mut words = vec![program, Path::new("--root"), &address.root];
     if let Some(config) = &address.config {
         words.extend([Path::new("--config"), config]);
@@ -19,7 +25,7 @@ pub(super) fn service(program: &Path, address: &Address) -> String {
     words.push(Path::new("daemon"));
     let command: Vec<_> = words.into_iter().map(quoted).collect();
     format!(
-        "{HEAD}\
+        "{HEAD}{STORE}{root}\n{copied}\
          [Unit]\n\
          Description=Floe, which starts containers before their images have arrived\n\
          After=local-fs.target network.target\n\
@@ -29,7 +35,13 @@ pub(super) fn service(program: &Path, address: &Address) -> String {
          [Service]\n\
          Type=notify\n\
          ExecStart={}\n\
+         Environment=HOME=/root\n\
+         EnvironmentFile=-/etc/default/floe\n\
+         Sockets=floe.socket\n\
          Restart=always\n\
+         RestartSec=1\n\
+         RestartPreventExitStatus=2\n\
+         TimeoutStopSec=300\n\
          KillMode=process\n\
          OOMScoreAdjust=-999\n\
          LimitNOFILE=1048576\n\
@@ -61,6 +73,7 @@ pub(super) fn socket() -> String {
          DirectoryMode=0711\n\
          FileDescriptorName=containerd\n\
          RemoveOnStop=yes\n\
+         TriggerLimitIntervalSec=0\n\
          \n\
          [Install]\n\
          WantedBy=sockets.target\n"
@@ -102,9 +115,32 @@ pub(super) fn override_of(containerd: &str, config: &Path) -> String {
     format!("{HEAD}[Service]\nExecStart=\nExecStart={containerd} --config {}\n", quoted(config))
 }
 
-/// Returns what takes a store away at the next boot, and itself.
-pub(super) fn at_next_boot(root: &Path, own: &Path) -> String {
-    format!("{HEAD}R! {} - - - - -\nr! {} - - - - -\n", root.display(), own.display())
+/// What an installed unit says of itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Installed {
+    /// The store.
+    pub(super) root: PathBuf,
+    /// Whether its program was copied to where it is.
+    pub(super) copied: bool,
+}
+
+impl Installed {
+    /// Reads a unit, if it is one of ours.
+    pub(super) fn read(unit: &str) -> Option<Self> {
+        let line = |prefix: &str| unit.lines().find_map(|line| line.strip_prefix(prefix));
+        unit.starts_with(HEAD).then_some(())?;
+        Some(Self { root: line(STORE)?.into(), copied: unit.contains(COPIED) })
+    }
+}
+
+/// Returns what takes a store away at the next boot, and itself; nothing for a path that would mean something else there
+/// (tmpfiles.d(5): patterns, specifiers, blanks).
+pub(super) fn at_next_boot(root: &Path, own: &Path) -> Option<String> {
+    let plain = |path: &Path| {
+        let text = path.to_str()?;
+        text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)).then(|| text.to_owned())
+    };
+    Some(format!("{HEAD}R! {} - - - - -\nr! {} - - - - -\n", plain(root)?, plain(own)?))
 }
 
 /// Returns a word of a unit's command line, as systemd.syntax(7) and systemd.unit(5) have it.
@@ -125,7 +161,11 @@ mod tests {
     #[test]
     fn odd_paths_come_through() {
         let address = Address { root: "/srv/a \"b\"/100%".into(), config: Some("/etc/$x".into()) };
-        let service = service(Path::new("/usr/bin/floe"), &address);
+        let service = service(Path::new("/usr/bin/floe"), true, &address);
+        let read = Installed::read(&service).unwrap();
+        assert_eq!((&read.root, read.copied), (&address.root, true));
+        assert_eq!(at_next_boot(&address.root, Path::new("/etc/a.conf")), None);
+        assert!(at_next_boot(Path::new("/var/lib/floe"), Path::new("/etc/a.conf")).is_some());
         let command = service.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
         assert_eq!(
             command,

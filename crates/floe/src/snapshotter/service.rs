@@ -25,7 +25,7 @@ use crate::engine::Engine;
 const PAGE: usize = 100;
 
 /// How long calls under way are waited for at the end.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Threads that read and write messages; the calls themselves have others.
 const THREADS: usize = 2;
@@ -36,6 +36,8 @@ pub struct Serving {
     /// The socket that was made, and which file it was.
     made: Option<(PathBuf, Option<(u64, u64)>)>,
     runtime: tokio::runtime::Runtime,
+    end: tokio::sync::oneshot::Sender<()>,
+    served: tokio::task::JoinHandle<()>,
 }
 
 /// Where containerd connects to.
@@ -55,7 +57,10 @@ impl Serving {
         {
             let _ = std::fs::remove_file(socket); // it would only refuse connections
         }
-        self.runtime.shutdown_timeout(PATIENCE);
+        // What has been asked is answered, unless it takes too long.
+        let _ = self.end.send(()); // it may have failed
+        let _ = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.served).await });
+        self.runtime.shutdown_background();
         self.snapshotter
     }
 }
@@ -94,15 +99,18 @@ pub fn serve(engine: &Arc<Engine>, at: At<'_>) -> anyhow::Result<Serving> {
         tokio::net::UnixListener::from_std(listener).context("preparing the socket")?
     };
     let snapshotter = Snapshotter::new(engine);
+    let (end, ended) = tokio::sync::oneshot::channel();
     let served = tonic::transport::Server::builder()
         .add_service(api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone())))
-        .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
-    runtime.spawn(async move {
+        .serve_with_incoming_shutdown(tokio_stream::wrappers::UnixListenerStream::new(listener), async {
+            let _ = ended.await; // also when nobody can end it any more
+        });
+    let served = runtime.spawn(async move {
         if let Err(error) = served.await {
             tracing::error!(%error, "serving snapshots");
         }
     });
-    Ok(Serving { snapshotter, made, runtime })
+    Ok(Serving { snapshotter, made, runtime, end, served })
 }
 
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {

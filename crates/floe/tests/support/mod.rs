@@ -12,6 +12,7 @@
 )]
 
 pub mod containerd;
+pub mod cri;
 pub mod disk;
 pub mod image;
 pub mod readers;
