@@ -57,7 +57,7 @@ class Session:
         """`more` is added to its configuration."""
         self._image, self._deadline = image, deadline
         self._log = f"{root}/log"
-        self._ctr = ["ctr", "--address", f"{root}/socket"]
+        self.ctr = ["ctr", "--address", f"{root}/socket"]
         self._clients = []
         self._pulled = None
         config = f"{root}/config.toml"
@@ -66,7 +66,7 @@ class Session:
         self._daemon = Child(["containerd", "--config", config, "--log-level", "warn"], stderr=self._log)
         try:
             until(lambda: os.path.exists(f"{root}/socket"), "containerd's socket", 20)
-            run([*self._ctr, "version"], deadline=30)
+            run([*self.ctr, "version"], deadline=30)
         except BaseException:
             self._daemon.stop()
             raise
@@ -110,7 +110,7 @@ class Session:
         self._daemon.stop()
 
     def _client(self, *words):
-        return self.start([*self._ctr, *words])
+        return self.start([*self.ctr, *words])
 
     def start(self, argv, **options):
         """Starts a command that counts."""

@@ -35,19 +35,19 @@ class _Session(containerd.Session):
     SNAPSHOTTER = "floe"
 
     def __init__(self, root, image, deadline, plugin, store, reference):
-        self._store, self._reference, self._socket = store, reference, f"{root}/socket"
+        self.store, self._reference, self.socket = store, reference, f"{root}/socket"
         super().__init__(root, image, deadline, plugin)
-        self._used = sum(procfs.cpu_seconds(pid) for pid in self._store.pids())
+        self._used = sum(procfs.cpu_seconds(pid) for pid in self.store.pids())
 
     def reference(self):
         return self._reference
 
     def pull(self, reference):
-        return self.start(self._store.argv("pull", "--to", f"containerd={self._socket}", reference))
+        return self.start(self.store.argv("pull", "--to", f"containerd={self.socket}", reference))
 
     def pids(self):
-        return list({*super().pids(), *self._store.pids()})
+        return list({*super().pids(), *self.store.pids()})
 
     def cpu_seconds(self):
-        daemon = {*self._store.pids()} - {client.pid for client in self._clients}
+        daemon = {*self.store.pids()} - {client.pid for client in self._clients}
         return super().cpu_seconds() + sum(procfs.cpu_seconds(pid) for pid in daemon) - self._used
