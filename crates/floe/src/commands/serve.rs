@@ -69,6 +69,9 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
         }
         manager::ready();
     });
+    if served.is_err() && manager::is_there() {
+        engine.leave(); // the manager starts another
+    }
     // No call may come while everything is let go or left; what the snapshots stand on is.
     let snapshotter = serving.map(crate::snapshotter::Serving::stop);
     engine.shutdown();

@@ -40,6 +40,8 @@ pub enum Call {
     Ping,
     /// Unmount everything and end. Replies nothing.
     Stop,
+    /// Could everything be left to a successor? Replies nothing, or why not.
+    MayLeave,
     /// End and leave everything to a successor, which whoever asks starts. Replies nothing.
     HandOver,
     /// Fetch whole what is mounted. Replies [`Settled`].

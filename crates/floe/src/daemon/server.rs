@@ -253,6 +253,7 @@ impl Server {
                 *looking = Some(in_use);
                 reply(&opened)
             }
+            Call::MayLeave => reply(&engine.may_be_left()?),
             Call::HandOver => {
                 engine.hand_over()?;
                 reply(&())

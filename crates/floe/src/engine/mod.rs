@@ -395,8 +395,8 @@ impl Engine {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Asks the daemon to end and to leave everything to its successor.
-    pub fn hand_over(&self) -> anyhow::Result<()> {
+    /// Says why something would be lost if it were left to a successor.
+    pub fn may_be_left(&self) -> anyhow::Result<()> {
         if let Some(dir) = self.mounts.cannot_be_left() {
             bail!(
                 anyhow::anyhow!(
@@ -409,6 +409,12 @@ impl Engine {
                 ))
             );
         }
+        Ok(())
+    }
+
+    /// Asks the daemon to end and to leave everything to its successor.
+    pub fn hand_over(&self) -> anyhow::Result<()> {
+        self.may_be_left()?;
         self.leaving.store(true, Ordering::Relaxed);
         self.stop();
         Ok(())

@@ -66,7 +66,7 @@ fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
     }
     let main = main()?;
     let version = main.as_deref().map_or(Some(VERSION), version_of);
-    let text = units::wrapper(version, main.as_ref().map(|_| Path::new(MAIN)), root);
+    let text = units::wrapper(version, root);
     host::write(wrapper, &text)?;
     let wrapped = [command[0].clone(), "--config".to_owned(), WRAPPER.to_owned()];
     if !dump(&wrapped)?.contains(units::SOCKET) {
@@ -86,6 +86,13 @@ pub(super) fn knows() -> bool {
 /// Returns the line by which something in containerd's configuration wants the snapshotter.
 pub(super) fn wanted() -> anyhow::Result<Option<String>> {
     let Some(command) = command()? else { return Ok(None) };
+    // What is imported by its name has to be there.
+    let file =
+        command.iter().position(|word| word == "--config" || word == "-c").and_then(|at| command.get(at + 1));
+    let text = fs::read_to_string(file.map_or(MAIN, String::as_str)).unwrap_or_default();
+    if let Some(line) = text.lines().find(|line| line.contains(IMPORTED)) {
+        return Ok(Some(line.trim().to_owned()));
+    }
     let wants = |line: &&str| {
         line.split_once('=').is_some_and(|(key, value)| {
             key.trim() == "snapshotter" && value.trim().trim_matches(['"', '\'']) == "floe"
@@ -141,9 +148,6 @@ pub(super) fn told() -> Option<(PathBuf, Option<String>)> {
 
 /// Says why a wrapper and what it wraps do not fit, if they do not: containerd leaves out what is of a later version.
 fn mismatch(wrapper: &str, main: Option<&str>) -> Option<String> {
-    if main.is_some() && !wrapper.contains(MAIN) {
-        return Some(format!("it does not import {MAIN}, which was not there"));
-    }
     let (ours, theirs) = (version_of(wrapper), main.map_or(Some(VERSION), version_of));
     let text =
         |version: Option<i64>| version.map_or_else(|| "none".to_owned(), |version| version.to_string());
@@ -186,10 +190,9 @@ mod tests {
         assert_eq!(command_of("ExecStart=\n"), None);
         assert_eq!(version_of("version = 3\n[plugins]\n"), Some(3));
         assert_eq!(version_of("[plugins]\n"), None);
-        let wrapper = units::wrapper(Some(2), Some(Path::new(MAIN)), Path::new("/var/lib/floe"));
+        let wrapper = units::wrapper(Some(2), Path::new("/var/lib/floe"));
         assert_eq!(mismatch(&wrapper, Some("version = 2\n[plugins]\n")), None);
         assert_eq!(mismatch("version = 2\n", None), None);
-        assert!(mismatch("version = 2\n", Some("version = 2\n")).is_some(), "it was not there");
         assert!(mismatch(&wrapper, Some("version = 3\n")).is_some());
         assert!(mismatch(&wrapper, Some("[plugins]\n")).is_some());
     }

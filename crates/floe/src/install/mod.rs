@@ -15,6 +15,7 @@ mod units;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
@@ -70,7 +71,16 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
 
     host::systemctl(&["daemon-reload"])?;
     host::systemctl(&["enable", "floe.socket", "floe.service"])?;
-    // One that runs leaves its mounts to the new one.
+    // One that runs leaves its mounts to the new one, or says why it cannot.
+    if let Some(mut running) = Client::connect_running(&session.address)?
+        && let Err(error) = running.call::<()>(Call::MayLeave, &mut |_| ())
+    {
+        // Another version may not understand; only a FUSE mount has anything to lose by a signal.
+        let mounts = sys::table::points().context("reading /proc/self/mountinfo")?;
+        if mounts.iter().any(|mount| mount.fs_type == "fuse.floe") {
+            return Err(error);
+        }
+    }
     host::systemctl(&["restart", "floe.service"])
         .context(Hint::new("starting the service", "journalctl --unit floe says more; then install again"))?;
     tell(root, &mut said)?;
@@ -80,14 +90,20 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
 
 /// Tells containerd, and restarts it if it is one that does not know yet: containers do not notice.
 fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
+    let new = containerd::told().is_none();
     match containerd::tell(root)? {
         Told::Absent => *said += "containerd  systemd starts none; install again once it does\n",
         Told::By(files) => {
             host::systemctl(&["daemon-reload"])?;
             let runs = host::is("active", "containerd.service") || host::is("failed", "containerd.service");
             let restarts = runs && !containerd::knows();
-            if restarts {
-                host::systemctl(&["restart", "containerd.service"])?;
+            if restarts && let Err(error) = host::systemctl(&["restart", "containerd.service"]) {
+                if new {
+                    containerd::untell()?;
+                    host::systemctl(&["daemon-reload"])?;
+                    let _ = host::systemctl(&["restart", "containerd.service"]); // as it was before
+                }
+                return Err(error.context("containerd does not start with the snapshotter"));
             }
             let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             let also = if restarts { " (restarted)" } else { "" };
@@ -96,8 +112,8 @@ fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
         Told::Import(file) => {
             let _ = writeln!(
                 said,
-                "containerd  is started in an unusual way: have its configuration import {}, and restart it",
-                file.display()
+                "containerd  is started in an unusual way: have its configuration import {}/*.toml, and restart it",
+                file.parent().unwrap_or(&file).display()
             );
         }
     }
@@ -122,15 +138,9 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
         let settled: Settled = session.ask(Call::Settle { force })?;
         needs_none(settled.served.first())?;
     }
-    // From here on nobody begins anything: what there is now is what there is.
-    if installed.is_some() {
-        host::systemctl(&["disable", "--now", "floe.socket", "floe.service"])?;
-    }
-    if let Some(running) = Client::connect_running(&session.address)? {
-        running.hand_over().context("ending the daemon that a command has started")?;
-    }
-    let (in_use, unserved) = left(root)?;
-    needs_none(unserved.first()).inspect_err(|_| {
+    // From here on no command starts a daemon, and with the store's lock nobody else does.
+    let _one = client::starting(root)?;
+    let left = end(session, installed.is_some(), force).inspect_err(|_| {
         if installed.is_some() {
             let _ = host::systemctl(&["enable", "--now", "floe.socket", "floe.service"]); // as it was
         }
@@ -154,7 +164,8 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
     for file in gone {
         let _ = writeln!(said, "removed     {}", file.display());
     }
-    let forgotten = forget(root, in_use, &mut said);
+    let forgotten = forget(root, left.in_use, &mut said);
+    drop(left);
     out(said.as_bytes())?;
     forgotten.map(|()| Code::Done)
 }
@@ -181,16 +192,39 @@ fn needs_none(served: Option<&String>) -> anyhow::Result<()> {
     )))
 }
 
-/// Says whether anything uses a store whose daemon has gone, and returns the references of what cannot do without one.
-fn left(root: &Path) -> anyhow::Result<(bool, Vec<String>)> {
+/// A store whose daemon has gone.
+struct Left {
+    /// Whether anything uses it.
+    in_use: bool,
+    /// Keeps daemons away.
+    _store: Option<Arc<store::Store>>,
+}
+
+/// Ends the daemon, and looks at what is in use; fails where something cannot do without one.
+fn end(session: &Session, is_service: bool, force: bool) -> anyhow::Result<Left> {
+    let root = &session.address.root;
+    if is_service {
+        host::systemctl(&["disable", "--now", "floe.socket", "floe.service"])?;
+    }
+    if let Some(mut running) = Client::connect_running(&session.address)? {
+        if running.hello()?.managed {
+            bail!("a service that `floe install` has not written runs the daemon: stop that first");
+        }
+        running.hand_over().context("ending the daemon that a command has started")?;
+    }
     if !root.exists() {
-        return Ok((false, Vec::new()));
+        return Ok(Left { in_use: false, _store: None });
     }
     let store = store::Store::open(root)?;
     // Containers write into snapshots, also into those of which nothing more is known.
     let (snapshots, damaged) = store::Snapshots::open(&store)?;
+    let count = snapshots.count();
+    if count > 0 && !force {
+        bail!("containerd has made {count} snapshots of it meanwhile");
+    }
     let (mounted, unserved) = crate::engine::mounts::left(&crate::daemon::run_dir(root)?)?;
-    Ok((mounted || snapshots.count() > 0 || !damaged.is_empty(), unserved))
+    needs_none(unserved.first())?;
+    Ok(Left { in_use: mounted || count > 0 || !damaged.is_empty(), _store: Some(store) })
 }
 
 /// Takes a store away, at once or, where it is in use, with the next boot.

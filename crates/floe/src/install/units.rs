@@ -18,6 +18,7 @@ const COPIED: &str = "# The program was copied there.\n";
 pub(super) fn service(program: &Path, copied: bool, address: &Address) -> String {
     let copied = if copied { COPIED } else { "" };
     let root = address.root.display();
+    let mounts = escaped(&address.root);
     let mut words = vec![program, Path::new("--root"), &address.root];
     if let Some(config) = &address.config {
         words.extend([Path::new("--config"), config]);
@@ -30,6 +31,8 @@ pub(super) fn service(program: &Path, copied: bool, address: &Address) -> String
          Description=Floe, which starts containers before their images have arrived\n\
          After=local-fs.target network.target\n\
          Before=containerd.service\n\
+         Requires=floe.socket\n\
+         RequiresMountsFor={mounts}\n\
          StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
@@ -37,10 +40,8 @@ pub(super) fn service(program: &Path, copied: bool, address: &Address) -> String
          ExecStart={}\n\
          Environment=HOME=/root\n\
          EnvironmentFile=-/etc/default/floe\n\
-         Sockets=floe.socket\n\
          Restart=always\n\
          RestartSec=1\n\
-         RestartPreventExitStatus=2\n\
          TimeoutStopSec=300\n\
          KillMode=process\n\
          OOMScoreAdjust=-999\n\
@@ -91,12 +92,11 @@ pub(super) fn plugin(root: &Path) -> String {
     )
 }
 
-/// Returns a configuration that is another one and the snapshotter, for a containerd that imports nothing. It has to be of the
-/// other one's version.
-pub(super) fn wrapper(version: Option<i64>, main: Option<&Path>, root: &Path) -> String {
+/// Returns a configuration that is containerd's own one and the snapshotter, for a containerd that imports nothing. It has to
+/// be of the other one's version. That is named by a pattern that nothing else matches: a plain name has to be there.
+pub(super) fn wrapper(version: Option<i64>, root: &Path) -> String {
     let version = version.map_or_else(String::new, |version| format!("version = {version}\n"));
-    let imports = main.map_or_else(String::new, |main| format!("imports = [{}]\n", toml_text(main)));
-    format!("{HEAD}{version}{imports}\n{}", proxy(root))
+    format!("{HEAD}{version}imports = [\"/etc/containerd/config.[t*]oml\"]\n\n{}", proxy(root))
 }
 
 fn proxy(root: &Path) -> String {
@@ -143,10 +143,15 @@ pub(super) fn at_next_boot(root: &Path, own: &Path) -> Option<String> {
     Some(format!("{HEAD}R! {} - - - - -\nr! {} - - - - -\n", plain(root)?, plain(own)?))
 }
 
-/// Returns a word of a unit's command line, as systemd.syntax(7) and systemd.unit(5) have it.
-fn quoted(word: &Path) -> String {
+/// Returns a word of a unit, as systemd.syntax(7) and systemd.unit(5) have it.
+fn escaped(word: &Path) -> String {
     let text = word.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-    format!("\"{}\"", text.replace('%', "%%").replace('$', "$$"))
+    format!("\"{}\"", text.replace('%', "%%"))
+}
+
+/// Returns a word of a command line.
+fn quoted(word: &Path) -> String {
+    escaped(word).replace('$', "$$")
 }
 
 /// Returns a path as a string of TOML, whose escapes are those of JSON.
@@ -174,11 +179,9 @@ mod tests {
         let plugin: toml::Table = toml::from_str(&plugin(&address.root)).unwrap();
         let floe = &plugin["proxy_plugins"]["floe"];
         assert_eq!(floe["exports"]["root"].as_str(), Some("/srv/a \"b\"/100%"));
-        let wrapper: toml::Table =
-            toml::from_str(&wrapper(Some(3), Some(Path::new("/etc/containerd/config.toml")), &address.root))
-                .unwrap();
+        let wrapper: toml::Table = toml::from_str(&wrapper(Some(3), &address.root)).unwrap();
         assert_eq!(wrapper["version"].as_integer(), Some(3));
-        assert_eq!(wrapper["imports"][0].as_str(), Some("/etc/containerd/config.toml"));
+        assert_eq!(wrapper["imports"][0].as_str(), Some("/etc/containerd/config.[t*]oml"));
         assert_eq!(wrapper["proxy_plugins"]["floe"]["address"].as_str(), Some(SOCKET));
     }
 }

@@ -158,7 +158,8 @@ impl<'a> Host<'a> {
 
     /// Returns what was logged last.
     pub fn journal(&self) -> String {
-        self.run(&["journalctl", "--no-pager", "-o", "cat", "-n", "40"]).text()
+        let last = "journalctl --no-pager -o short-monotonic -n 30 -u floe.service -u floe.socket; journalctl --no-pager -o cat -n 20";
+        self.run(&["sh", "-c", last]).text()
     }
 }
 
