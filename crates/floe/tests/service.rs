@@ -120,8 +120,8 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it() {
     host.sh("systemctl start containerd");
     host.ok(&[FLOE, "install"]);
     assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
-    let read = host.ok(&["containerd", "--config", "/etc/floe/containerd.toml", "config", "dump"]);
-    assert!(read.contains("oom_score = -7"), "{read}");
+    let dump = || host.ok(&["containerd", "--config", "/etc/floe/containerd.toml", "config", "dump"]);
+    assert!(dump().contains("oom_score = -7"), "{}", dump());
     let doctor = || host.ok(&["floe", "doctor"]);
     let found = doctor();
     assert!(found.contains("tells it of the snapshotter"), "{found}");
@@ -129,6 +129,11 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it() {
     assert!(doctor().contains("it has version 1"));
     host.ok(&["floe", "install"]);
     assert!(!doctor().contains("it has version"));
+    // Without a configuration of its own, and with one that came later, containerd starts as it would without us.
+    host.sh("mv /etc/containerd/config.toml /root; systemctl restart containerd; mv /root/config.toml /etc/containerd");
+    assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
+    host.sh("echo 'oom_score = -8' >>/etc/containerd/config.toml");
+    assert!(dump().contains("oom_score = -8"));
 
     for command in ["install", "uninstall"] {
         let refused = host.run(&["floe", "--root", "/srv/other", command]);

@@ -55,7 +55,12 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     let configured = session.config.containerd.socket_of(&session.address.root)?;
     let serving = match (given, configured) {
         // Nobody else would ever answer there.
-        (Some(socket), _) => Some(crate::snapshotter::serve(&engine, At::Given(socket))?),
+        (Some(socket), configured) => {
+            if let Some(path) = configured {
+                tracing::warn!(path = %path.display(), "the service manager has a socket for containerd; this one is not made");
+            }
+            Some(crate::snapshotter::serve(&engine, At::Given(socket))?)
+        }
         (None, None) => None,
         // An image that somebody runs by hand needs no containerd.
         (None, Some(path)) => crate::snapshotter::serve(&engine, At::Path(path))

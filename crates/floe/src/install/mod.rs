@@ -59,6 +59,16 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
     if let Some(installed) = installed.filter(|installed| installed.root != *root) {
         return Err(another(&installed.root, "install"));
     }
+    // One that runs leaves its mounts to the new one, or says why it cannot.
+    if let Some(mut running) = Client::connect_running(&session.address)?
+        && let Err(error) = running.call::<()>(Call::MayLeave, &mut |_| ())
+    {
+        // Another version may not understand; only a FUSE mount has anything to lose by a signal.
+        let mounts = sys::table::points().context("reading /proc/self/mountinfo")?;
+        if mounts.iter().any(|mount| mount.fs_type == "fuse.floe") {
+            return Err(error);
+        }
+    }
     let mut said = String::new();
     if !stays {
         host::copy(&own, &program)?;
@@ -71,16 +81,6 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
 
     host::systemctl(&["daemon-reload"])?;
     host::systemctl(&["enable", "floe.socket", "floe.service"])?;
-    // One that runs leaves its mounts to the new one, or says why it cannot.
-    if let Some(mut running) = Client::connect_running(&session.address)?
-        && let Err(error) = running.call::<()>(Call::MayLeave, &mut |_| ())
-    {
-        // Another version may not understand; only a FUSE mount has anything to lose by a signal.
-        let mounts = sys::table::points().context("reading /proc/self/mountinfo")?;
-        if mounts.iter().any(|mount| mount.fs_type == "fuse.floe") {
-            return Err(error);
-        }
-    }
     host::systemctl(&["restart", "floe.service"])
         .context(Hint::new("starting the service", "journalctl --unit floe says more; then install again"))?;
     tell(root, &mut said)?;
