@@ -22,8 +22,8 @@ use tonic::Code;
 
 macro_rules! needs_containerd {
     () => {
-        if support::program("containerd").is_none() || support::program("runc").is_none() {
-            testkit::skip!("there is no containerd, or no runc");
+        if let Some(why) = support::containerd::cannot_run() {
+            testkit::skip!("{why}");
         }
     };
 }

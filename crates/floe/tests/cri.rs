@@ -11,7 +11,7 @@
 mod support;
 
 use serde_json::json;
-use support::containerd::Containerd;
+use support::containerd::{Containerd, cannot_run};
 use support::cri::Cri;
 use support::image;
 use support::servers::Embedded;
@@ -20,8 +20,8 @@ use support::until;
 #[test]
 fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing() {
     let node = node!("[fetch]\nbackground = false\n");
-    if support::program("containerd").is_none() || support::program("runc").is_none() {
-        testkit::skip!("there is no containerd, or no runc");
+    if let Some(why) = cannot_run() {
+        testkit::skip!("{why}");
     }
     let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
         testkit::skip!("there is no busybox")

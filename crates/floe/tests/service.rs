@@ -18,11 +18,8 @@ use support::until;
 
 macro_rules! needs_host {
     () => {
-        if let Some(why) = cannot_boot() {
+        if let Some(why) = cannot_boot().or_else(support::containerd::cannot_run) {
             testkit::skip!("{why}");
-        }
-        if support::program("containerd").is_none() || support::program("runc").is_none() {
-            testkit::skip!("there is no containerd, or no runc");
         }
     };
 }

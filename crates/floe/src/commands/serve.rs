@@ -116,9 +116,8 @@ fn start(session: &Session, listen: Option<&str>) -> anyhow::Result<std::sync::A
             Err(error) if is_busy(&error) && Instant::now() < until => error,
             result => return result,
         };
-        if let Some(running) = Client::connect_running(&session.address)? {
+        if let Some(mut running) = Client::connect_running(&session.address)? {
             // One that answers will stay, unless a command has started it and this is the service.
-            let mut running = running;
             if !manager::is_there() || running.hello()?.managed {
                 return Err(error);
             }

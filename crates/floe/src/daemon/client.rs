@@ -48,7 +48,7 @@ impl Client {
         if let Some(client) = Self::connect_running(address)? {
             return Ok(client);
         }
-        if !super::manager::start(&address.root)? {
+        if !crate::install::start(&address.root)? {
             start(address, None)?;
         }
         match Self::connect_running(address)? {
@@ -123,9 +123,8 @@ impl Client {
         let Some(mut client) = Self::connect_running(address)? else { return Ok(()) };
         let Hello { managed, pid, .. } = client.hello()?;
         let own = exe().context("finding this program's own file")?;
-        let theirs = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        if managed && theirs.to_str().is_none_or(|path| Path::new(path.trim_end_matches(" (deleted)")) != own)
-        {
+        let theirs = std::fs::read_link(format!("/proc/{pid}/exe")).map(in_place).unwrap_or_default();
+        if managed && theirs != own {
             bail!(anyhow::anyhow!("the service runs {}", theirs.display()).context(Hint::new(
                 "replacing the daemon by this program",
                 "floe install puts this program in its place"
@@ -183,14 +182,18 @@ pub fn launch(address: &Address, words: &[&OsStr]) -> anyhow::Result<(Child, Pip
     Ok((child, ready)) // our end of its pipe goes with the command
 }
 
-/// Returns this program's file, or what has taken its place: the kernel says of one that was replaced that it is deleted.
+/// Returns this program's file, or what has taken its place.
 pub fn exe() -> std::io::Result<PathBuf> {
+    std::env::current_exe().map(in_place)
+}
+
+/// Returns a running program's file, or what has taken its place: the kernel says of one that was replaced that it is deleted.
+fn in_place(exe: PathBuf) -> PathBuf {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let exe = std::env::current_exe()?;
-    Ok(match exe.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+    match exe.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
         Some(there) if !exe.exists() => std::ffi::OsString::from_vec(there.to_vec()).into(),
         _ => exe,
-    })
+    }
 }
 
 /// Starts a daemon that outlives this process, and waits until it answers.

@@ -5,44 +5,18 @@
 //! its mounts to the next.
 
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::engine::Engine;
-use crate::exit::Hint;
 
 /// What a manager says to its own child, and nobody hands on.
 pub const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// The name of the socket that containerd connects to (`FileDescriptorName=`).
 const CONTAINERD: &str = "containerd";
-
-/// The unit that `floe install` writes.
-pub const UNIT: &str = "/etc/systemd/system/floe.service";
-
-/// What its line begins with that names the store.
-pub const STORE: &str = "# Store: ";
-
-/// Starts the service of a store, and waits until it answers; false if there is none.
-pub fn start(root: &Path) -> anyhow::Result<bool> {
-    let unit = std::fs::read_to_string(UNIT).unwrap_or_default();
-    let is_ours = |line: &str| line.strip_prefix(STORE).is_some_and(|store| Path::new(store) == root);
-    if !unit.lines().any(is_ours) || !sd_notify::booted().unwrap_or(false) {
-        return Ok(false);
-    }
-    let started = Command::new("systemctl").args(["start", "floe.service"]).output();
-    let started = started.context("running systemctl")?;
-    if !started.status.success() {
-        let said = String::from_utf8_lossy(&started.stderr).trim().to_owned();
-        return Err(anyhow::anyhow!(said)
-            .context(Hint::new("starting the service", "journalctl --unit floe says more")));
-    }
-    Ok(true)
-}
 
 /// Says whether a manager has started this process.
 pub fn is_there() -> bool {

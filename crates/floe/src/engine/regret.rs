@@ -101,8 +101,8 @@ impl Seen {
 
     /// Returns how much of the rest may be under way beside what readers want; `all` is what was missing at first.
     ///
-    /// Each request holds half of what the line does: two thirds of its time it is idle with one of them, with three it is
-    /// full, and a reader whose request comes behind one waits half a round trip longer.
+    /// Each request takes the line for half a round trip, or [`LEAST`]: on a long line it is idle for two thirds of its time
+    /// with one of them, full with three, and a reader whose request comes behind one waits that much longer.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::host;
-use super::units;
+use super::{host, units};
 
 /// Where containerd finds its configuration by itself.
 const MAIN: &str = "/etc/containerd/config.toml";
@@ -43,7 +42,6 @@ pub(super) fn tell(root: &Path) -> anyhow::Result<Told> {
     let Some(command) = command()? else { return Ok(Told::Absent) };
     let told = try_to_tell(root, &command);
     if !matches!(told, Ok(Told::By(_))) && !is_wrapped() {
-        take_away(OVERRIDE)?;
         take_away(WRAPPER)?;
         if told.is_err() {
             take_away(IMPORTED)?;

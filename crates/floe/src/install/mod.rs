@@ -23,7 +23,6 @@ use self::containerd::Told;
 use self::units::Installed;
 use crate::commands::{Session, out};
 use crate::daemon::client::{self, Client};
-use crate::daemon::manager::UNIT;
 use crate::daemon::protocol::{Call, Settled};
 use crate::exit::{Code, Hint, misused};
 
@@ -33,6 +32,7 @@ const PROGRAM: &str = "/usr/local/bin/floe";
 /// Where programs are that stay.
 const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
 
+const UNIT: &str = "/etc/systemd/system/floe.service";
 const SOCKET: &str = "/etc/systemd/system/floe.socket";
 
 /// What takes the store away at the next boot, where something still uses it.
@@ -41,6 +41,18 @@ const AT_NEXT_BOOT: &str = "/etc/tmpfiles.d/floe-uninstall.conf";
 /// Returns the file by which containerd hears of the snapshotter, if one of ours does, and what is wrong with it.
 pub(crate) fn told() -> Option<(PathBuf, Option<String>)> {
     containerd::told()
+}
+
+/// Starts the service of a store, and waits until it answers; false if there is none.
+pub(crate) fn start(root: &Path) -> anyhow::Result<bool> {
+    // A unit that cannot be read is no reason not to have a daemon.
+    let is_for = |installed: Installed| installed.root == root;
+    if !installed().ok().flatten().is_some_and(is_for) || !sd_notify::booted().unwrap_or(false) {
+        return Ok(false);
+    }
+    host::systemctl(&["start", "floe.service"])
+        .context(Hint::new("starting the service", "journalctl --unit floe says more"))?;
+    Ok(true)
 }
 
 /// Makes the daemon a service; run again, it brings what is there up to date.

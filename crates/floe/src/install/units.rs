@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use crate::daemon::client::Address;
-use crate::daemon::manager::STORE;
 
 /// The first line of each file: one without it is somebody else's.
 pub(super) const HEAD: &str = "# Written by `floe install`; `floe uninstall` takes it away.\n";
 
 /// Where containerd connects to.
 pub(super) const SOCKET: &str = "/run/floe/containerd.sock";
+
+/// What the line of the unit begins with that names the store.
+const STORE: &str = "# Store: ";
 
 /// What the unit says of a program that was put in its place.
 const COPIED: &str = "# The program was copied there.\n";

@@ -13,6 +13,12 @@ use super::{Node, Outcome, until};
 /// The snapshotter names that the tests' containerd knows; all of them are the one daemon.
 pub const NAMES: [&str; 2] = ["floe", "stargz"];
 
+/// Returns why no containerd can run containers here, if none can.
+pub fn cannot_run() -> Option<&'static str> {
+    let missing = ["containerd", "runc"].into_iter().any(|name| super::program(name).is_none());
+    missing.then_some("there is no containerd, or no runc")
+}
+
 /// A containerd of its own root, state and socket; ends when dropped, and its containers with it.
 pub struct Containerd<'a> {
     node: &'a Node,
