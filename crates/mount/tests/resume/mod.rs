@@ -144,6 +144,8 @@ struct Process {
     child: Child,
     control: UnixStream,
     says: BufReader<UnixStream>,
+    /// What it said while we waited for something else: a new server may fetch before it says that it serves.
+    said: Vec<String>,
 }
 
 impl Process {
@@ -157,7 +159,7 @@ impl Process {
             .stdout(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
-        Self { child, says: BufReader::new(ours.try_clone().unwrap()), control: ours }
+        Self { child, says: BufReader::new(ours.try_clone().unwrap()), control: ours, said: Vec::new() }
     }
 
     fn start(held: &Held<'_>) -> Self {
@@ -171,12 +173,19 @@ impl Process {
         Self::run("resume::reads_for_another_test", READ, packed.dir.path(), Stdio::null())
     }
 
-    /// Waits until it says a line that begins so.
+    /// Waits until it says a line that begins so, unless it has said one that nobody waited for yet.
     fn until(&mut self, word: &str) {
-        let mut line = String::new();
-        while !line.starts_with(word) {
-            line.clear();
+        if let Some(at) = self.said.iter().position(|line| line.starts_with(word)) {
+            self.said.swap_remove(at);
+            return;
+        }
+        loop {
+            let mut line = String::new();
             assert!(self.says.read_line(&mut line).unwrap() > 0, "ended before it said {word}");
+            if line.starts_with(word) {
+                return;
+            }
+            self.said.push(line);
         }
     }
 
