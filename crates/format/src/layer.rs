@@ -11,7 +11,7 @@ use crate::digest::{ChunkId, IndexId};
 use crate::index::{Facts, Index, Source};
 use crate::limits;
 use crate::payload::Layout;
-use crate::skeleton::SkeletonError;
+use crate::skeleton::{SkeletonError, SkeletonReader};
 use crate::tar::{Member, Parser, Placer, SpaceError, Step, TarError};
 use crate::tree::Runs;
 
@@ -72,7 +72,8 @@ impl Layer {
         index: Index,
         each: impl FnMut(Member, Runs) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let (layout, tar_len) = read_skeleton(&index, each)?;
+        let reader = index.read_skeleton().map_err(LayerError::from)?;
+        let (layout, tar_len) = read_skeleton(&index, reader, each)?;
         let layer = Self { id: index.id(), layout, index };
         layer.check(tar_len)?;
         Ok(layer)
@@ -166,7 +167,8 @@ impl Layer {
         &self,
         each: impl FnMut(Member, Runs) -> Result<(), E>,
     ) -> Result<(), E> {
-        read_skeleton(&self.index, each).map(drop)
+        let reader = self.index.read_skeleton().map_err(LayerError::from)?;
+        read_skeleton(&self.index, reader.known(), each).map(drop)
     }
 
     fn check(&self, tar_len: u64) -> Result<(), LayerError> {
@@ -197,11 +199,11 @@ impl Layer {
 /// Reads the whole skeleton; returns the layout of the files and the length of the tar.
 fn read_skeleton<E: From<LayerError>>(
     index: &Index,
+    mut reader: SkeletonReader<'_>,
     mut each: impl FnMut(Member, Runs) -> Result<(), E>,
 ) -> Result<(Layout, u64), E> {
     let mut parser = Parser::new();
     let mut placer = Placer::new(index.facts().segment);
-    let mut reader = index.read_skeleton().map_err(LayerError::from)?;
     while let Some(mut piece) = reader.chunk().map_err(LayerError::from)? {
         while !piece.is_empty() {
             let (taken, step) = parser.step(piece).map_err(LayerError::from)?;

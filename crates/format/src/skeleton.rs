@@ -153,7 +153,8 @@ pub struct SkeletonReader<'a> {
     decoder: Decoder<'static>,
     packed: &'a [u8],
     facts: SkeletonFacts,
-    hasher: blake3::Hasher,
+    /// None if these bytes have been found right before.
+    hasher: Option<blake3::Hasher>,
     read: u64,
     ended: bool,
     /// Lean bytes, of which those before `taken` are used up.
@@ -172,12 +173,11 @@ impl<'a> SkeletonReader<'a> {
         }
         let mut decoder = Decoder::new().map_err(SkeletonError::Codec)?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW)).map_err(SkeletonError::Codec)?;
-        let hasher = blake3::Hasher::new();
         Ok(Self {
             decoder,
             packed,
             facts,
-            hasher,
+            hasher: Some(blake3::Hasher::new()),
             read: 0,
             ended: false,
             lean: vec![0; PIECE],
@@ -186,6 +186,12 @@ impl<'a> SkeletonReader<'a> {
             unpack: Unpack::default(),
             plain: Vec::new(),
         })
+    }
+
+    /// Does not hash: another reader of the very same bytes has, and found them right.
+    pub fn known(mut self) -> Self {
+        self.hasher = None;
+        self
     }
 
     /// Returns the next bytes, or nothing at the end, when length and hash have been found right.
@@ -209,7 +215,9 @@ impl<'a> SkeletonReader<'a> {
         if self.read > self.facts.len {
             return Err(SkeletonError::Length { stated: self.facts.len });
         }
-        self.hasher.update(&self.plain);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.plain);
+        }
         Ok(Some(&self.plain))
     }
 
@@ -231,10 +239,10 @@ impl<'a> SkeletonReader<'a> {
         if self.read != self.facts.len || !self.packed.is_empty() {
             return Err(SkeletonError::Length { stated: self.facts.len });
         }
-        if self.hasher.finalize() != self.facts.hash {
-            return Err(SkeletonError::Hash);
+        match &self.hasher {
+            Some(hasher) if hasher.finalize() != self.facts.hash => Err(SkeletonError::Hash),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -304,7 +312,10 @@ mod tests {
     }
 
     fn unpacked(packed: &[u8], facts: SkeletonFacts) -> Result<Vec<u8>, SkeletonError> {
-        let mut reader = SkeletonReader::new(packed, facts)?;
+        all(SkeletonReader::new(packed, facts)?)
+    }
+
+    fn all(mut reader: SkeletonReader<'_>) -> Result<Vec<u8>, SkeletonError> {
         let mut plain = Vec::new();
         while let Some(chunk) = reader.chunk()? {
             plain.extend_from_slice(chunk);
@@ -348,6 +359,18 @@ mod tests {
             bytes[at] ^= 0x10;
             // A bit the codec does not care about may change; the plain bytes may not.
             assert!(unpacked(&bytes, facts).map_or(true, |found| found == plain), "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_not_hashed_again_and_has_the_same_bounds() {
+        let plain = testkit::tar::large(30).skeleton;
+        let (bytes, facts) = packed(&plain, PIECE);
+        let known = |facts| all(SkeletonReader::new(&bytes, facts).unwrap().known());
+        assert!(known(facts).unwrap() == plain);
+        assert!(known(SkeletonFacts { hash: [0; 32], ..facts }).unwrap() == plain, "it was hashed");
+        for len in [facts.len - 1, facts.len + 1] {
+            assert!(matches!(known(SkeletonFacts { len, ..facts }), Err(SkeletonError::Length { .. })));
         }
     }
 

@@ -45,6 +45,7 @@ mod pax;
 mod place;
 mod sparse;
 
+pub(crate) use header::byte_sum;
 pub use parser::{Parser, Step};
 pub use place::{Placer, SpaceError};
 

@@ -11,7 +11,7 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Hold, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
+use store::{Blob, Hold, ImageRef, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
 
 use super::line::Line;
 use super::open::{Purpose, Resolved};
@@ -24,6 +24,9 @@ use crate::trust::{Asked, Claim, Signature, Verdict};
 
 /// Layers streamed at once: what containerd fetches at once, and enough to keep two cores and a link busy.
 const STREAMS: usize = 3;
+
+/// Indexes of the store opened at once: reading and checking one keeps a processor busy.
+const OPENED: usize = 4;
 
 /// Index blobs fetched at once: they are small, so round trips are what is saved.
 const INDEXES: usize = 8;
@@ -205,10 +208,9 @@ impl Engine {
         let by_digest = shared || reference.digest().is_some();
         let asked = Asked { host: &host, repository: &repository, tag: tag.as_deref(), by_digest };
         let asked = Question { asked, name: &name, shared };
-        let mut layers: Vec<Option<FoundLayer>> = Vec::new();
-        for place in &resolved.layers {
-            layers.push(self.local_layer(place, &asked)?);
-        }
+        let images = self.known_images();
+        let mut layers =
+            parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked))?;
         let mut profile = None;
         let mut why_not = WhyNot::default();
         let line = Line::default();
@@ -243,9 +245,14 @@ impl Engine {
     }
 
     /// Returns a layer whose index is in the store and believed for this reference.
-    fn local_layer(&self, place: &Place, asked: &Question<'_>) -> anyhow::Result<Option<FoundLayer>> {
+    fn local_layer(
+        &self,
+        place: &Place,
+        images: &[ImageRef],
+        asked: &Question<'_>,
+    ) -> anyhow::Result<Option<FoundLayer>> {
         let mut second = None;
-        for (id, accepted_by) in self.known_indexes(place) {
+        for (id, accepted_by) in self.known_indexes(place, images) {
             let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: id };
             let index = match self.store.index(id) {
                 Ok(Some(index)) => index,
@@ -287,9 +294,8 @@ impl Engine {
         Ok(second)
     }
 
-    /// Returns the indexes that references name for a layer, with the references that do.
-    fn known_indexes(&self, place: &Place) -> HashMap<IndexId, Vec<RefName>> {
-        let mut known: HashMap<IndexId, Vec<RefName>> = HashMap::new();
+    /// Returns the images that references of the store name.
+    fn known_images(&self) -> Vec<ImageRef> {
         let (images, damaged) = self.store.refs().list().unwrap_or_else(|error| {
             tracing::warn!("listing the references: {error}");
             Default::default()
@@ -297,6 +303,12 @@ impl Engine {
         for damaged in damaged {
             self.alert(format!("reference file {} is damaged: {}", damaged.file, damaged.error));
         }
+        images
+    }
+
+    /// Returns the indexes that references name for a layer, with the references that do.
+    fn known_indexes(&self, place: &Place, images: &[ImageRef]) -> HashMap<IndexId, Vec<RefName>> {
+        let mut known: HashMap<IndexId, Vec<RefName>> = HashMap::new();
         for image in images {
             let same = |layer: &&store::RefLayer| layer.blob == place.blob && layer.diff_id == place.diff_id;
             for layer in image.layers.iter().filter(same) {
@@ -440,7 +452,7 @@ impl Engine {
     ) -> anyhow::Result<FoundLayer> {
         let _one = self.building.hold(place.blob);
         // Somebody else may have streamed it while we waited; then it is proved, whoever asks.
-        if let Some(found) = self.local_layer(place, asked)? {
+        if let Some(found) = self.local_layer(place, &self.known_images(), asked)? {
             return Ok(found);
         }
         let size = segment_size(place.size);

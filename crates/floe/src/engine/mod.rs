@@ -35,6 +35,7 @@ mod regret;
 pub mod report;
 pub mod room;
 pub(crate) mod stack;
+mod tree;
 mod waits;
 
 use std::collections::{BTreeMap, HashMap};

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use format::erofs::write::{self, LayerDevices};
-use format::tree::Builder;
+use anyhow::Context;
 use format::{Digest, IndexId};
 use registry::{Descriptor, Image, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
@@ -326,32 +324,6 @@ impl Engine {
             text: format!("{reference}: what is here is used, as it was last seen: {unasked}"),
         })?;
         Ok(Resolved { unasked: Some(unasked), ..Resolved::local(&local, Some(source)) })
-    }
-
-    /// Returns the path of the metadata image of these layers, writing it if there is none.
-    pub(super) fn metadata_image(&self, key: MetaKey, layers: &[FoundLayer]) -> anyhow::Result<PathBuf> {
-        if let Some(meta) = self.store.meta(key)? {
-            return Ok(meta.path);
-        }
-        let mut builder = Builder::new();
-        let mut devices = Vec::with_capacity(layers.len());
-        for layer in layers {
-            builder.layer()?;
-            let read = layer
-                .layer()
-                .members(|member, runs| builder.member(&member, runs).map_err(anyhow::Error::from));
-            read.with_context(|| format!("reading the names of layer {}", layer.place.blob))?;
-            let segment = layer.layer().facts().segment;
-            devices.push(LayerDevices { index: layer.id(), segment, lens: layer.layer().segment_blocks() });
-        }
-        let image = write::image(&builder.finish(), &devices)?;
-        self.store.put_meta(key, &image)?;
-        drop(image);
-        sys::heap::give_back(); // the tree took some 500 bytes an entry, and is gone
-        match self.store.meta(key)? {
-            Some(meta) => Ok(meta.path),
-            None => bail!("the metadata image that was just written is gone"),
-        }
     }
 
     /// Keeps what the reference means, so that the image starts without network.

@@ -15,6 +15,8 @@
 //! and stands for the sum in six octal digits, NUL, space. Varints are little-endian groups of seven bits; the top bit
 //! says that more follow. A record never crosses a piece and is never empty.
 
+use crate::tar::byte_sum;
+
 /// Bytes of a piece: the largest block of zstd.
 pub(super) const PIECE: usize = 128 << 10;
 
@@ -98,8 +100,7 @@ fn headers(piece: &[u8]) -> Vec<usize> {
 
 /// Returns the checksum field of a block as nearly everybody writes it.
 fn sum(block: &[u8]) -> [u8; 8] {
-    let others = block[..SUM.start].iter().chain(&block[SUM.end..]);
-    let mut sum = others.map(|b| u32::from(*b)).sum::<u32>() + 8 * u32::from(b' ');
+    let mut sum = byte_sum(&block[..SUM.start]) + byte_sum(&block[SUM.end..]) + 8 * u32::from(b' ');
     let mut field = *b"000000\0 ";
     for digit in field[..6].iter_mut().rev() {
         // Three bits.

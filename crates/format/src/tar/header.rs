@@ -29,13 +29,11 @@ impl<'a> Header<'a> {
     pub(super) fn parse(block: &'a Block) -> Result<Self, TarProblem> {
         let stated = octal(&block[148..156]).ok_or(TarProblem::Checksum)?;
         // The checksum field itself counts as eight spaces.
-        let in_field: i64 = block[148..156].iter().map(|b| i64::from(*b)).sum();
-        let in_field_high = block[148..156].iter().filter(|b| **b >= 0x80).count();
-        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
-        let high: u16 = block.iter().map(|b| u16::from(*b >> 7)).sum();
-        let unsigned = i64::from(sum) - in_field + 8 * i64::from(b' ');
-        let signed = unsigned - 256 * (i64::from(high) - i64::try_from(in_field_high).unwrap_or(0));
-        if stated != unsigned && stated != signed {
+        let others = [&block[..148], &block[156..]];
+        let unsigned = i64::from(others.iter().map(|part| byte_sum(part)).sum::<u32>() + 8 * u32::from(b' '));
+        let high = || others.iter().flat_map(|part| part.iter()).filter(|b| **b >= 0x80).count();
+        let signed = || unsigned - 256 * i64::try_from(high()).unwrap_or(0);
+        if stated != unsigned && stated != signed() {
             return Err(TarProblem::Checksum);
         }
         let dialect = match (&block[257..263], &block[263..265], &block[508..512]) {
@@ -119,6 +117,13 @@ impl<'a> Header<'a> {
         };
         Ok(Device { major: part(329..337, 12, "device major")?, minor: part(337..345, 20, "device minor")? })
     }
+}
+
+/// Returns the sum of some bytes of a block.
+pub(crate) fn byte_sum(bytes: &[u8]) -> u32 {
+    // 256 of them fit 16 bits, and a compiler adds many of those at a time.
+    let sums = bytes.chunks(256).map(|part| part.iter().map(|b| u16::from(*b)).sum::<u16>());
+    sums.map(u32::from).sum()
 }
 
 /// Returns a field up to its first NUL.
