@@ -31,6 +31,10 @@
 //!                          # Indexes and trees, one or two per cent, come on top
 //! reserve = "10 GiB"       # kept free on the store's disk; without it 5 % of the disk, at most 10 GiB
 //!
+//! [kubelet]                # this node's kubelet: credentials come from its providers first, then from docker's files
+//! config = "/etc/kubernetes/credential-providers.yaml"  # its --image-credential-provider-config
+//! bin_dir = "/usr/libexec/credential-providers"         # its --image-credential-provider-bin-dir
+//!
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
 //! root = "/var/lib/floe"   # the store whose daemon it is; this one, unless it says so
@@ -73,6 +77,8 @@ pub struct Config {
     pub mount: Mount,
     /// How much room the store takes.
     pub store: Store,
+    /// The node's kubelet, whose credentials are used.
+    pub kubelet: Option<registry::Kubelet>,
     /// Serving containerd.
     pub containerd: Containerd,
 }

@@ -80,7 +80,8 @@ impl Net {
             .enable_all()
             .build()
             .context("starting the network threads")?;
-        let mut settings = registry::Config::default();
+        let mut settings =
+            registry::Config { kubelet: config.kubelet.clone(), ..registry::Config::default() };
         for (name, host) in &config.registry {
             let parsed = name.parse().with_context(|| format!("registry {name:?} of the configuration"))?;
             let plain_http = host.plain_http.then_some(true);

@@ -5,7 +5,6 @@
 //! That no credential goes to another host is kept by [`crate::transport`], which asks here per endpoint.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::challenge::{self, Challenge};
-use crate::credentials::{self, Credential};
+use crate::credentials::{Credential, Found, Sources};
 use crate::error::Error;
 use crate::limits;
 use crate::names::RepositoryName;
@@ -60,7 +59,7 @@ impl Scopes {
 /// Where credentials and tokens come from.
 #[derive(Debug)]
 pub(crate) struct Authorizer {
-    files: Vec<PathBuf>,
+    sources: Arc<Sources>,
     /// Held for a look-up only.
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
 }
@@ -95,8 +94,8 @@ struct Grant {
 }
 
 impl Authorizer {
-    pub(crate) fn new(files: Vec<PathBuf>) -> Self {
-        Self { files, slots: Mutex::default() }
+    pub(crate) fn new(sources: Sources) -> Self {
+        Self { sources: Arc::new(sources), slots: Mutex::default() }
     }
 
     /// Returns the `Authorization` for a request; `refused` is one that the registry did not accept.
@@ -156,14 +155,15 @@ impl Authorizer {
         challenge: &Challenge,
         scopes: &Scopes,
     ) -> Result<Grant, Error> {
-        let credential = self.credential(endpoint, scopes).await?;
+        let found = self.credential(endpoint, scopes).await?;
+        let life = found.as_ref().and_then(|found| found.life).unwrap_or(limits::CREDENTIAL_LIFE);
+        let credential = found.map(|found| found.credential);
         let denied = |message: &str| Error::Denied {
             what: format!("credentials for {}", endpoint.host()),
             host: endpoint.host().to_string(),
             message: message.into(),
         };
-        // Read again after some time: somebody may have logged in anew.
-        let until = Instant::now() + Duration::from_secs(300);
+        let until = Instant::now() + life;
         match (challenge, credential) {
             (_, Some(Credential::Bearer(token))) => Ok(Grant { header: bearer(&token)?, until }),
             (Challenge::Basic, Some(Credential::Password(user, password))) => {
@@ -192,14 +192,13 @@ impl Authorizer {
         }
     }
 
-    async fn credential(&self, endpoint: &Endpoint, scopes: &Scopes) -> Result<Option<Credential>, Error> {
-        if self.files.is_empty() {
+    async fn credential(&self, endpoint: &Endpoint, scopes: &Scopes) -> Result<Option<Found>, Error> {
+        if self.sources.is_empty() {
             return Ok(None);
         }
-        let (files, host) = (self.files.clone(), endpoint.host().clone());
+        let (sources, host) = (Arc::clone(&self.sources), endpoint.host().clone());
         let repository = scopes.repository.clone();
-        let found =
-            tokio::task::spawn_blocking(move || credentials::find(&files, &host, repository.as_ref())).await;
+        let found = tokio::task::spawn_blocking(move || sources.find(&host, repository.as_ref())).await;
         found.map_err(|error| Error::io("looking for credentials", std::io::Error::other(error)))?
     }
 }

@@ -16,7 +16,7 @@ use crate::auth::{Authorizer, Scopes};
 use crate::blob::{AHEAD, RangeReader, Route};
 use crate::budget::{Eager, HostStats, Priority};
 use crate::config::Config;
-use crate::credentials;
+use crate::credentials::{self, Sources};
 use crate::error::Error;
 use crate::hosts::{self, Capability};
 use crate::limits;
@@ -60,9 +60,10 @@ impl Client {
             .credentials
             .clone()
             .unwrap_or_else(|| credentials::standard_files(|name| std::env::var_os(name).map(PathBuf::from)));
+        let sources = Sources { kubelet: config.kubelet.clone(), files };
         Self(Arc::new(Inner {
             net: Net::new(config),
-            auth: Authorizer::new(files),
+            auth: Authorizer::new(sources),
             endpoints: Mutex::default(),
             routes: Mutex::default(),
             fallback_lists: tokio::sync::Mutex::default(),

@@ -19,6 +19,8 @@ pub struct Config {
     pub certs_dirs: Vec<PathBuf>,
     /// Files with credentials in Docker's format, searched in this order. None: the usual ones.
     pub credentials: Option<Vec<PathBuf>>,
+    /// Where this node's kubelet gets its credentials; asked before the files.
+    pub kubelet: Option<Kubelet>,
     /// Budgets of every host that has none of its own.
     pub budgets: Budgets,
 }
@@ -31,6 +33,7 @@ impl Default for Config {
                 .map(PathBuf::from)
                 .into(),
             credentials: None,
+            kubelet: None,
             budgets: Budgets::default(),
         }
     }
@@ -41,6 +44,16 @@ impl Config {
     pub fn isolated() -> Self {
         Self { certs_dirs: Vec::new(), credentials: Some(Vec::new()), ..Self::default() }
     }
+}
+
+/// The credential providers of a node's kubelet: what it is given on its command line.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kubelet {
+    /// `--image-credential-provider-config`.
+    pub config: PathBuf,
+    /// `--image-credential-provider-bin-dir`.
+    pub bin_dir: PathBuf,
 }
 
 /// Settings of one host.

@@ -38,7 +38,7 @@ pub use artifact::{IndexArtifact, LayerIndexBlob, NewArtifact, NewLayerIndex};
 pub use blob::RangeReader;
 pub use budget::{Eager, HostStats, Priority};
 pub use client::{Client, Pick, Repository};
-pub use config::{Budgets, Config, HostConfig};
+pub use config::{Budgets, Config, HostConfig, Kubelet};
 pub use error::{Cause, Error};
 pub use layout::Layout;
 pub use manifest::{

@@ -26,6 +26,9 @@ pub const CONFIG_FILE: u64 = 4 << 20;
 /// What a credential helper may print, in bytes.
 pub const HELPER_OUTPUT: u64 = 256 << 10;
 
+/// How long a credential is used that does not say how long it is good: then somebody may have logged in anew.
+pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(300);
+
 /// How long a credential helper may take: some ask a cloud, none should ask a person.
 pub const HELPER_TIME: Duration = Duration::from_secs(30);
 

@@ -406,6 +406,42 @@ async fn passwords_open_basic_and_token_servers() {
 }
 
 #[tokio::test]
+async fn a_password_that_has_changed_is_asked_for_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let (config, program) = (dir.path().join("config.yaml"), dir.path().join("node"));
+    let host = fixture.server.host();
+    let provider = format!(
+        "name: node\n  matchImages: [\"{host}\"]\n  defaultCacheDuration: 12h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n"
+    );
+    std::fs::write(&config, format!("kind: CredentialProviderConfig\nproviders:\n- {provider}")).unwrap();
+    // Renamed into place: a file that some fork still has open for writing cannot be run.
+    std::fs::write(dir.path().join("draft"), "#!/bin/sh\nexec cat \"$0.says\"\n").unwrap();
+    std::fs::set_permissions(dir.path().join("draft"), PermissionsExt::from_mode(0o700)).unwrap();
+    std::fs::rename(dir.path().join("draft"), &program).unwrap();
+    let says = |password: &str| {
+        let login = format!(r#"{{"auth": {{"{host}": {{"username": "me", "password": "{password}"}}}}}}"#);
+        std::fs::write(dir.path().join("node.says"), login).unwrap();
+    };
+    let kubelet = registry::Kubelet { config, bin_dir: dir.path().to_owned() };
+    let client = Client::new(Config { kubelet: Some(kubelet), ..fixture.config() });
+    for password in ["old", "new"] {
+        fixture.server.guard(Guard::Basic(format!("me:{password}")));
+        says(password);
+        fixture.read(&client, 0..10).await.unwrap();
+    }
+    // What was good goes on while it is: the program is not in the way of a reader.
+    says("wrong");
+    fixture.read(&client, 0..10).await.unwrap();
+    fixture.server.guard(Guard::Basic("me:newer".into()));
+    let error = fixture.read(&client, 0..10).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    says("newer");
+    fixture.read(&client, 0..10).await.unwrap();
+}
+
+#[tokio::test]
 async fn never_more_requests_in_flight_than_the_budget() {
     let fixture = Arc::new(fixture());
     let client = fixture.client();

@@ -2,37 +2,21 @@
 //!
 //! Files, in this order: `$REGISTRY_AUTH_FILE` (then no other), `$XDG_RUNTIME_DIR/containers/auth.json`,
 //! `$XDG_CONFIG_HOME/containers/auth.json`, `$DOCKER_CONFIG/config.json`, `~/.docker/config.json`. In each: a
-//! helper for the host, an entry for the host or a namespace of it, the common helper. They are read anew each
-//! time a token is needed, so that `docker login` helps a running process.
-//!
-//! A helper is asked over its standard input; nothing secret is ever in its arguments.
+//! helper for the host, an entry for the host or a namespace of it, the common helper.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use base64::Engine;
 use serde::Deserialize;
 
+use super::{Credential, is_hub, program};
 use crate::error::Error;
 use crate::hosts::read;
-use crate::limits;
 use crate::names::{Host, RepositoryName};
 use crate::secret::Secret;
-
-/// How to show who we are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Credential {
-    /// Name and password.
-    Password(String, Secret),
-    /// An OAuth2 refresh token.
-    Identity(Secret),
-    /// A bearer token as it is sent to the registry.
-    Bearer(Secret),
-}
 
 /// Returns the files that are searched on this machine for this user.
 pub(crate) fn standard_files(env: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
@@ -47,16 +31,8 @@ pub(crate) fn standard_files(env: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathB
     containers.chain(docker.map(|dir| dir.join("config.json"))).collect()
 }
 
-/// Returns the credential for a repository of a host. Blocks: files are read and a helper may run.
-pub(crate) fn find(
-    files: &[PathBuf],
-    host: &Host,
-    repository: Option<&RepositoryName>,
-) -> Result<Option<Credential>, Error> {
-    find_with(files, host, repository, limits::HELPER_TIME)
-}
-
-fn find_with(
+/// Returns the credential for a repository of a host; a helper has so long.
+pub(super) fn find(
     files: &[PathBuf],
     host: &Host,
     repository: Option<&RepositoryName>,
@@ -152,10 +128,6 @@ impl AuthEntry {
     }
 }
 
-fn is_hub(host: &Host) -> bool {
-    matches!(host.as_str(), "docker.io" | "index.docker.io" | "registry-1.docker.io")
-}
-
 /// The names under which a host may be in a file.
 fn aliases(host: &Host) -> Vec<String> {
     match is_hub(host) {
@@ -198,31 +170,9 @@ fn ask(helper: &str, key: &str, time: Duration) -> Result<Option<Credential>, Er
 
 fn run(program: &Path, key: &str, time: Duration) -> Result<Option<Credential>, Error> {
     let bad = |why: String| Error::config(format!("credential helper {}", program.display()), why);
-    let deadline = Instant::now() + time;
-    let mut child = Command::new(program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| bad(format!("cannot be run: {error}")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that does not read it will fail in its own words.
-        let _ = stdin.write_all(key.as_bytes());
-    }
-    let (sender, receiver) = mpsc::sync_channel(1);
-    if let Some(stdout) = child.stdout.take() {
-        // A thread, because a child of the helper can keep the pipe open after the helper was killed.
-        std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let result = stdout.take(limits::HELPER_OUTPUT).read_to_end(&mut text).map(|_| text);
-            let _ = sender.send(result); // nobody listens after the time is over
-        });
-    }
-    let output = receiver.recv_timeout(time);
-    let status = end(&mut child, deadline).map_err(|error| bad(error.to_string()))?;
-    let Ok(output) = output else { return Err(bad(format!("gave no answer in {} s", time.as_secs_f32()))) };
-    let output = output.map_err(|error| bad(error.to_string()))?;
+    let mut command = Command::new(program);
+    command.arg("get");
+    let program::Answer { output, status } = program::ask(command, key.as_bytes(), time).map_err(bad)?;
     if !status.success() {
         // The protocol has one way to say "none": this text.
         let none = String::from_utf8_lossy(&output).contains("credentials not found");
@@ -236,18 +186,6 @@ fn run(program: &Path, key: &str, time: Duration) -> Result<Option<Credential>, 
     }))
 }
 
-/// Waits for the end of a program; kills it at the deadline.
-fn end(child: &mut Child, deadline: Instant) -> std::io::Result<ExitStatus> {
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        std::thread::sleep(Duration::from_millis(1)); // std has no wait with a time limit
-    }
-    child.kill()?;
-    child.wait()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,7 +194,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, json).unwrap();
-        find(&[dir.path().join("missing"), path], &host.parse().unwrap(), Some(&repository.parse().unwrap()))
+        let files = [dir.path().join("missing"), path];
+        find(&files, &host.parse().unwrap(), Some(&repository.parse().unwrap()), Duration::from_secs(60))
     }
 
     fn password(user: &str, password: &str) -> Option<Credential> {
@@ -336,15 +275,10 @@ mod tests {
 
     #[test]
     fn helpers_speak_over_pipes() {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let helper = |script: &str, time: Duration| {
             let path = dir.path().join("helper");
-            // Written beside and renamed: a file that some fork still has open for writing cannot be run.
-            let text = format!("#!/bin/sh\n[ \"$*\" = get ] || exit 9\nread -r key\n{script}\n");
-            std::fs::write(dir.path().join("draft"), text).unwrap();
-            std::fs::set_permissions(dir.path().join("draft"), PermissionsExt::from_mode(0o700)).unwrap();
-            std::fs::rename(dir.path().join("draft"), &path).unwrap();
+            program::script::write(&path, &format!("[ \"$*\" = get ] || exit 9\nread -r key\n{script}"));
             run(&path, "a.example", time)
         };
         let long = Duration::from_secs(60);

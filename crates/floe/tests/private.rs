@@ -1,0 +1,124 @@
+//! Images that not everybody may have: passwords that change under a mount, and what is cached of an image whose registry
+//! says no.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use format::Digest;
+use support::image::{self, TestImage};
+use support::until;
+use testkit::faulty::{Faulty, Guard};
+
+const EIO: Option<i32> = Some(5);
+
+/// A registry with one image and its index, and a node whose kubelet knows the password.
+struct Scene {
+    server: Faulty,
+    image: TestImage,
+    kubelet: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(seed: u64) -> Self {
+        let (server, image) = (Faulty::start(), image::simple(seed, 4));
+        image.put(&server, "app", "v1");
+        image::refer(&server, &image, &image::index_of(&image.layers[0]).encode());
+        let kubelet = tempfile::tempdir().unwrap();
+        let config = format!(
+            "kind: CredentialProviderConfig\nproviders:\n- name: node\n  matchImages: [\"{}\"]\n  \
+             defaultCacheDuration: 12h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n",
+            server.host()
+        );
+        fs::write(kubelet.path().join("config.yaml"), config).unwrap();
+        // Renamed into place: a file that some fork still has open for writing cannot be run.
+        let draft = kubelet.path().join("draft");
+        fs::write(&draft, "#!/bin/sh\nexec cat \"$0.says\"\n").unwrap();
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(draft, kubelet.path().join("node")).unwrap();
+        Self { server, image, kubelet }
+    }
+
+    fn config(&self) -> String {
+        let dir = self.kubelet.path().display();
+        format!(
+            "[fetch]\nbackground = false\n[kubelet]\nconfig = \"{dir}/config.yaml\"\nbin_dir = \"{dir}\"\n"
+        )
+    }
+
+    fn registry_wants(&self, password: &str) {
+        self.server.guard(Guard::Basic(format!("node:{password}")));
+    }
+
+    fn node_knows(&self, password: &str) {
+        let login = format!(r#"{{"username": "node", "password": "{password}"}}"#);
+        let text = format!(r#"{{"auth": {{"{}": {login}}}}}"#, self.server.host());
+        fs::write(self.kubelet.path().join("node.says"), text).unwrap();
+    }
+}
+
+fn reads(dir: &Path, seed: u64, n: u64) {
+    let read = support::read(&dir.join(format!("data/{n}"))).unwrap();
+    assert!(read == image::noise(seed * 1000 + n, 1_500_000), "data/{n}");
+}
+
+#[test]
+fn a_password_may_change_and_go_under_a_mount() {
+    let scene = Scene::new(61);
+    let node = node!(&scene.config());
+    let tag = format!("{}/app:v1", scene.server.host());
+    for (n, password) in (0..).zip(["first", "second"]) {
+        scene.registry_wants(password);
+        scene.node_knows(password);
+        reads(&node.mount(&tag), 61, n);
+    }
+
+    // Nobody knows the third one: what is here is read, what is not is an errno.
+    let at = node.mount(&tag);
+    scene.registry_wants("third");
+    reads(&at, 61, 0);
+    let error = support::read(&at.join("data/2")).unwrap_err();
+    assert_eq!(error.raw_os_error(), EIO, "{error}");
+    assert!(node.log().contains(&scene.server.host()), "{}", node.log());
+
+    // Neither does a daemon need it to come back.
+    let before = node.daemon();
+    node.kill_daemon();
+    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    reads(&at, 61, 1);
+    scene.node_knows("third");
+    reads(&at, 61, 2);
+}
+
+#[test]
+fn what_is_cached_is_no_way_around_the_registry() {
+    let scene = Scene::new(62);
+    let node = node!(&scene.config());
+    let host = scene.server.host();
+    let (tag, at) = (format!("{host}/app:v1"), node.mount_point());
+    let digest = format!("{host}/app@{}", Digest::of(&scene.image.manifest));
+    scene.registry_wants("good");
+    scene.node_knows("good");
+    for name in [&tag, &digest] {
+        node.ok(&["pull", name]);
+    }
+
+    // A tag is asked about each time; who is told no is told so, whatever is here.
+    scene.node_knows("bad");
+    scene.registry_wants("better");
+    let complaint = node.fails(&["mount", &tag, at.to_str().unwrap()]);
+    assert!(complaint.contains(&host) && complaint.contains("access denied"), "{complaint}");
+    // A digest that the node has been given once is the same for ever.
+    let by_digest = node.mount(&digest);
+    reads(&by_digest, 62, 3);
+}

@@ -1,0 +1,71 @@
+//! Who we are to a registry, and where it is said: kubelet's credential providers, then docker's files.
+//!
+//! Everything is read anew each time a token is needed, so that `docker login` and a new password help a running
+//! process. What a program is told goes to its standard input; nothing secret is ever in its arguments.
+
+mod docker;
+mod kubelet;
+mod program;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::Kubelet;
+use crate::error::Error;
+use crate::limits;
+use crate::names::{Host, RepositoryName};
+use crate::secret::Secret;
+
+pub(crate) use docker::standard_files;
+
+/// How to show who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// Name and password.
+    Password(String, Secret),
+    /// An OAuth2 refresh token.
+    Identity(Secret),
+    /// A bearer token as it is sent to the registry.
+    Bearer(Secret),
+}
+
+/// A credential, and how long it may be used without asking again where that was said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) credential: Credential,
+    pub(crate) life: Option<Duration>,
+}
+
+/// Where credentials come from, in the order in which they are asked.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub(crate) kubelet: Option<Kubelet>,
+    pub(crate) files: Vec<PathBuf>,
+}
+
+impl Sources {
+    /// Says that there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kubelet.is_none() && self.files.is_empty()
+    }
+
+    /// Returns the credential for a repository of a host. Blocks: files are read and a program may run.
+    pub(crate) fn find(
+        &self,
+        host: &Host,
+        repository: Option<&RepositoryName>,
+    ) -> Result<Option<Found>, Error> {
+        if let Some(kubelet) = &self.kubelet
+            && let Some(found) = kubelet::find(kubelet, host, repository, limits::HELPER_TIME)?
+        {
+            return Ok(Some(found));
+        }
+        let found = docker::find(&self.files, host, repository, limits::HELPER_TIME)?;
+        Ok(found.map(|credential| Found { credential, life: None }))
+    }
+}
+
+/// Says whether a host is Docker Hub, which has more names than one.
+fn is_hub(host: &Host) -> bool {
+    matches!(host.as_str(), "docker.io" | "index.docker.io" | "registry-1.docker.io")
+}
