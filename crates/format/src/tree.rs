@@ -6,7 +6,7 @@
 
 pub mod builder;
 
-pub use builder::{Builder, TreeError, TreeProblem};
+pub use builder::{Apart, Builder, TreeError, TreeProblem};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -25,6 +25,7 @@
 //!   altogether; here it stays.
 //! - A symbolic link has mode 0777, as on every Linux file system.
 
+mod apart;
 mod attributes;
 mod path;
 mod whiteout;
@@ -32,6 +33,8 @@ mod whiteout;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+pub use apart::Apart;
+use apart::Marks;
 use attributes::Sort;
 use path::{Parent, clean};
 
@@ -123,6 +126,8 @@ pub struct Builder {
     hidden: HashSet<InodeNo>,
     /// The parent of the latest member: neighbours in a tar mostly share it.
     parent: Option<Parent>,
+    /// Whiteouts that are shown instead of resolved.
+    marks: Option<Marks>,
     xattrs: HashSet<Xattrs>,
     xattr_bytes: u64,
     no_xattrs: Xattrs,
@@ -141,6 +146,7 @@ impl Builder {
             linked: HashSet::new(),
             hidden: HashSet::new(),
             parent: None,
+            marks: None,
             xattrs: HashSet::new(),
             xattr_bytes: 0,
             no_xattrs: Xattrs::default(),
@@ -193,15 +199,21 @@ impl Builder {
         }
         let Some((dir, name)) = self.locate(&member.path)? else { return Ok(()) };
         if name == OPAQUE {
-            self.hide_entries(dir);
+            match &mut self.marks {
+                Some(marks) => marks.opaque(dir),
+                None => self.hide_entries(dir),
+            }
             return Ok(());
         }
         if let Some(name) = name.strip_prefix(WHITEOUT) {
             if matches!(name, b"" | b"." | b"..") {
                 return Err(TreeProblem::Whiteout);
             }
-            Name::parse(name)?;
-            self.hide(dir, name);
+            let hidden = Name::parse(name)?;
+            match &mut self.marks {
+                Some(marks) => marks.hide(dir, hidden),
+                None => self.hide(dir, name),
+            }
             return Ok(());
         }
         let name = Name::parse(name)?;
@@ -221,9 +233,12 @@ impl Builder {
                     self.described.insert(old);
                 }
             }
-            _ => {
+            old => {
                 let new = self.create(meta, Kind::Dir(BTreeMap::new()))?;
                 self.enter(dir, name, new);
+                if let (Some(_), Some(marks)) = (old, &mut self.marks) {
+                    marks.opaque(new); // what it replaces had replaced what is below
+                }
             }
         }
         Ok(())

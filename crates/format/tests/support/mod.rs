@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use format::payload::{Layout, SegmentSize};
 use format::tar::{Member, Parser, Placer, Step, TarError, TarProblem};
-use format::tree::{Builder, File, InodeNo, Kind, LayerNo, Runs, Tree, TreeError};
+use format::tree::{Apart, Builder, File, InodeNo, Kind, LayerNo, Runs, Tree, TreeError};
 use testkit::dump::{Dump, Node, What};
 
 /// A layer that has been read whole.
@@ -80,6 +80,15 @@ pub(crate) fn tree(layers: &[Layer]) -> Result<Tree, TreeError> {
         }
     }
     Ok(builder.finish())
+}
+
+/// Returns the tree of a layer by itself.
+pub(crate) fn apart(layer: &Layer) -> Result<Tree, TreeError> {
+    let mut tree = Apart::new()?;
+    for (member, runs) in &layer.members {
+        tree.member(member, runs.clone())?;
+    }
+    tree.finish()
 }
 
 /// Returns what a tree looks like with the payload of its layers.

@@ -37,11 +37,11 @@ impl Builder {
         }
         let resolved = self.resolve(parents)?;
         let hides = last.starts_with(WHITEOUT);
-        if hides && !resolved.missing.is_empty() {
+        if hides && self.marks.is_none() && !resolved.missing.is_empty() {
             return Ok(None);
         }
-        if !hides {
-            fits(resolved.len, last)?;
+        if !hides || self.marks.is_some() {
+            fits(resolved.len, last.strip_prefix(WHITEOUT).unwrap_or(last))?;
         }
         let mut dir = resolved.dir();
         for name in resolved.missing {
