@@ -49,6 +49,14 @@ impl MetaKey {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// Returns the key of the tree of one layer by itself, its whiteouts shown.
+    pub fn apart(layer: IndexId) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("floe metadata image key v1, of a layer apart");
+        hasher.update(&META_VERSION.to_le_bytes());
+        hasher.update(layer.as_bytes());
+        Self(*hasher.finalize().as_bytes())
+    }
+
     fn path(&self) -> PathBuf {
         Path::new("meta").join(self.to_string())
     }

@@ -62,6 +62,7 @@ impl Store {
             images.iter().map(|image| image.layers.iter().map(|layer| layer.index).collect::<Vec<_>>());
         for ids in named.chain(snapshots::stacks(self)?) {
             metas.extend((1..=ids.len()).map(|n| MetaKey::of(&ids[..n]).to_string()));
+            metas.extend(ids.iter().map(|id| MetaKey::apart(*id).to_string()));
             layers.extend(ids);
         }
         let needed = |id: &IndexId| layers.contains(id) || Pin::holds(self, id) || self.is_evidence(*id);

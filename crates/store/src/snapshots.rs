@@ -8,7 +8,7 @@
 //! Directories are made before their record and removed after it; one without record is removed at the next start. A record
 //! that cannot be read costs its snapshot and what stands on it; its files stay.
 //!
-//! Several snapshotters keep theirs here, told apart by name; no call sees those of another.
+//! Several snapshotters, and who shows layers to containers/storage, keep theirs here, told apart by name; no call sees those of another.
 //!
 //! Leaves to others: mounts, and what the labels mean.
 

@@ -159,6 +159,13 @@ impl Store {
         Path::new("tmp").join(self.next_name.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
+    /// Returns an empty file without a name: it is gone when it is closed.
+    pub fn scratch(&self) -> Result<std::fs::File, StoreError> {
+        let path = self.temporary();
+        let made = self.disk.create(&path).and_then(|file| self.disk.remove_file(&path).map(|()| file));
+        made.map_err(|error| StoreError::io("making", &self.path(&path), error))
+    }
+
     /// Makes a file of these parts durable under its name, replacing what was there.
     pub(crate) fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
         self.put(path, |temporary| {

@@ -143,6 +143,7 @@ fn damaged_indexes_profiles_and_metadata_images_are_never_used() {
     store.put_meta(key, &image).unwrap();
     assert_eq!(store.meta(key).unwrap().unwrap().len, 160);
     assert_ne!(key, MetaKey::of(&[]));
+    assert_ne!(key, MetaKey::apart(sample.id()));
 }
 
 #[test]
@@ -209,18 +210,22 @@ fn gc_removes_what_nothing_names_and_tells_sizes_before() {
     for chain in [&ids[..1], &ids[..2], &ids[..3], &ids[1..2]] {
         store.put_meta(MetaKey::of(chain), b"meta").unwrap();
     }
+    for id in &ids[1..] {
+        store.put_meta(MetaKey::apart(*id), b"meta").unwrap();
+    }
     let before = store.gc(GcMode::DryRun).unwrap();
     assert_eq!(before, store.gc(GcMode::Remove).unwrap(), "a dry run removes nothing");
     let count = |kind: fn(&GarbageKind) -> bool| before.iter().filter(|garbage| kind(&garbage.kind)).count();
     assert_eq!(count(|kind| matches!(kind, GarbageKind::Layer(_))), 1);
     assert_eq!(count(|kind| matches!(kind, GarbageKind::Index(_))), 1);
-    assert_eq!(count(|kind| matches!(kind, GarbageKind::Meta(_))), 4, "two images and their sums");
+    assert_eq!(count(|kind| matches!(kind, GarbageKind::Meta(_))), 6, "three images and their sums");
     let layer = before.iter().find(|garbage| garbage.kind == GarbageKind::Layer(ids[2])).unwrap();
     assert!(layer.bytes >= 61_440);
     assert!(store.index(ids[1]).unwrap().is_some() && store.index(ids[2]).unwrap().is_none());
     assert!(store.meta(MetaKey::of(&ids[..1])).unwrap().is_some());
+    assert!(store.meta(MetaKey::apart(ids[1])).unwrap().is_some());
     store.refs().remove(&RefName::parse("a").unwrap()).unwrap();
-    assert_eq!(store.gc(GcMode::Remove).unwrap().len(), 8);
+    assert_eq!(store.gc(GcMode::Remove).unwrap().len(), 10);
     for dir in ["device", "index", "meta", "tmp", "refs"] {
         assert_eq!(std::fs::read_dir(home.path().join(dir)).unwrap().count(), 0, "{dir}");
     }
