@@ -5,6 +5,7 @@
 
 use fuser::Errno;
 
+use crate::fuse::names::Refused;
 use crate::observe::Failure;
 
 /// Returns the errno for a read that failed.
@@ -36,3 +37,23 @@ pub const NEVER: Errno = Errno::ENOSYS;
 
 /// A control operation that a file here does not have.
 pub const NO_CONTROL: Errno = Errno::ENOTTY;
+
+/// Returns the errno for a layer that is not to be had: `ENOENT` says that it may be pulled in another way.
+pub const fn of_layer(why: Refused) -> Errno {
+    match why {
+        Refused::Absent => ABSENT,
+        Refused::Failed => Errno::EIO,
+    }
+}
+
+/// What a server before this one told or opened.
+pub const STALE: Errno = Errno::ESTALE;
+
+/// More questions or open files than one may have.
+pub const CROWDED: Errno = Errno::EMFILE;
+
+/// A change that no file here takes.
+pub const FIXED: Errno = Errno::EPERM;
+
+/// No directory.
+pub const NO_DIRECTORY: Errno = Errno::ENOTDIR;

@@ -19,12 +19,14 @@
 //! | `files.rs` | segments kept open |
 //! | `waiters.rs` | reads that wait for a segment |
 //! | `ahead.rs` | who reads in sequence, and what to hint |
+//! | `names.rs` | a second file system, of names: the layers that containers/storage looks up |
 
 mod ahead;
 mod device;
 mod files;
 mod filesystem;
 mod mounted;
+pub mod names;
 mod reads;
 mod session;
 mod terms;
@@ -39,6 +41,12 @@ use std::time::Duration;
 use format::erofs::read::Image;
 use store::Segments;
 
+use self::device::Changes;
+use self::filesystem::Fs;
+use self::mounted::{Serve, Stop};
+use self::reads::Core;
+use self::session::{Gate, Last};
+use self::waiters::Waiters;
 use crate::observe::{Observer, Silent};
 
 pub use device::{DeviceError, Unavailable, available, detach, unmount};
@@ -138,5 +146,23 @@ impl<B: AsRef<[u8]> + Send + Sync + 'static> Server<B> {
         at: &Path,
     ) -> Result<(Mounted, Unanswered), MountError> {
         mounted::resume(self, device, terms, at)
+    }
+}
+
+impl<B: AsRef<[u8]> + Send + Sync + 'static> Serve for Server<B> {
+    const CHANGES: Changes = Changes::Refused;
+
+    type Fs = Fs<B>;
+
+    fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn begin(self, gate: Arc<Gate>, last: Last) -> (Fs<B>, Stop) {
+        let core = Arc::new(Core::new(self));
+        let waiters = Arc::new(Waiters::new(Arc::clone(&core)));
+        let (stop, leave) = (Arc::clone(&waiters), Arc::clone(&waiters));
+        let stop = Stop { stop: Box::new(move || stop.stop()), leave: Box::new(move || leave.leave()) };
+        (Fs::new(core, waiters, gate, last), stop)
     }
 }

@@ -89,9 +89,18 @@ pub enum DeviceError {
     Refused(String),
 }
 
+/// Whether the kernel passes on what would change something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changes {
+    /// It refuses by itself: mounted read-only.
+    Refused,
+    /// It asks.
+    Asked,
+}
+
 /// Mounts on a directory; returns the connection with the kernel.
-pub(super) fn mount(at: &Path, options: &Options) -> Result<(OwnedFd, By), DeviceError> {
-    let refused = match may_mount().then(|| mount_ourselves(at, options)) {
+pub(super) fn mount(at: &Path, options: &Options, changes: Changes) -> Result<(OwnedFd, By), DeviceError> {
+    let refused = match may_mount().then(|| mount_ourselves(at, options, changes)) {
         Some(Ok(device)) => return Ok((device, By::Us)),
         // A container may have the capability and still not be let: the helper may.
         Some(Err(DeviceError::Mount(error))) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -100,14 +109,14 @@ pub(super) fn mount(at: &Path, options: &Options) -> Result<(OwnedFd, By), Devic
         Some(Err(error)) => return Err(error),
         None => None,
     };
-    match (mount_by_helper(at, options), refused) {
+    match (mount_by_helper(at, options, changes), refused) {
         (Ok(device), _) => Ok((device, By::Helper)),
         (Err(DeviceError::Unavailable(_)), Some(refused)) => Err(DeviceError::Mount(refused)),
         (Err(error), _) => Err(error),
     }
 }
 
-fn mount_ourselves(at: &Path, options: &Options) -> Result<OwnedFd, DeviceError> {
+fn mount_ourselves(at: &Path, options: &Options, changes: Changes) -> Result<OwnedFd, DeviceError> {
     let device = open()?;
     let allow = if options.access == Access::Everybody { ",allow_other" } else { "" };
     let data = format!(
@@ -117,7 +126,10 @@ fn mount_ourselves(at: &Path, options: &Options) -> Result<OwnedFd, DeviceError>
         rustix::process::getegid().as_raw(),
     );
     let data = CString::new(data).map_err(|error| DeviceError::Mount(error.into()))?;
-    let mut flags = MountFlags::RDONLY;
+    let mut flags = match changes {
+        Changes::Refused => MountFlags::RDONLY,
+        Changes::Asked => MountFlags::empty(),
+    };
     if options.privileges == Privileges::Dropped {
         flags |= MountFlags::NODEV | MountFlags::NOSUID;
     }
@@ -126,15 +138,16 @@ fn mount_ourselves(at: &Path, options: &Options) -> Result<OwnedFd, DeviceError>
     Ok(device.into())
 }
 
-fn mount_by_helper(at: &Path, options: &Options) -> Result<OwnedFd, DeviceError> {
+fn mount_by_helper(at: &Path, options: &Options, changes: Changes) -> Result<OwnedFd, DeviceError> {
     let fail = |error: rustix::io::Errno| DeviceError::Helper(error.into());
     drop(open()?); // the helper cannot do without, and its message has no hint
     let pair = net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(fail)?;
     let allow = if options.access == Access::Everybody { ",allow_other" } else { "" };
+    let mode = if changes == Changes::Refused { "ro" } else { "rw" };
     let child = helper()
         .arg("-o")
-        .arg(format!("ro,nodev,nosuid,default_permissions,fsname={NAME},subtype={NAME}{allow}"))
+        .arg(format!("{mode},nodev,nosuid,default_permissions,fsname={NAME},subtype={NAME}{allow}"))
         .arg("--")
         .arg(at)
         // The helper sends the device to the descriptor that this names; as standard input it needs no

@@ -9,13 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Server;
-use super::device::{self, By, DeviceError, How};
-use super::filesystem::Fs;
-use super::reads::Core;
+use super::Options;
+use super::device::{self, By, Changes, DeviceError, How};
 use super::session::{self, Gate, Greeting, Last, Link, Running};
 use super::terms::Terms;
-use super::waiters::Waiters;
 use super::wire;
 
 /// Why an image could not be mounted.
@@ -128,9 +125,24 @@ pub struct Mounted {
 }
 
 /// What ends all waiting: with errors, or for a successor.
-struct Stop {
-    stop: Box<dyn Fn() + Send + Sync>,
-    leave: Box<dyn Fn() + Send + Sync>,
+pub(super) struct Stop {
+    pub(super) stop: Box<dyn Fn() + Send + Sync>,
+    pub(super) leave: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What a mount can be served by.
+pub(super) trait Serve {
+    /// Whether the kernel passes on what would change something, or refuses it by itself.
+    const CHANGES: Changes;
+
+    /// Who answers the kernel.
+    type Fs: fuser::Filesystem + Send + Sync + 'static;
+
+    /// Returns how to mount and serve.
+    fn options(&self) -> &Options;
+
+    /// Gets ready; what is returned keeps `last` as long as it lives.
+    fn begin(self, gate: Arc<Gate>, last: Last) -> (Self::Fs, Stop);
 }
 
 impl std::fmt::Debug for Stop {
@@ -139,16 +151,13 @@ impl std::fmt::Debug for Stop {
     }
 }
 
-pub(super) fn mount<B>(server: Server<B>, at: &Path) -> Result<Mounted, MountError>
-where
-    B: AsRef<[u8]> + Send + Sync + 'static,
-{
+pub(super) fn mount<S: Serve>(server: S, at: &Path) -> Result<Mounted, MountError> {
     let target = |source| MountError::Target { at: at.to_owned(), source };
     let path = at.canonicalize().map_err(target)?;
     if !fs::metadata(&path).map_err(target)?.is_dir() {
         return Err(target(io::ErrorKind::NotADirectory.into()));
     }
-    let (device, by) = device::mount(&path, &server.options)
+    let (device, by) = device::mount(&path, server.options(), S::CHANGES)
         .map_err(|source| MountError::Device { at: path.clone(), source })?;
     let link = Link::new(device);
     let fail = |source| {
@@ -158,7 +167,7 @@ where
         MountError::Session { at: at.to_owned(), source }
     };
     let (offer, unique) = session::offered(&link.device).map_err(fail)?;
-    let read_ahead_kib = server.options.read_ahead_kib;
+    let read_ahead_kib = server.options().read_ahead_kib;
     let begun = begin(server, &link, &offer, Greeting::Awaited(unique));
     let (running, stop) = begun.map_err(fail)?;
     // Served by the threads that have just begun.
@@ -167,15 +176,12 @@ where
     Ok(Mounted::new(path, terms, running, link, stop, read_ahead_kib))
 }
 
-pub(super) fn resume<B>(
-    server: Server<B>,
+pub(super) fn resume<S: Serve>(
+    server: S,
     device: OwnedFd,
     terms: Terms,
     at: &Path,
-) -> Result<(Mounted, Unanswered), MountError>
-where
-    B: AsRef<[u8]> + Send + Sync + 'static,
-{
+) -> Result<(Mounted, Unanswered), MountError> {
     let fail = |source| MountError::Session { at: at.to_owned(), source };
     if !device::is_connected(&device) {
         return Err(fail(io::ErrorKind::NotConnected.into()));
@@ -183,30 +189,24 @@ where
     let link = Link::new(device);
     // If we fail after this they are in the queue for whoever comes next.
     let unanswered = unanswered(&link, &terms).map_err(fail)?;
-    let read_ahead_kib = server.options.read_ahead_kib;
+    let read_ahead_kib = server.options().read_ahead_kib;
     let (running, stop) = begin(server, &link, &terms.offer, Greeting::Done).map_err(fail)?;
     // Not made canonical: that would ask the mount.
     let mounted = Mounted::new(at.to_owned(), terms, running, link, stop, read_ahead_kib);
     Ok((mounted, unanswered))
 }
 
-fn begin<B>(
-    server: Server<B>,
+fn begin<S: Serve>(
+    server: S,
     link: &Arc<Link>,
     offer: &wire::Offer,
     greeting: Greeting,
-) -> io::Result<(Running, Stop)>
-where
-    B: AsRef<[u8]> + Send + Sync + 'static,
-{
-    let threads = server.options.threads;
-    let core = Arc::new(Core::new(server));
-    let waiters = Arc::new(Waiters::new(Arc::clone(&core)));
-    let (stop, leave) = (Arc::clone(&waiters), Arc::clone(&waiters));
+) -> io::Result<(Running, Stop)> {
+    let threads = server.options().threads;
     let gate = Arc::new(Gate::default());
-    let fs = Fs::new(core, waiters, Arc::clone(&gate), Last(Arc::clone(link)));
+    let (fs, stop) = server.begin(Arc::clone(&gate), Last(Arc::clone(link)));
     let running = session::begin(fs, &gate, link, offer, greeting, threads)?;
-    Ok((running, Stop { stop: Box::new(move || stop.stop()), leave: Box::new(move || leave.leave()) }))
+    Ok((running, stop))
 }
 
 /// Has the kernel ask again for what is unanswered, or says what is lost.
@@ -254,7 +254,7 @@ impl Mounted {
     /// Returns another descriptor of the connection with the kernel.
     ///
     /// While anybody holds one, the death of this process ends nothing: readers wait for a successor
-    /// ([`Server::resume`]). When the last one is closed they get an errno.
+    /// ([`super::Server::resume`]). When the last one is closed they get an errno.
     pub fn device(&self) -> io::Result<OwnedFd> {
         self.link.device.try_clone()
     }

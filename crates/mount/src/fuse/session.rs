@@ -20,14 +20,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Notifier, Session, SessionACL};
+use fuser::{Config, Filesystem, Notifier, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use sys::descriptor::Number;
 use sys::interrupt::Interruptible;
 
 use super::device;
-use super::filesystem::Fs;
 use super::wire::{self, Offer};
 
 /// Threads of a session. Their dismissals must fit into a socket, which by default holds some two hundred.
@@ -157,9 +156,9 @@ pub(super) struct Running {
     _open: Notifier,
 }
 
-/// Begins to serve; `fs` has the gate and the link.
-pub(super) fn begin<B>(
-    fs: Fs<B>,
+/// Begins to serve; `fs` has the gate, which it passes when told to forget [`wire::NO_NODE`], and the link.
+pub(super) fn begin<F>(
+    fs: F,
     gate: &Arc<Gate>,
     link: &Link,
     offer: &Offer,
@@ -167,7 +166,7 @@ pub(super) fn begin<B>(
     threads: usize,
 ) -> io::Result<Running>
 where
-    B: AsRef<[u8]> + Send + Sync + 'static,
+    F: Filesystem + Send + Sync + 'static,
 {
     let (ours, theirs) = pair(SocketFlags::CLOEXEC)?;
     let unique = if let Greeting::Awaited(unique) = greeting { unique } else { 2 };
