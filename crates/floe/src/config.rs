@@ -38,6 +38,10 @@
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
 //! root = "/var/lib/floe"   # the store whose daemon it is; this one, unless it says so
+//!
+//! [layers]
+//! dir = "/run/floe/layers" # where buildah, podman and CRI-O look layers up; the daemon then ends only when told
+//! root = "/var/lib/floe"   # the store whose daemon shows them; this one, unless it says so
 //! ```
 //!
 //! Sizes are bytes, or a whole number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB. When the store exceeds its quota, or its
@@ -81,6 +85,8 @@ pub struct Config {
     pub kubelet: Option<registry::Kubelet>,
     /// Serving containerd.
     pub containerd: Containerd,
+    /// Serving containers/storage.
+    pub layers: Layers,
 }
 
 /// How images are mounted.
@@ -205,11 +211,36 @@ pub struct Containerd {
 impl Containerd {
     /// Returns the socket if the daemon of this store serves there: of the daemons of a machine one.
     pub fn socket_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        let ours = match &self.root {
-            Some(ours) => crate::daemon::run_dir(ours)? == crate::daemon::run_dir(root)?,
-            None => root == Path::new(crate::home::STORE),
-        };
-        Ok(self.socket.as_deref().filter(|_| ours))
+        let meant = is_meant(self.root.as_deref(), root)?;
+        Ok(self.socket.as_deref().filter(|_| meant))
+    }
+}
+
+/// How containers/storage, and so buildah, podman and CRI-O, find layers.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Layers {
+    /// The directory in which they are shown, an absolute path; without one there is none.
+    #[serde(deserialize_with = "absolute")]
+    pub dir: Option<PathBuf>,
+    /// The store whose daemon shows them.
+    #[serde(deserialize_with = "absolute")]
+    pub root: Option<PathBuf>,
+}
+
+impl Layers {
+    /// Returns the directory if the daemon of this store shows layers: of the daemons of a machine one.
+    pub fn dir_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
+        let meant = is_meant(self.root.as_deref(), root)?;
+        Ok(self.dir.as_deref().filter(|_| meant))
+    }
+}
+
+/// Says whether the store that a section names, or the usual one, is this.
+fn is_meant(named: Option<&Path>, root: &Path) -> anyhow::Result<bool> {
+    match named {
+        Some(named) => Ok(crate::daemon::run_dir(named)? == crate::daemon::run_dir(root)?),
+        None => Ok(root == Path::new(crate::home::STORE)),
     }
 }
 

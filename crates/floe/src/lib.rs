@@ -10,6 +10,7 @@ pub mod engine;
 pub mod exit;
 pub mod home;
 mod install;
+pub mod layerstore;
 pub mod origin;
 pub mod progress;
 pub mod run;

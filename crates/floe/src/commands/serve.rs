@@ -67,7 +67,16 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
             .inspect_err(|error| tracing::error!("containerd is not served: {error:#}"))
             .ok(),
     };
-    let stays = serving.is_some() || manager::is_there();
+    let layers = match session.config.layers.dir_of(&session.address.root)? {
+        Some(dir) => crate::layerstore::serve(&engine, dir)
+            .inspect_err(|error| tracing::error!("layers are not shown: {error:#}"))
+            .ok(),
+        None => {
+            engine.take_names_away().unwrap_or_else(|error| tracing::warn!("{error:#}"));
+            None
+        }
+    };
+    let stays = serving.is_some() || layers.is_some() || manager::is_there();
     let served = server::serve(&engine, socket, stays, || {
         if args.notify {
             notify()
@@ -79,8 +88,9 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     }
     // No call may come while everything is let go or left; what the snapshots stand on is.
     let snapshotter = serving.map(crate::snapshotter::Serving::stop);
+    engine.end_names();
     engine.shutdown();
-    drop(snapshotter);
+    drop((snapshotter, layers));
     served.map(|()| Code::Done)
 }
 

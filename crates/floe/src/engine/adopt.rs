@@ -1,11 +1,11 @@
 //! The mounts of a daemon that is gone: its successor serves them from what is in the store, without network.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use store::MetaKey;
 
 use super::Engine;
 use super::live::Recipe;
-use super::record::Record;
+use super::record::{Record, Shape};
 use super::stack;
 
 impl Engine {
@@ -28,10 +28,15 @@ impl Engine {
     }
 
     fn recipe_of(&self, record: &Record) -> anyhow::Result<(MetaKey, Recipe)> {
-        let key = MetaKey::of_layers(&record.layers);
+        let shape = record.shape();
+        let key = match (shape, &record.layers[..]) {
+            (Shape::Apart, [only]) => MetaKey::apart(only.index),
+            (Shape::Apart, _) => bail!("it is not of one layer"),
+            (Shape::Stack, layers) => MetaKey::of_layers(layers),
+        };
         let found = self.recorded(&record.reference, &record.layers)?;
         // One that was made anew would be the same; that it is gone says that more is amiss.
         let meta = self.store.meta(key)?.context("its tree is gone")?.path;
-        Ok((key, stack::recipe(&record.reference, &record.layers, found, meta)))
+        Ok((key, stack::recipe(&record.reference, (key, shape), &record.layers, found, meta)))
     }
 }

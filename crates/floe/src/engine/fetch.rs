@@ -115,7 +115,7 @@ impl Engine {
     pub(crate) fn settle(&self, force: bool, talk: &Talk<'_>) -> anyhow::Result<Settled> {
         let snapshots = self.snapshots.count();
         if snapshots > 0 && !force {
-            bail!(anyhow::anyhow!("containerd has {snapshots} snapshots of it").context(Hint::new(
+            bail!(anyhow::anyhow!("{snapshots} snapshots or layers of it are in use").context(Hint::new(
                 "doing without the daemon",
                 "remove their containers and images first; with --force what runs goes on until it ends, and cannot be \
                  started again"

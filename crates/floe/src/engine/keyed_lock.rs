@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 /// Locks by key.
-pub(super) struct KeyedLock<K> {
+pub(crate) struct KeyedLock<K> {
     held: Mutex<HashSet<K>>,
     freed: Condvar,
 }
@@ -17,14 +17,14 @@ impl<K> Default for KeyedLock<K> {
 }
 
 /// A held key.
-pub(super) struct Held<'a, K: Eq + Hash> {
+pub(crate) struct Held<'a, K: Eq + Hash> {
     lock: &'a KeyedLock<K>,
     key: K,
 }
 
 impl<K: Eq + Hash + Clone> KeyedLock<K> {
     /// Waits until nobody holds the key, and holds it.
-    pub(super) fn hold(&self, key: K) -> Held<'_, K> {
+    pub(crate) fn hold(&self, key: K) -> Held<'_, K> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         while !held.insert(key.clone()) {
             held = self.freed.wait(held).unwrap_or_else(PoisonError::into_inner);

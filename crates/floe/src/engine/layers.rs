@@ -13,14 +13,16 @@ use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
 use store::{Blob, Hold, ImageRef, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
 
+use super::asker::{Asker, Question, is_in};
 use super::line::Line;
 use super::open::{Purpose, Resolved};
+use super::parallel::parallel;
 use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
 use super::report::{Fallback, IndexOrigin};
 use super::{Engine, Talk, say};
 use crate::origin::Artifacts;
-use crate::trust::{Asked, Claim, Signature, Verdict};
+use crate::trust::{Claim, Signature, Verdict};
 
 /// Layers streamed at once: what containerd fetches at once, and enough to keep two cores and a link busy.
 const STREAMS: usize = 3;
@@ -143,6 +145,21 @@ pub(super) struct Found {
     pub(super) line: Line,
 }
 
+/// The layers of an image, as far as they have an index.
+pub(super) struct KnownLayers {
+    pub(super) layers: Vec<Option<FoundLayer>>,
+    why_not: WhyNot,
+    profile: Option<Profile>,
+    line: Line,
+}
+
+impl KnownLayers {
+    /// Says why a layer has no index.
+    pub(super) fn why_not(&self) -> String {
+        self.why_not.text.clone().unwrap_or_else(|| Fallback::NoIndex.to_string())
+    }
+}
+
 /// What the registry has beside the image.
 struct Shipped {
     /// Best first. Anybody who may write there can add one, so the first is not the last word.
@@ -168,20 +185,11 @@ enum NotSigned {
     #[error("the image is named by digest and no trusted key signed the index")]
     ForDigest,
     #[error(
-        "containerd shares layers between images, and no trusted key signed the index; trust = \"registry\" would do for the host"
+        "layers are shared between images, and no trusted key signed the index; trust = \"registry\" would do for the host"
     )]
     Shared,
     #[error("a policy asks for a signed index and no trusted key signed this one")]
     UnderPolicy,
-}
-
-/// For which reference a layer is wanted.
-struct Question<'a> {
-    asked: Asked<'a>,
-    /// The canonical reference.
-    name: &'a str,
-    /// Whether the layer will be shared with images that nobody here is asked about.
-    shared: bool,
 }
 
 impl Engine {
@@ -193,6 +201,33 @@ impl Engine {
         purpose: Purpose,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Found> {
+        let known = self.known_layers(reference, resolved, purpose)?;
+        let KnownLayers { mut layers, why_not, profile, line } = known;
+        let asker = Asker::of(reference, purpose);
+        let asked = asker.question();
+        let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
+        let streamed =
+            parallel(&missing, STREAMS, |n| self.stream_layer(&resolved.layers[*n], &asked, talk))?;
+        for (n, layer) in missing.iter().zip(streamed) {
+            // It may have become local while we waited for whoever streamed it.
+            if layer.origin == IndexOrigin::Streamed {
+                let reason = why_not.layers.get(n).copied().unwrap_or(why_not.usual);
+                let mut fallbacks = self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
+                *fallbacks.entry(reason).or_default() += 1;
+            }
+            layers[*n] = Some(layer);
+        }
+        let layers: Vec<_> = layers.into_iter().flatten().collect();
+        Ok(Found { why: why(&layers, why_not.text), layers, profile, line })
+    }
+
+    /// Finds the index of every layer that has one, here or in the registry. No layer is fetched.
+    pub(super) fn known_layers(
+        &self,
+        reference: &Reference,
+        resolved: &mut Resolved,
+        purpose: Purpose,
+    ) -> anyhow::Result<KnownLayers> {
         let artifacts = resolved.artifacts.take();
         let resolved = &*resolved;
         if resolved.layers.len() > limits::LAYERS {
@@ -201,13 +236,8 @@ impl Engine {
         if let Some(source) = &resolved.source {
             resolved.layers.iter().for_each(|place| self.net.know(place.blob, source));
         }
-        let (host, repository, tag) = whose(reference);
-        let name = reference.to_string();
-        // What is lent is shared with whoever else names the layer, so the tag it came by makes nothing good.
-        let shared = purpose == Purpose::Lend;
-        let by_digest = shared || reference.digest().is_some();
-        let asked = Asked { host: &host, repository: &repository, tag: tag.as_deref(), by_digest };
-        let asked = Question { asked, name: &name, shared };
+        let asker = Asker::of(reference, purpose);
+        let asked = asker.question();
         let images = self.known_images();
         let mut layers =
             parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked))?;
@@ -228,20 +258,7 @@ impl Engine {
                 }
             }
         }
-        let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
-        let streamed =
-            parallel(&missing, STREAMS, |n| self.stream_layer(&resolved.layers[*n], &asked, talk))?;
-        for (n, layer) in missing.iter().zip(streamed) {
-            // It may have become local while we waited for whoever streamed it.
-            if layer.origin == IndexOrigin::Streamed {
-                let reason = why_not.layers.get(n).copied().unwrap_or(why_not.usual);
-                let mut fallbacks = self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
-                *fallbacks.entry(reason).or_default() += 1;
-            }
-            layers[*n] = Some(layer);
-        }
-        let layers: Vec<_> = layers.into_iter().flatten().collect();
-        Ok(Found { why: why(&layers, why_not.text), layers, profile, line })
+        Ok(KnownLayers { layers, why_not, profile, line })
     }
 
     /// Returns a layer whose index is in the store and believed for this reference.
@@ -514,26 +531,6 @@ impl Engine {
     }
 }
 
-/// Returns registry host, full repository name, and the tag; a local layout is its own host.
-fn whose(reference: &Reference) -> (String, String, Option<String>) {
-    match reference {
-        Reference::Registry(image) => {
-            let host = image.host().to_string();
-            let repository = format!("{host}/{}", image.repository());
-            (host, repository, image.tag().map(ToString::to_string))
-        }
-        Reference::Layout(place) | Reference::Archive(place) => {
-            let path = place.path().display().to_string();
-            (path.clone(), path, None)
-        }
-    }
-}
-
-/// Says whether a reference of the store names an image of a repository.
-fn is_in(name: &RefName, repository: &str) -> bool {
-    name.as_str().parse().is_ok_and(|reference| whose(&reference).1 == repository)
-}
-
 /// Returns the segment size for a layer whose blob has this length: a mount can have
 /// [`limits::SEGMENTS`] of them, and one layer should leave room for others. Why 512 KiB: decision 6.
 fn segment_size(blob: u64) -> SegmentSize {
@@ -563,43 +560,4 @@ fn why(layers: &[FoundLayer], why_not: Option<String>) -> String {
             )
         }
     }
-}
-
-/// Does the same to many things on a few threads; the first error ends it.
-pub(super) fn parallel<T: Sync, R: Send>(
-    items: &[T],
-    threads: usize,
-    work: impl Fn(&T) -> anyhow::Result<R> + Sync,
-) -> anyhow::Result<Vec<R>> {
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let results: Mutex<Vec<Option<anyhow::Result<R>>>> = Mutex::new(items.iter().map(|_| None).collect());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(items.len()) {
-            scope.spawn(|| {
-                while let Some(n) =
-                    Some(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).filter(|n| *n < items.len())
-                {
-                    let result = work(&items[n]);
-                    if result.is_err() {
-                        next.store(items.len(), std::sync::atomic::Ordering::Relaxed);
-                    }
-                    results.lock().unwrap_or_else(PoisonError::into_inner)[n] = Some(result);
-                }
-            });
-        }
-    });
-    // What was not begun has no result, and then some other has an error.
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut done = Vec::with_capacity(items.len());
-    let mut skipped = false;
-    for result in results {
-        match result {
-            Some(result) => done.push(result?),
-            None => skipped = true,
-        }
-    }
-    if skipped {
-        bail!("given up because another part failed")
-    }
-    Ok(done)
 }

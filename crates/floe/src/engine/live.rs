@@ -22,7 +22,7 @@ use super::keeping::{Connection, Keeping};
 use super::layers;
 use super::mounts::place;
 use super::profile::Recorder;
-use super::record::{Holder, Record};
+use super::record::{Holder, Record, Shape};
 use super::waits::Waits;
 use crate::exit::Hint;
 
@@ -70,6 +70,7 @@ impl ReadPath {
 pub(super) struct Recipe {
     pub(super) reference: String,
     pub(super) key: MetaKey,
+    pub(super) shape: Shape,
     /// The metadata image.
     pub(super) meta: PathBuf,
     /// Bottom first, as the record has them.
@@ -184,7 +185,7 @@ impl LiveMount {
     ) -> anyhow::Result<Arc<Self>> {
         let dir = shop.mnt.join(name);
         let parts = Parts::of(&recipe.meta, &shop.segments)?;
-        let mut record = Record::new(name, &recipe.reference, recipe.layers, path);
+        let mut record = Record::new(name, &recipe.reference, recipe.layers, recipe.shape, path);
         let (mut server, mut files) = (None, recipe.files.iter().map(|files| (files.clone(), 0)).collect());
         let mut keeper = Weak::new();
         if path == ReadPath::Fuse {
@@ -392,7 +393,7 @@ impl LiveMount {
     }
 
     /// Notes that it lives until somebody lets it go who comes again after this daemon's end.
-    pub(super) fn keep(&self) {
+    pub(crate) fn keep(&self) {
         let mut record = self.record();
         if !std::mem::replace(&mut record.kept, true) {
             self.note(&record);
@@ -426,6 +427,11 @@ impl LiveMount {
         if let Err(error) = record.write(&self.shop.records) {
             tracing::warn!(mount = record.name, %error, "noting what became of a mount");
         }
+    }
+
+    /// Says what of its layers it shows.
+    pub(super) fn shape(&self) -> Shape {
+        self.record().shape()
     }
 
     /// Returns its layers, bottom first.

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
 //! | `layers.rs` | where a layer's index comes from: store, registry, or the layer itself |
+//! | `asker.rs` | for whom it is wanted |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
 //! | `publish.rs` | the index artifact: sign, push, write |
 //! | `stack.rs` | layers of an image that somebody else remembers: containerd's lazy snapshots |
+//! | `apart.rs`, `names.rs` | layers of an image by themselves, and the file system in which they are looked up |
 //! | `mounts.rs`, `live.rs`, `points.rs` | mounts and who sees them, one mount, the kernel's table of them |
 //! | `keeping.rs`, `record.rs`, `adopt.rs` | what outlives this daemon: keeper, records, and taking them over |
 //! | `waits.rs`, `profile.rs` | who waited, what a start reads |
@@ -17,20 +19,24 @@
 //! Everything here is synchronous; the network is behind [`crate::origin::Net`].
 
 mod adopt;
+pub(crate) mod apart;
+mod asker;
 mod fetch;
 mod keeping;
-mod keyed_lock;
+pub(crate) mod keyed_lock;
 mod layers;
 mod line;
 mod live;
 pub mod mounts;
+mod names;
 mod open;
+mod parallel;
 mod pipe;
 mod places;
 mod points;
 pub mod profile;
 pub mod publish;
-mod record;
+pub(crate) mod record;
 mod regret;
 pub mod report;
 pub mod room;
@@ -51,8 +57,10 @@ use store::{GarbageKind, GcMode, MetaKey, ReadThrough, RefName, Segments, Snapsh
 use self::keeping::Keeping;
 use self::live::Workshop;
 use self::mounts::{Held, LiveMount, Mounts, ReadPath};
+use self::names::NamesMount;
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
+use self::record::Shape;
 use self::report::{Fallback, ImageReport, Status, Timings, Traffic};
 use self::room::{InUse, Room};
 use crate::config::Config;
@@ -83,8 +91,12 @@ pub struct Engine {
     room: Room,
     /// What containerd has made of layers.
     snapshots: Snapshots,
+    /// Where layers are looked up, while that is served. Held while it is arranged.
+    names: Mutex<Option<NamesMount>>,
     /// Images that were opened, by canonical reference.
     images: Mutex<BTreeMap<String, Arc<OpenImage>>>,
+    /// Layers that somebody else is about to remember.
+    lending: apart::Lending,
     /// One builder per layer, so that two runs of one image stream it once.
     building: keyed_lock::KeyedLock<format::Digest>,
     /// Streams under way: half of what may be in flight to one host, so that readers find room beside them.
@@ -152,7 +164,9 @@ impl Engine {
             keeping,
             room,
             snapshots,
+            names: Mutex::default(),
             images: Mutex::default(),
+            lending: apart::Lending::default(),
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
             built: Mutex::default(),
@@ -186,6 +200,7 @@ impl Engine {
         tracing::error!("the keeper has died; reads of what is missing failed until now");
         self.keeping.forget();
         self.mounts.rearm();
+        self.rearm_names();
     }
 
     /// Returns the snapshots.
@@ -194,8 +209,8 @@ impl Engine {
     }
 
     /// Returns the mounts that an earlier daemon kept for whoever serves the snapshots.
-    pub(crate) fn take_kept(&self) -> Vec<(MetaKey, Arc<LiveMount>)> {
-        self.mounts.take_kept()
+    pub(crate) fn take_kept(&self, shape: Shape) -> Vec<(MetaKey, Arc<LiveMount>)> {
+        self.mounts.take_kept(shape)
     }
 
     /// Returns the directory of the store.
@@ -381,7 +396,11 @@ impl Engine {
                 match pause.checked_sub(1) {
                     Some(left) => pause = left,
                     None => {
-                        failed = if engine.mounts.rearm() { 0 } else { (failed + 1).min(6) };
+                        failed = if engine.mounts.rearm() & engine.rearm_names() {
+                            0
+                        } else {
+                            (failed + 1).min(6)
+                        };
                         pause = (1 << failed) - 1;
                     }
                 }
@@ -451,6 +470,7 @@ impl Engine {
         }
         self.mounts.detach_all();
         self.images().clear();
+        self.forget_layers();
         self.through.close();
         if leaving && !self.closing.load(Ordering::Relaxed) {
             return; // the successor is waited for, and in this boot nothing can have been lost

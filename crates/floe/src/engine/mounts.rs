@@ -20,8 +20,9 @@ use sys::table::Point;
 
 pub use super::live::{LiveMount, ReadPath};
 use super::live::{Recipe, Workshop};
+use super::names::NAMES;
 use super::points::{is_ours, mount_points};
-use super::record::{Holder, Record};
+use super::record::{Holder, Record, Shape};
 use super::report::MountReport;
 use crate::exit::Hint;
 
@@ -165,7 +166,9 @@ impl Mounts {
         lost.iter().for_each(|(record, error)| self.give_up(record, error));
         // What is lost of the kernel's own stays watched: asked about it, we know of no such layer, and deny.
         let lost = |name: &str| lost.iter().any(|(record, _)| record.name == name);
-        let known = |name: &str| lost(name) || adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name));
+        let known = |name: &str| {
+            name == NAMES || lost(name) || adopted.iter().any(|(_, mount, ..)| mount.is_held_as(name))
+        };
         if let Some(connection) = joined {
             for name in connection.held.iter().filter(|name| !known(name)) {
                 let _ = connection.client.release(name); // nobody knows what it was for
@@ -200,9 +203,10 @@ impl Mounts {
         }
     }
 
-    /// Returns the mounts that an earlier daemon kept for whoever asks.
-    pub(crate) fn take_kept(&self) -> Vec<(MetaKey, Arc<LiveMount>)> {
-        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Returns the mounts of this shape that an earlier daemon kept for whoever asks.
+    pub(crate) fn take_kept(&self, shape: Shape) -> Vec<(MetaKey, Arc<LiveMount>)> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extract_if(.., |(_, mount)| mount.shape() == shape).collect()
     }
 
     /// Does what can be done for a mount that cannot be served: the kernel's own still shows what is here, and what is
@@ -326,7 +330,7 @@ impl Mounts {
             }
         }
         self.inherited.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        drop(self.take_kept());
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Returns what is mounted where.

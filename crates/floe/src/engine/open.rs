@@ -13,6 +13,7 @@ use store::{ImageRef, MetaKey, Proof};
 
 use super::layers::{FoundLayer, Place};
 use super::live::{Recipe, expose};
+use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::room::InUse;
 use super::{Engine, Talk, ref_name};
@@ -111,6 +112,7 @@ impl OpenImage {
         Recipe {
             reference: self.reference.clone(),
             key: self.key,
+            shape: Shape::Stack,
             meta: self.meta.clone(),
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
             files: self.layers.iter().map(FoundLayer::files).collect(),
@@ -170,7 +172,7 @@ pub(super) fn canonical(image: &str) -> anyhow::Result<String> {
     Ok(parse(image)?.to_string())
 }
 
-fn parse(image: &str) -> anyhow::Result<Reference> {
+pub(super) fn parse(image: &str) -> anyhow::Result<Reference> {
     image.parse().with_context(|| {
         Hint::new(
             format!("understanding the image name {image:?}"),
@@ -282,7 +284,12 @@ impl Engine {
     /// Asks the registry what the reference means today; without network, what it meant the last time.
     ///
     /// A start does not wait for a network that is not there: with the image in the store the registry has seconds.
-    fn resolve(&self, reference: &Reference, purpose: Purpose, talk: &Talk<'_>) -> anyhow::Result<Resolved> {
+    pub(super) fn resolve(
+        &self,
+        reference: &Reference,
+        purpose: Purpose,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<Resolved> {
         let local =
             self.store.refs().get(&ref_name(&reference.to_string())?).context("looking into the store")?;
         // A digest means the same for ever: with everything at hand nobody needs to be asked.

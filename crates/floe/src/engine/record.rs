@@ -11,7 +11,11 @@ use store::RefLayer;
 
 use super::live::ReadPath;
 
+/// Of a stack of layers.
 const VERSION: u32 = 1;
+
+/// Of a layer by itself: a program that knows of stacks only must not take it for one.
+const APART: u32 = 2;
 
 /// Longest record: 127 layers, and as many users as a node has processes.
 const LIMIT: u64 = 16 << 20;
@@ -45,6 +49,15 @@ pub(super) struct Record {
     pub(super) holders: Vec<Holder>,
 }
 
+/// What of layers a mount shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// What they amount to, one upon the other.
+    Stack,
+    /// One by itself, with its whiteouts, for overlayfs to stack.
+    Apart,
+}
+
 /// A process, told apart from a later one of the same number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Holder {
@@ -72,9 +85,15 @@ impl Holder {
 }
 
 impl Record {
-    pub(super) fn new(name: &str, reference: &str, layers: Vec<RefLayer>, path: ReadPath) -> Self {
+    pub(super) fn new(
+        name: &str,
+        reference: &str,
+        layers: Vec<RefLayer>,
+        shape: Shape,
+        path: ReadPath,
+    ) -> Self {
         Self {
-            version: VERSION,
+            version: if shape == Shape::Apart { APART } else { VERSION },
             name: name.to_owned(),
             reference: reference.to_owned(),
             layers,
@@ -86,6 +105,11 @@ impl Record {
             kept: false,
             holders: Vec::new(),
         }
+    }
+
+    /// Says what of its layers is shown.
+    pub(super) fn shape(&self) -> Shape {
+        if self.version == APART { Shape::Apart } else { Shape::Stack }
     }
 
     /// Writes it into a directory.
@@ -133,7 +157,11 @@ impl Record {
             return Err(io::Error::other("it is too long"));
         }
         let record: Self = serde_json::from_slice(&std::fs::read(path)?)?;
-        if record.version == VERSION { Ok(record) } else { Err(io::Error::other("it is of another version")) }
+        if matches!(record.version, VERSION | APART) {
+            Ok(record)
+        } else {
+            Err(io::Error::other("it is of another version"))
+        }
     }
 }
 
@@ -144,7 +172,7 @@ mod tests {
     #[test]
     fn records_come_back_and_damaged_ones_go() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = Record::new("a-0", "docker://x/y:z", Vec::new(), ReadPath::Erofs);
+        let mut record = Record::new("a-0", "docker://x/y:z", Vec::new(), Shape::Stack, ReadPath::Erofs);
         record.binds.push("/mnt".into());
         record.write(dir.path()).unwrap();
         std::fs::write(dir.path().join("b.json"), "{").unwrap();
@@ -153,7 +181,12 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!((all[0].name.as_str(), all[0].binds.len()), ("a-0", 1));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(all[0].shape(), Shape::Stack);
         all[0].remove(dir.path());
+        let apart = Record::new("d-0", "docker://x/y:z", Vec::new(), Shape::Apart, ReadPath::Erofs);
+        apart.write(dir.path()).unwrap();
+        assert_eq!(Record::all(dir.path()).unwrap()[0].shape(), Shape::Apart);
+        apart.remove(dir.path());
         assert!(Record::all(dir.path()).unwrap().is_empty());
     }
 

@@ -264,6 +264,7 @@ impl Engine {
     /// Lets go what is open only because it was once asked for.
     pub(super) fn let_go(&self) {
         self.images().retain(|_, image| Arc::strong_count(image) > 1 || self.mounts.uses(image.key()));
+        self.forget_layers();
     }
 
     /// Keeps an image that is in the store from being evicted; it fetches nothing.

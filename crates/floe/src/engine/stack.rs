@@ -15,6 +15,7 @@ use super::Engine;
 use super::layers::{FoundLayer, Place};
 use super::live::{LiveMount, Recipe};
 use super::open::{OpenImage, Purpose};
+use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin};
 use crate::snapshotter::register::Target;
 
@@ -114,7 +115,7 @@ impl Engine {
             None => {
                 let found = self.recorded(reference, layers)?;
                 let meta = self.metadata_image(key, &found).context("writing its tree")?;
-                let recipe = recipe(reference, layers, found, meta);
+                let recipe = recipe(reference, (key, Shape::Stack), layers, found, meta);
                 self.mounts.live(self.config.mount.path, recipe)?
             }
         };
@@ -176,10 +177,17 @@ impl Engine {
 }
 
 /// Returns what recorded layers are mounted from.
-pub(super) fn recipe(reference: &str, layers: &[RefLayer], found: Vec<FoundLayer>, meta: PathBuf) -> Recipe {
+pub(super) fn recipe(
+    reference: &str,
+    (key, shape): (MetaKey, Shape),
+    layers: &[RefLayer],
+    found: Vec<FoundLayer>,
+    meta: PathBuf,
+) -> Recipe {
     Recipe {
         reference: reference.to_owned(),
-        key: MetaKey::of_layers(layers),
+        key,
+        shape,
         meta,
         layers: layers.to_vec(),
         files: found.iter().map(FoundLayer::files).collect(),

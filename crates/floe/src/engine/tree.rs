@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use format::erofs::write::{self, LayerDevices};
 use format::layer::{Layer, LayerError};
 use format::tar::Member;
-use format::tree::{Builder, Runs, Tree};
+use format::tree::{Apart, Builder, Runs, Tree, TreeError};
 use store::MetaKey;
 
 use super::Engine;
@@ -23,11 +23,36 @@ const WAITING: usize = 8;
 impl Engine {
     /// Returns the path of the metadata image of these layers, writing it if there is none.
     pub(super) fn metadata_image(&self, key: MetaKey, layers: &[FoundLayer]) -> anyhow::Result<PathBuf> {
+        self.meta_of(key, layers, || {
+            let mut builder = Builder::new();
+            for layer in layers {
+                builder.layer()?;
+                each_name(layer, |member, runs| builder.member(member, runs))?;
+            }
+            Ok(builder.finish())
+        })
+    }
+
+    /// Returns the path of the metadata image of one layer by itself, writing it if there is none.
+    pub(super) fn metadata_apart(&self, layer: &FoundLayer) -> anyhow::Result<PathBuf> {
+        self.meta_of(MetaKey::apart(layer.id()), std::slice::from_ref(layer), || {
+            let mut tree = Apart::new()?;
+            each_name(layer, |member, runs| tree.member(member, runs))?;
+            Ok(tree.finish()?)
+        })
+    }
+
+    fn meta_of(
+        &self,
+        key: MetaKey,
+        layers: &[FoundLayer],
+        tree: impl FnOnce() -> anyhow::Result<Tree>,
+    ) -> anyhow::Result<PathBuf> {
         if let Some(meta) = self.store.meta(key)? {
             return Ok(meta.path);
         }
         let devices: Vec<_> = layers.iter().map(devices).collect();
-        let image = write::image(&tree(layers)?, &devices)?;
+        let image = write::image(&tree()?, &devices)?;
         self.store.put_meta(key, &image)?;
         drop(image);
         sys::heap::give_back(); // the tree took some 500 bytes an entry, and is gone
@@ -43,28 +68,23 @@ fn devices(layer: &FoundLayer) -> LayerDevices {
     LayerDevices { index: layer.id(), segment: layer.layer().facts().segment, lens }
 }
 
-/// Builds the tree of a stack of layers, bottom first.
-fn tree(layers: &[FoundLayer]) -> anyhow::Result<Tree> {
-    let mut builder = Builder::new();
-    for layer in layers {
-        add(&mut builder, layer.layer())
-            .with_context(|| format!("reading the names of layer {}", layer.place.blob))?;
-    }
-    Ok(builder.finish())
-}
-
-/// Adds a layer. Unpacking its skeleton takes twice as long as building with what it says: another thread does that.
-fn add(builder: &mut Builder, layer: &Layer) -> anyhow::Result<()> {
-    builder.layer()?;
+/// Shows each name of a layer and where its bytes are.
+///
+/// Unpacking a skeleton takes twice as long as building with what it says: another thread does that.
+fn each_name(
+    layer: &FoundLayer,
+    mut each: impl FnMut(&Member, Runs) -> Result<(), TreeError>,
+) -> anyhow::Result<()> {
     let (sender, batches) = mpsc::sync_channel(WAITING);
-    thread::scope(|scope| {
-        let reading = scope.spawn(move || read(layer, &sender));
+    let read = thread::scope(|scope| {
+        let reading = scope.spawn(move || read(layer.layer(), &sender));
         // Consumed, so that after an error nobody waits to hand on more.
         for (member, runs) in batches.into_iter().flatten() {
-            builder.member(&member, runs)?;
+            each(&member, runs)?;
         }
         reading.join().map_err(|_| anyhow!("a thread ended unexpectedly"))?
-    })
+    });
+    read.with_context(|| format!("reading the names of layer {}", layer.place.blob))
 }
 
 /// Hands on the members of a layer; ends early, without error, when nobody wants them any more.

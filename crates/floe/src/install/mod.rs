@@ -232,7 +232,7 @@ fn end(session: &Session, is_service: bool, force: bool) -> anyhow::Result<Left>
     let (snapshots, damaged) = store::Snapshots::open(&store)?;
     let count = snapshots.count();
     if count > 0 && !force {
-        bail!("containerd has made {count} snapshots of it meanwhile");
+        bail!("{count} snapshots or layers of it are in use meanwhile");
     }
     let (mounted, unserved) = crate::engine::mounts::left(&crate::daemon::run_dir(root)?)?;
     needs_none(unserved.first())?;

@@ -30,6 +30,7 @@ use self::labels::{SNAPSHOT_REF, Wish};
 pub use self::service::{At, Serving, serve};
 use crate::engine::Engine;
 use crate::engine::mounts::LiveMount;
+use crate::engine::record::Shape;
 use crate::engine::stack::{Known, Lent};
 
 /// The label by which BuildKit knows that a snapshot is lazy.
@@ -77,7 +78,7 @@ impl Snapshotter {
     /// Returns the snapshotter of an engine; takes over what snapshots in use stand on.
     pub fn new(engine: &Arc<Engine>) -> Arc<Self> {
         let snapshots = engine.snapshots();
-        let kept = engine.take_kept();
+        let kept = engine.take_kept(Shape::Stack);
         let mut uses: HashMap<u64, Vec<_>> = HashMap::new();
         for one in snapshots.in_use() {
             let Some(key) = key_below(snapshots, &one) else { continue };

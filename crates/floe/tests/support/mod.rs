@@ -17,6 +17,7 @@ pub mod disk;
 pub mod image;
 pub mod readers;
 pub mod servers;
+pub mod storage;
 pub mod systemd;
 
 use std::fs::{self, File};

@@ -110,6 +110,16 @@ impl Embedded {
         self.server.as_ref().unwrap().stats()
     }
 
+    /// Returns a blob as it lies there.
+    pub fn content(&self, digest: &format::Digest) -> Vec<u8> {
+        fs::read(self.dir.join("blobs/sha256").join(digest.hex())).unwrap()
+    }
+
+    /// Puts other bytes in the place of a blob.
+    pub fn corrupt(&self, digest: &format::Digest, bytes: &[u8]) {
+        fs::write(self.dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+    }
+
     /// Sends at most so many bytes per second from now on.
     pub fn rate(&self, rate: Option<u64>) {
         self.server.as_ref().unwrap().set_rate(rate);

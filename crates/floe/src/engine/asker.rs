@@ -1,0 +1,62 @@
+//! For whom a layer is wanted: what the rule of trust goes by.
+
+use registry::Reference;
+use store::RefName;
+
+use super::open::Purpose;
+use crate::trust::Asked;
+
+/// For which reference a layer is wanted.
+pub(super) struct Question<'a> {
+    pub(super) asked: Asked<'a>,
+    /// The canonical reference.
+    pub(super) name: &'a str,
+    /// Whether the layer will be shared with images that nobody here is asked about.
+    pub(super) shared: bool,
+}
+
+/// Who asks, and where.
+pub(super) struct Asker {
+    host: String,
+    repository: String,
+    tag: Option<String>,
+    name: String,
+    by_digest: bool,
+    shared: bool,
+}
+
+impl Asker {
+    pub(super) fn of(reference: &Reference, purpose: Purpose) -> Self {
+        let (host, repository, tag) = whose(reference);
+        // What is lent is shared with whoever else names the layer, so the tag it came by makes nothing good.
+        let shared = purpose == Purpose::Lend;
+        let by_digest = shared || reference.digest().is_some();
+        Self { host, repository, tag, name: reference.to_string(), by_digest, shared }
+    }
+
+    pub(super) fn question(&self) -> Question<'_> {
+        let Self { host, repository, tag, name, by_digest, shared } = self;
+        let asked = Asked { host, repository, tag: tag.as_deref(), by_digest: *by_digest };
+        Question { asked, name, shared: *shared }
+    }
+}
+
+/// Returns registry host, full repository name, and the tag; a local layout is its own host.
+fn whose(reference: &Reference) -> (String, String, Option<String>) {
+    match reference {
+        Reference::Registry(image) => {
+            let host = image.host().to_string();
+            let repository = format!("{host}/{}", image.repository());
+            (host, repository, image.tag().map(ToString::to_string))
+        }
+        Reference::Layout(place) | Reference::Archive(place) => {
+            let path = place.path().display().to_string();
+            (path.clone(), path, None)
+        }
+    }
+}
+
+/// Says whether a reference of the store names an image of a repository.
+pub(super) fn is_in(name: &RefName, repository: &str) -> bool {
+    name.as_str().parse().is_ok_and(|reference| whose(&reference).1 == repository)
+}
