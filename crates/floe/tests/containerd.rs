@@ -14,15 +14,15 @@ use std::fs;
 
 use format::{ChainId, DiffId, Digest};
 use serde_json::json;
-use support::containerd::Containerd;
+use support::containerd::{Containerd, Release};
 use support::image::{self, TestImage};
 use support::servers::Embedded;
 use support::{mounts_of, until};
 use tonic::Code;
 
 macro_rules! needs_containerd {
-    () => {
-        if let Some(why) = support::containerd::cannot_run() {
+    ($release:expr) => {
+        if let Some(why) = $release.cannot_run() {
             testkit::skip!("{why}");
         }
     };
@@ -43,13 +43,17 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-#[test]
-fn an_image_runs_under_containerd_without_its_layers() {
+each_release!(
+    an_image_runs_under_containerd_without_its_layers,
+    two_snapshotters_of_one_daemon_do_not_touch_each_other,
+);
+
+fn an_image_runs_under_containerd_without_its_layers(release: Release) {
     let node = node!("[fetch]\nbackground = false\n");
-    needs_containerd!();
+    needs_containerd!(release);
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let mut containerd = Containerd::start(&node, &reference);
+    let mut containerd = Containerd::start(release, &node, &reference);
     containerd.pull(&reference);
     assert!(node.received() < image.packed() / 4, "{}", node.received());
     let blobs = containerd.ok(&["content", "ls", "-q"]);
@@ -101,13 +105,12 @@ fn an_image_runs_under_containerd_without_its_layers() {
     });
 }
 
-#[test]
-fn two_snapshotters_of_one_daemon_do_not_touch_each_other() {
+fn two_snapshotters_of_one_daemon_do_not_touch_each_other(release: Release) {
     let node = node!("");
-    needs_containerd!();
+    needs_containerd!(release);
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let containerd = Containerd::start(&node, &reference);
+    let containerd = Containerd::start(release, &node, &reference);
     for name in support::containerd::NAMES {
         containerd.pull_as(name, &reference);
         assert_eq!(containerd.snapshots(name), sorted(chain(&image)));
@@ -127,10 +130,10 @@ fn two_snapshotters_of_one_daemon_do_not_touch_each_other() {
 #[test]
 fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     let node = node!("");
-    needs_containerd!();
+    needs_containerd!(Release::Installed);
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let containerd = Containerd::start(&node, &reference);
+    let containerd = Containerd::start(Release::Installed, &node, &reference);
     let mut service = containerd.service();
     let blobs: Vec<_> = image.layers.iter().map(|layer| Digest::of(&layer.blob).to_string()).collect();
     let chain = chain(&image);
@@ -195,10 +198,10 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
 #[test]
 fn an_index_that_nobody_signed_is_not_shared_between_images() {
     let node = node!("");
-    needs_containerd!();
+    needs_containerd!(Release::Installed);
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let containerd = Containerd::start_with(&node, "");
+    let containerd = Containerd::start_with(Release::Installed, &node, "");
     // Good enough for this tag, and no more.
     node.ok(&["run", "--no-background", &reference, "--", "true"]);
     assert!(node.received() < image.packed());
@@ -212,8 +215,8 @@ fn an_index_that_nobody_signed_is_not_shared_between_images() {
 #[test]
 fn a_socket_that_is_served_stays_whose_it_is() {
     let node = node!("");
-    needs_containerd!();
-    let containerd = Containerd::start_with(&node, "");
+    needs_containerd!(Release::Installed);
+    let containerd = Containerd::start_with(Release::Installed, &node, "");
     containerd.service().prepare("mine", "", &[]).unwrap();
     let other = support::Node::new(&std::fs::read_to_string(node.path("config.toml")).unwrap());
     other.ok(&["gc", "--dry-run"]);
@@ -225,8 +228,8 @@ fn a_socket_that_is_served_stays_whose_it_is() {
 #[test]
 fn ten_thousand_snapshots_are_listed() {
     let node = node!("");
-    needs_containerd!();
-    let containerd = Containerd::start_with(&node, "");
+    needs_containerd!(Release::Installed);
+    let containerd = Containerd::start_with(Release::Installed, &node, "");
     let mut service = containerd.service();
     for n in 0..10_000 {
         service.prepare(&format!("k8s.io/{n}/odd key ü:,\"{n}"), "", &[]).unwrap();

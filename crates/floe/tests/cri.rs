@@ -11,23 +11,24 @@
 mod support;
 
 use serde_json::json;
-use support::containerd::{Containerd, cannot_run};
+use support::containerd::{Containerd, Release};
 use support::cri::Cri;
 use support::image;
 use support::servers::Embedded;
 use support::until;
 
-#[test]
-fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing() {
+each_release!(a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing);
+
+fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing(release: Release) {
     let node = node!("[fetch]\nbackground = false\n");
-    if let Some(why) = cannot_run() {
+    if let Some(why) = release.cannot_run() {
         testkit::skip!("{why}");
     }
     let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
         testkit::skip!("there is no busybox")
     };
     let (_registry, reference) = Embedded::with_index(&node, &image);
-    let containerd = Containerd::start_for_pods(&node, &reference);
+    let containerd = Containerd::start_for_pods(release, &node, &reference);
     let mut cri = Cri::at(&containerd.socket());
 
     cri.pull(&reference).unwrap();

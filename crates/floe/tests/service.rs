@@ -11,6 +11,7 @@
 mod support;
 
 use serde_json::json;
+use support::containerd::Release;
 use support::image;
 use support::servers::Embedded;
 use support::systemd::{FLOE, Host, cannot_boot};
@@ -18,7 +19,7 @@ use support::until;
 
 macro_rules! needs_host {
     () => {
-        if let Some(why) = cannot_boot().or_else(support::containerd::cannot_run) {
+        if let Some(why) = cannot_boot().map(str::to_owned).or_else(|| Release::Installed.cannot_run()) {
             testkit::skip!("{why}");
         }
     };

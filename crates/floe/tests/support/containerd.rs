@@ -1,4 +1,4 @@
-//! Debian's containerd, with a node's daemon as its snapshotter; and the service itself, asked by hand.
+//! The containerds of several Debians, with a node's daemon as their snapshotter; and the service itself, asked by hand.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,99 @@ use super::{Node, Outcome, until};
 /// The snapshotter names that the tests' containerd knows; all of them are the one daemon.
 pub const NAMES: [&str; 2] = ["floe", "stargz"];
 
-/// Returns why no containerd can run containers here, if none can.
-pub fn cannot_run() -> Option<&'static str> {
-    let missing = ["containerd", "runc"].into_iter().any(|name| super::program(name).is_none());
-    missing.then_some("there is no containerd, or no runc")
+/// Whose containerd: this machine's, or one that `scripts/containerd-versions` has unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    Installed,
+    Trixie,
+    Sid,
+}
+
+/// Makes a test for each release of a function that takes one.
+#[macro_export]
+macro_rules! each_release {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use super::support::containerd::Release;
+
+            #[test]
+            fn installed() {
+                super::$test(Release::Installed);
+            }
+
+            #[test]
+            fn trixie() {
+                super::$test(Release::Trixie);
+            }
+
+            #[test]
+            fn sid() {
+                super::$test(Release::Sid);
+            }
+        }
+    )+};
+}
+
+impl Release {
+    /// Returns where its files are as they would be in `/`, unless that is where they are.
+    pub fn root(self) -> Option<PathBuf> {
+        let name = match self {
+            Self::Installed => return None,
+            Self::Trixie => "trixie",
+            Self::Sid => "sid",
+        };
+        let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+        Some(cache.unwrap_or_default().join("floe-check").join(name))
+    }
+
+    /// Returns where one of its programs is.
+    pub fn program(self, name: &str) -> Option<PathBuf> {
+        match self.root() {
+            None => super::program(name),
+            Some(root) => Some(root.join("usr/bin").join(name)).filter(|file| file.exists()),
+        }
+    }
+
+    /// Returns why it cannot run containers here, if it cannot.
+    pub fn cannot_run(self) -> Option<String> {
+        let missing = self.program("containerd").is_none() || super::program("runc").is_none();
+        missing.then(|| match self {
+            Self::Installed => "there is no containerd, or no runc".to_owned(),
+            _ => format!("there is no containerd of {self:?} (scripts/containerd-versions), or no runc"),
+        })
+    }
+
+    /// Returns the configuration by which images of pods are lazy, and this one is what sandboxes run.
+    fn for_pods(self, sandbox: &str, cni: &Path) -> String {
+        let cni = cni.display();
+        match self {
+            Self::Installed | Self::Trixie => {
+                let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+                format!(
+                    "version = 2\n[{cri}]\nsandbox_image = \"{sandbox}\"\nrestrict_oom_score_adj = true\n\
+                     [{cri}.containerd]\nsnapshotter = \"floe\"\ndisable_snapshot_annotations = false\n\
+                     [{cri}.cni]\nbin_dir = \"{cni}\"\nconf_dir = \"{cni}\"\n"
+                )
+            }
+            Self::Sid => {
+                let (images, pods) = ["images", "runtime"]
+                    .map(|part| format!("plugins.\"io.containerd.cri.v1.{part}\""))
+                    .into();
+                format!(
+                    "version = 3\n[{images}]\nsnapshotter = \"floe\"\ndisable_snapshot_annotations = false\n\
+                     [{images}.pinned_images]\nsandbox = \"{sandbox}\"\n\
+                     [{pods}]\nrestrict_oom_score_adj = true\n\
+                     [{pods}.cni]\nbin_dirs = [\"{cni}\"]\nconf_dir = \"{cni}\"\n"
+                )
+            }
+        }
+    }
 }
 
 /// A containerd of its own root, state and socket; ends when dropped, and its containers with it.
 pub struct Containerd<'a> {
+    release: Release,
     node: &'a Node,
     child: Option<Child>,
     dir: PathBuf,
@@ -28,31 +113,23 @@ pub struct Containerd<'a> {
 
 impl<'a> Containerd<'a> {
     /// Starts the node's daemon, which believes the registry of this image, and a containerd beside it.
-    pub fn start(node: &'a Node, reference: &str) -> Self {
-        let host = reference.split_once('/').unwrap().0;
-        Self::start_with(node, &format!("[registry.\"{host}\"]\ntrust = \"registry\"\n"))
+    pub fn start(release: Release, node: &'a Node, reference: &str) -> Self {
+        Self::start_with(release, node, &trusting(reference))
     }
 
     /// Starts both with more in the node's configuration.
-    pub fn start_with(node: &'a Node, more: &str) -> Self {
-        Self::start_as(node, more, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+    pub fn start_with(release: Release, node: &'a Node, more: &str) -> Self {
+        let theirs = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+        Self::start_as(release, node, more, theirs)
     }
 
     /// Starts both, with kubelet's interface: its images are lazy, and this one is what sandboxes run.
-    pub fn start_for_pods(node: &'a Node, reference: &str) -> Self {
-        let host = reference.split_once('/').unwrap().0;
-        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
-        let nowhere = node.path("cni");
-        let theirs = format!(
-            "[{cri}]\nsandbox_image = \"{reference}\"\nrestrict_oom_score_adj = true\n\
-             [{cri}.containerd]\nsnapshotter = \"floe\"\ndisable_snapshot_annotations = false\n\
-             [{cri}.cni]\nbin_dir = \"{0}\"\nconf_dir = \"{0}\"\n",
-            nowhere.display()
-        );
-        Self::start_as(node, &format!("[registry.\"{host}\"]\ntrust = \"registry\"\n"), &theirs)
+    pub fn start_for_pods(release: Release, node: &'a Node, reference: &str) -> Self {
+        let theirs = release.for_pods(reference, &node.path("cni"));
+        Self::start_as(release, node, &trusting(reference), &theirs)
     }
 
-    fn start_as(node: &'a Node, more: &str, theirs: &str) -> Self {
+    fn start_as(release: Release, node: &'a Node, more: &str, theirs: &str) -> Self {
         let dir = node.path("containerd");
         fs::create_dir_all(&dir).unwrap();
         let config = node.path("config.toml");
@@ -69,7 +146,7 @@ impl<'a> Containerd<'a> {
             )
         };
         let text = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{theirs}\
+            "root = \"{0}/root\"\nstate = \"{0}/state\"\n{theirs}\
              [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{0}/opt\"\n\
              [grpc]\naddress = \"{0}/socket\"\n{1}",
             dir.display(),
@@ -77,16 +154,15 @@ impl<'a> Containerd<'a> {
         );
         fs::write(dir.join("config.toml"), text).unwrap();
         node.ok(&["gc", "--dry-run"]); // starts the daemon
-        let mut started = Self { node, child: None, dir };
+        let mut started = Self { release, node, child: None, dir };
         started.up();
         started
     }
 
     pub fn up(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = Command::new(super::program("containerd").unwrap());
+        let mut command = self.command("containerd");
         command.arg("--config").arg(self.dir.join("config.toml"));
-        self.node.isolate(&mut command);
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
         until("containerd answers", || self.ctr(&["version"]).status.success());
     }
@@ -105,10 +181,26 @@ impl<'a> Containerd<'a> {
 
     /// Runs `ctr` to its end.
     pub fn ctr(&self, args: &[&str]) -> Outcome {
-        let mut command = Command::new(super::program("ctr").unwrap());
+        let mut command = self.command("ctr");
         command.arg("--address").arg(self.socket()).args(args);
-        self.node.isolate(&mut command);
         self.node.spawn(command).end()
+    }
+
+    /// Returns a program of the release, ready to run; what it looks for by itself, its shim, is of the release too.
+    fn command(&self, name: &str) -> Command {
+        let program = self.release.program(name).unwrap();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = program.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+        let path = std::env::join_paths(dirs).unwrap();
+        let mut command = Command::new(&program);
+        self.node.isolate(&mut command);
+        command.env("PATH", path).env("CONTAINERD_NAMESPACE", self.namespace());
+        command
+    }
+
+    /// Returns a namespace that no other test has: runc keeps containers by namespace and name, whatever containerd they are of.
+    fn namespace(&self) -> String {
+        self.dir.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
     }
 
     /// Runs `ctr` that must succeed; returns what it printed.
@@ -128,7 +220,7 @@ impl<'a> Containerd<'a> {
     pub fn pull_as(&self, snapshotter: &str, reference: &str) {
         let to = format!("containerd={}", self.socket().display());
         let mut command = self.node.command(&["pull", "--to", &to, reference]);
-        command.env("CONTAINERD_SNAPSHOTTER", snapshotter);
+        command.env("CONTAINERD_SNAPSHOTTER", snapshotter).env("CONTAINERD_NAMESPACE", self.namespace());
         let outcome = self.node.spawn(command).end();
         assert!(outcome.status.success(), "{outcome:?}\n{}", self.node.log());
     }
@@ -143,6 +235,11 @@ impl<'a> Containerd<'a> {
     pub fn service(&self) -> Service {
         Service::at(&self.dir.join("floe.sock"))
     }
+}
+
+/// Returns the configuration of a daemon that believes the registry of an image.
+fn trusting(reference: &str) -> String {
+    format!("[registry.\"{}\"]\ntrust = \"registry\"\n", reference.split_once('/').unwrap().0)
 }
 
 impl Drop for Containerd<'_> {
@@ -160,6 +257,11 @@ impl Drop for Containerd<'_> {
             {
                 super::kill_and_wait(pid);
             }
+        }
+        // What runc and the cgroups keep of a namespace is empty by now.
+        let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for dir in groups.chain(["/sys/fs/cgroup".into(), "/run/containerd/runc".into()]) {
+            let _ = fs::remove_dir(dir.join(self.namespace())); // most never had one
         }
     }
 }
