@@ -18,8 +18,8 @@ use support::systemd::{FLOE, Host, cannot_boot};
 use support::until;
 
 macro_rules! needs_host {
-    () => {
-        if let Some(why) = cannot_boot().map(str::to_owned).or_else(|| Release::Installed.cannot_run()) {
+    ($release:expr) => {
+        if let Some(why) = cannot_boot().map(str::to_owned).or_else(|| $release.cannot_run()) {
             testkit::skip!("{why}");
         }
     };
@@ -30,10 +30,15 @@ fn is_active(host: &Host<'_>, unit: &str) -> bool {
     host.run(&["systemctl", "is-active", "--quiet", unit]).status.success()
 }
 
-#[test]
-fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing() {
+each_release!(
+    a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing,
+    the_configuration_of_containerd_stays_its_administrators,
+    what_was_installed_is_gone_at_once_where_nothing_uses_it,
+);
+
+fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Release) {
     let node = kernel_node!("");
-    needs_host!();
+    needs_host!(release);
     let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
         testkit::skip!("there is no busybox")
     };
@@ -41,7 +46,7 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing() {
     let sum_of = |bytes: &[u8]| format!("{}  -\n", format::Digest::of(bytes).hex());
     let (mut registry, reference) = Embedded::with_index(&node, &image);
     node.ok(&["daemon", "stop"]); // the store becomes the host's
-    let mut host = Host::boot(&node);
+    let mut host = Host::boot(release, &node);
     if !host.has_cgroups() {
         testkit::skip!("containers can have no cgroups on a host in the small");
     }
@@ -106,33 +111,12 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing() {
     assert_eq!(host.sh("ls -A /var/lib/floe; ls /etc/tmpfiles.d | grep floe || true"), "");
 }
 
-#[test]
-fn what_was_installed_is_gone_at_once_where_nothing_uses_it() {
+fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
     let node = kernel_node!("");
-    needs_host!();
-    let host = Host::boot(&node);
-    // containerd's own configuration is of another version than what is asked of everybody.
-    host.sh(
-        "mkdir -p /etc/containerd && printf 'version = 1\\noom_score = -7\\n' >/etc/containerd/config.toml",
-    );
+    needs_host!(release);
+    let host = Host::boot(release, &node);
     host.sh("systemctl start containerd");
     host.ok(&[FLOE, "install"]);
-    assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
-    let dump = || host.ok(&["containerd", "--config", "/etc/floe/containerd.toml", "config", "dump"]);
-    assert!(dump().contains("oom_score = -7"), "{}", dump());
-    let doctor = || host.ok(&["floe", "doctor"]);
-    let found = doctor();
-    assert!(found.contains("tells it of the snapshotter"), "{found}");
-    host.sh("printf 'version = 2\\n' >/etc/containerd/config.toml");
-    assert!(doctor().contains("it has version 1"));
-    host.ok(&["floe", "install"]);
-    assert!(!doctor().contains("it has version"));
-    // Without a configuration of its own, and with one that came later, containerd starts as it would without us.
-    host.sh("mv /etc/containerd/config.toml /root; systemctl restart containerd; mv /root/config.toml /etc/containerd");
-    assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
-    host.sh("echo 'oom_score = -8' >>/etc/containerd/config.toml");
-    assert!(dump().contains("oom_score = -8"));
-
     for command in ["install", "uninstall"] {
         let refused = host.run(&["floe", "--root", "/srv/other", command]);
         assert!(!refused.status.success() && refused.stderr.contains("/var/lib/floe"), "{refused:?}");
@@ -146,4 +130,50 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it() {
                 /etc/systemd/system/*/floe* /usr/local/bin/floe /etc/tmpfiles.d/floe*";
     assert_eq!(host.run(&["sh", "-c", left]).text(), "/var/lib/floe:\n");
     host.ok(&[FLOE, "uninstall"]);
+}
+
+fn the_configuration_of_containerd_stays_its_administrators(release: Release) {
+    let node = kernel_node!("");
+    needs_host!(release);
+    let host = Host::boot(release, &node);
+    let knows = || host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe "));
+    let doctor = || host.ok(&["floe", "doctor"]);
+    // Where it imports what is beside it, one more file is there, of a version that every containerd reads.
+    let newest = if release == Release::Sid { 3 } else { 2 };
+    let own = format!("version = {newest}\noom_score = -6\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n");
+    host.sh(&format!(
+        "mkdir -p /etc/containerd && printf '{own}' >/etc/containerd/config.toml; systemctl start containerd"
+    ));
+    let said = host.ok(&[FLOE, "install"]);
+    assert!(said.contains("/etc/containerd/conf.d/floe.toml") && !said.contains("floe.conf"), "{said}");
+    assert!(knows());
+    let found = doctor();
+    assert!(found.contains("tells it of the snapshotter"), "{found}");
+    let dump = host.ok(&["containerd", "config", "dump"]);
+    assert!(dump.contains("oom_score = -6") && dump.contains("/run/floe/containerd.sock"), "{dump}");
+    host.ok(&["floe", "uninstall"]);
+    assert!(!knows());
+    if host.ok(&["containerd", "config", "default"]).contains("/etc/containerd/conf.d") {
+        testkit::skip!("{release:?} has a containerd that always imports: no configuration is wrapped");
+    }
+
+    // containerd's own configuration is of another version than what is asked of everybody; 2 reads no more of version 1.
+    let (first, second) = if release == Release::Sid { (3, 2) } else { (1, 2) };
+    host.sh(&format!("printf 'version = {first}\\noom_score = -7\\n' >/etc/containerd/config.toml"));
+    host.sh("systemctl restart containerd");
+    host.ok(&[FLOE, "install"]);
+    assert!(knows());
+    let dump = || host.ok(&["containerd", "--config", "/etc/floe/containerd.toml", "config", "dump"]);
+    assert!(dump().contains("oom_score = -7"), "{}", dump());
+    let found = doctor();
+    assert!(found.contains("tells it of the snapshotter"), "{found}");
+    host.sh(&format!("printf 'version = {second}\\n' >/etc/containerd/config.toml"));
+    assert!(doctor().contains(&format!("it has version {first}")));
+    host.ok(&["floe", "install"]);
+    assert!(!doctor().contains("it has version"));
+    // Without a configuration of its own, and with one that came later, containerd starts as it would without us.
+    host.sh("mv /etc/containerd/config.toml /root; systemctl restart containerd; mv /root/config.toml /etc/containerd");
+    assert!(knows());
+    host.sh("echo 'oom_score = -8' >>/etc/containerd/config.toml");
+    assert!(dump().contains("oom_score = -8"));
 }

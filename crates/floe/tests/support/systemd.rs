@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use super::containerd::Release;
 use super::{Node, Outcome, until};
 
 /// Makes the root and becomes systemd. What would change the kernel that all hosts share is masked.
@@ -19,6 +20,11 @@ mount --bind "$CONTAINERD" var/lib/containerd
 if [ ! -e opt/floe/floe ]; then
   rm -rf etc/systemd/system/*.wants etc/floe
   cp "$FLOE" opt/floe/floe
+  if [ "$RELEASE" ]; then
+    for file in usr/bin/{containerd,containerd-shim-runc-v2,ctr} usr/lib/systemd/system/containerd.service etc/containerd/config.toml; do
+      install -D "$RELEASE/$file" $file
+    done
+  fi
   for unit in systemd-sysctl systemd-modules-load systemd-udevd systemd-udev-trigger systemd-remount-fs \
     systemd-binfmt systemd-random-seed systemd-logind systemd-sysusers systemd-tmpfiles-setup-dev; do
     ln -sf /dev/null etc/systemd/system/$unit.service
@@ -72,15 +78,16 @@ pub fn cannot_boot() -> Option<&'static str> {
 
 /// A running host; it ends when dropped, and everything on it.
 pub struct Host<'a> {
+    release: Release,
     node: &'a Node,
     outside: Option<Child>,
     init: String,
 }
 
 impl<'a> Host<'a> {
-    /// Boots a host whose store is the node's.
-    pub fn boot(node: &'a Node) -> Self {
-        let mut host = Self { node, outside: None, init: String::new() };
+    /// Boots a host whose store is the node's and whose containerd is a release's.
+    pub fn boot(release: Release, node: &'a Node) -> Self {
+        let mut host = Self { release, node, outside: None, init: String::new() };
         host.up();
         host
     }
@@ -102,6 +109,7 @@ impl<'a> Host<'a> {
         for (name, dir) in [("UP", "up"), ("WORK", "work"), ("ROOT", "root"), ("CONTAINERD", "containerd")] {
             command.env(name, place(dir));
         }
+        command.env("RELEASE", self.release.root().unwrap_or_default());
         command.env("STORE", self.node.store()).env("FLOE", env!("CARGO_BIN_EXE_floe"));
         let log = fs::File::options().create(true).append(true).open(self.node.path("boot.log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
