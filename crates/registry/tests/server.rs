@@ -58,8 +58,11 @@ async fn uploads_as_the_specification_says() {
     let (head, body) = raw(&server, "GET", &format!("/v2/app/blobs/{digest}"), "Range: bytes=2-4\r\n", b"");
     assert!(head.starts_with("http/1.1 206") && head.contains("content-range: bytes 2-4/10"), "{head}");
     assert_eq!(body, b"234");
+    let before = server.stats();
     let (head, body) = raw(&server, "HEAD", &format!("/v2/app/blobs/{digest}"), "", b"");
     assert!(head.contains("content-length: 10") && body.is_empty(), "{head}");
+    let after = server.stats();
+    assert_eq!((after.blobs, after.bytes_sent), (before.blobs, before.bytes_sent), "only asked for");
     let (head, _) = raw(&server, "GET", &format!("/v2/app/blobs/{digest}"), "Range: bytes=10-\r\n", b"");
     assert!(head.starts_with("http/1.1 416") && head.contains("bytes */10"), "{head}");
 

@@ -148,13 +148,14 @@ impl Registry {
                 self.disk(move |storage| storage.delete_manifest(&name, &pick)).await?;
                 Ok(self.empty(StatusCode::ACCEPTED))
             }
-            (method, Resource::Blob(name, digest)) if read => {
+            (Method::HEAD, Resource::Blob(name, digest)) => self.head_blob(name, digest).await,
+            (Method::GET, Resource::Blob(name, digest)) => {
                 let range = request
                     .headers()
                     .get(header::RANGE)
                     .and_then(|value| value.to_str().ok())
                     .map(String::from);
-                self.get_blob(name, digest, range.filter(|_| method == Method::GET)).await
+                self.get_blob(name, digest, range).await
             }
             (Method::DELETE, Resource::Blob(name, digest)) => {
                 self.disk(move |storage| storage.delete_blob(&name, &digest)).await?;
@@ -256,6 +257,14 @@ impl Registry {
         Ok(reply)
     }
 
+    /// Says that a blob is there. Nothing of it is read, and it takes nothing of the rate.
+    async fn head_blob(self: &Arc<Self>, name: RepositoryName, digest: Digest) -> Result<Reply> {
+        let (_, len) = self.disk(move |storage| storage.blob(&name, &digest)).await?;
+        let mut reply = self.empty(StatusCode::OK);
+        name_blob(&mut reply, &digest, len);
+        Ok(reply)
+    }
+
     async fn get_blob(
         self: &Arc<Self>,
         name: RepositoryName,
@@ -279,10 +288,7 @@ impl Registry {
             self.counters.ranges.fetch_add(1, Relaxed);
             set(&mut reply, header::CONTENT_RANGE, &format!("bytes {start}-{}/{len}", end - 1));
         }
-        set(&mut reply, header::CONTENT_LENGTH, &(end - start).to_string());
-        set(&mut reply, header::CONTENT_TYPE, "application/octet-stream");
-        set(&mut reply, header::ACCEPT_RANGES, "bytes");
-        name_content(&mut reply, &digest);
+        name_blob(&mut reply, &digest, end - start);
         Ok(reply)
     }
 
@@ -456,6 +462,14 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>> {
             }
         }
     }
+}
+
+/// Says what a blob is, and how much of it comes.
+fn name_blob(reply: &mut Reply, digest: &Digest, len: u64) {
+    set(reply, header::CONTENT_LENGTH, &len.to_string());
+    set(reply, header::CONTENT_TYPE, "application/octet-stream");
+    set(reply, header::ACCEPT_RANGES, "bytes");
+    name_content(reply, digest);
 }
 
 fn name_content(reply: &mut Reply, digest: &Digest) {
