@@ -105,9 +105,10 @@ impl Engine {
         let key = MetaKey::of_layers(layers);
         let image =
             self.images().values().find(|image| image.key() == key && image.meta_path().exists()).cloned();
+        let background = self.config.fetch.background;
         let mount = match &image {
             Some(image) => {
-                if image.at_once {
+                if background && image.at_once {
                     self.want_all(&mut image.layer_ids()); // nobody reads yet
                 }
                 self.live(image, Purpose::Lend, None)?
@@ -121,7 +122,9 @@ impl Engine {
         };
         mount.keep();
         if let Some(image) = image.filter(|_| !mount.is_ready()) {
-            self.watch_start(&image, &mount);
+            if background {
+                self.watch_start(&image, &mount);
+            }
             self.follow(image, &mount);
         }
         Ok(mount)
