@@ -207,7 +207,9 @@ impl Snapshotter {
                     let work = text(&self.snapshots().work(snapshot));
                     vec!["index=off".to_owned(), format!("workdir={work}"), format!("upperdir={own}")]
                 } else {
-                    vec![mode.to_owned()]
+                    // Nothing can be written without an upper directory. BuildKit, told so once more, no longer finds what
+                    // is new in a layer, and compares all files of both sides instead.
+                    vec![]
                 };
                 options.push(format!("lowerdir={}", lowers.join(":")));
                 Mount { kind: "overlay", source: "overlay".to_owned(), options }

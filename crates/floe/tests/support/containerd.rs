@@ -186,20 +186,25 @@ impl<'a> Containerd<'a> {
         self.node.spawn(command).end()
     }
 
-    /// Returns a program of the release, ready to run; what it looks for by itself, its shim, is of the release too.
+    /// Returns a program of the release, ready to run.
     fn command(&self, name: &str) -> Command {
-        let program = self.release.program(name).unwrap();
+        self.beside(&self.release.program(name).unwrap())
+    }
+
+    /// Returns a program, ready to run; what it looks for by itself, a shim, is of the release too.
+    pub fn beside(&self, program: &Path) -> Command {
+        let containerd = self.release.program("containerd").unwrap();
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let dirs = program.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
-        let path = std::env::join_paths(dirs).unwrap();
-        let mut command = Command::new(&program);
+        let dirs = containerd.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+        let mut command = Command::new(program);
         self.node.isolate(&mut command);
-        command.env("PATH", path).env("CONTAINERD_NAMESPACE", self.namespace());
+        command.env("PATH", std::env::join_paths(dirs).unwrap());
+        command.env("CONTAINERD_NAMESPACE", self.namespace());
         command
     }
 
     /// Returns a namespace that no other test has: runc keeps containers by namespace and name, whatever containerd they are of.
-    fn namespace(&self) -> String {
+    pub fn namespace(&self) -> String {
         self.dir.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
     }
 
@@ -261,7 +266,9 @@ impl Drop for Containerd<'_> {
         // What runc and the cgroups keep of a namespace is empty by now.
         let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
         for dir in groups.chain(["/sys/fs/cgroup".into(), "/run/containerd/runc".into()]) {
-            let _ = fs::remove_dir(dir.join(self.namespace())); // most never had one
+            let own = dir.join(self.namespace());
+            let _ = fs::remove_dir(own.join("buildkit")); // most never had one
+            let _ = fs::remove_dir(own);
         }
     }
 }

@@ -125,6 +125,24 @@ impl TestImage {
         });
     }
 
+    /// Stores a list of platforms in a registry that has the image, which is the only one in it.
+    pub fn push_list(&self, reference: &str) {
+        let name = name(reference);
+        let config: Value = serde_json::from_slice(&self.config).unwrap();
+        let list = json!({
+            "schemaVersion": 2, "mediaType": media_type::INDEX,
+            "manifests": [{
+                "mediaType": media_type::MANIFEST, "digest": self.digest().to_string(), "size": self.manifest.len(),
+                "platform": { "os": config["os"], "architecture": config["architecture"] }
+            }]
+        });
+        let bytes = Bytes::from(list.to_string());
+        let list = Manifest { digest: Digest::of(&bytes), media_type: media_type::INDEX.into(), bytes };
+        let repository = client().repository(name.host(), name.repository());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(repository.push_manifest(&list, &Pick::of(&name))).unwrap();
+    }
+
     /// Puts the image on the misbehaving server.
     pub fn put(&self, server: &Faulty, repository: &str, tag: &str) {
         for name in [tag.to_owned(), self.digest().to_string()] {

@@ -14,6 +14,7 @@
 pub mod containerd;
 pub mod cri;
 pub mod disk;
+pub mod docker;
 pub mod image;
 pub mod readers;
 pub mod servers;
