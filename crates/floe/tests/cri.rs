@@ -11,7 +11,7 @@
 mod support;
 
 use serde_json::json;
-use support::containerd::{Containerd, Release};
+use support::containerd::{Containerd, Puller, Release};
 use support::cri::Cri;
 use support::image;
 use support::servers::Embedded;
@@ -68,4 +68,29 @@ fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing(release: Relea
     cri.remove_pod(&pod);
     cri.remove_image(&reference);
     until("the snapshots are collected", || node.files("snapshots") == 0);
+}
+
+#[test]
+fn containerd_2_asks_for_no_layer_whoever_pulls() {
+    for puller in [Puller::Cri, Puller::Transfer] {
+        let node = node!("[fetch]\nbackground = false\n");
+        if let Some(why) = Release::Sid.cannot_run() {
+            testkit::skip!("{why}");
+        }
+        let image = image::layered(5, 3, 500_000);
+        let (_registry, reference) = Embedded::with_index(&node, &image);
+        let containerd = Containerd::start_for_pods_of(Release::Sid, puller, &node, &reference);
+        let blobs =
+            |namespace| containerd.ok(&["--namespace", namespace, "content", "ls", "-q"]).lines().count();
+        Cri::at(&containerd.socket()).pull(&reference).unwrap();
+        assert_eq!(blobs("k8s.io"), 2, "manifest and config, by {puller:?}");
+        if puller == Puller::Transfer {
+            let pull = ["images", "pull", "--plain-http", "--snapshotter"];
+            containerd.ok(&[&["--namespace", "lazy"], &pull[..], &["floe", &reference]].concat());
+            assert_eq!(blobs("lazy"), 2);
+            containerd.ok(&[&["--namespace", "whole"], &pull[..], &["overlayfs", &reference]].concat());
+            assert_eq!(blobs("whole"), 2 + image.layers.len());
+        }
+        assert!(node.received() < image.packed() / 4, "{} of {}", node.received(), image.packed());
+    }
 }

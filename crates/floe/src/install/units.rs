@@ -101,12 +101,14 @@ pub(super) fn wrapper(version: Option<i64>, root: &Path) -> String {
     format!("{HEAD}{version}imports = [\"/etc/containerd/config.[t*]oml\"]\n\n{}", proxy(root))
 }
 
+/// What it exports has the transfer service of containerd 2.1 say which layer of which image is unpacked; others read over it.
 fn proxy(root: &Path) -> String {
     format!(
         "[proxy_plugins.floe]\n\
          type = \"snapshot\"\n\
          address = \"{SOCKET}\"\n\
          [proxy_plugins.floe.exports]\n\
+         enable_remote_snapshot_annotations = \"true\"\n\
          root = {}\n",
         toml_text(root)
     )

@@ -2,7 +2,7 @@
 //!
 //! | who | image | layer |
 //! |---|---|---|
-//! | CRI, nerdctl, containerd's `AppendInfoHandlerWrapper` | `…/cri.image-ref` | `…/cri.layer-digest` |
+//! | CRI, nerdctl, Docker, containerd's `AppendInfoHandlerWrapper`; the transfer service of 2.1, if asked to by `exports` | `…/cri.image-ref` | `…/cri.layer-digest` |
 //! | BuildKit (with a suffix of its own), ctr-remote | `…/remote/stargz.reference` | `…/remote/stargz.digest` |
 //! | `floe pull --to containerd` | `…/floe.reference` | `…/floe.layer` |
 //!

@@ -21,6 +21,15 @@ pub enum Release {
     Sid,
 }
 
+/// Who fetches the images of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Puller {
+    /// CRI itself.
+    Cri,
+    /// containerd's transfer service, which does so for 2 unless it is told things that are for CRI only.
+    Transfer,
+}
+
 /// Makes a test for each release of a function that takes one.
 #[macro_export]
 macro_rules! each_release {
@@ -76,8 +85,13 @@ impl Release {
         })
     }
 
+    /// Returns who fetches the images of pods where nothing else is asked for.
+    fn puller(self) -> Puller {
+        if self == Self::Sid { Puller::Transfer } else { Puller::Cri }
+    }
+
     /// Returns the configuration by which images of pods are lazy, and this one is what sandboxes run.
-    fn for_pods(self, sandbox: &str, cni: &Path) -> String {
+    fn for_pods(self, puller: Puller, sandbox: &str, cni: &Path) -> String {
         let cni = cni.display();
         match self {
             Self::Installed | Self::Trixie => {
@@ -92,11 +106,15 @@ impl Release {
                 let (images, pods) = ["images", "runtime"]
                     .map(|part| format!("plugins.\"io.containerd.cri.v1.{part}\""))
                     .into();
+                let (annotated, unpacked) = match puller {
+                    Puller::Cri => ("disable_snapshot_annotations = false\n", String::new()),
+                    Puller::Transfer => ("", ["overlayfs", "floe"].map(unpacked_by).concat()),
+                };
                 format!(
-                    "version = 3\n[{images}]\nsnapshotter = \"floe\"\ndisable_snapshot_annotations = false\n\
+                    "version = 3\n[{images}]\nsnapshotter = \"floe\"\n{annotated}\
                      [{images}.pinned_images]\nsandbox = \"{sandbox}\"\n\
                      [{pods}]\nrestrict_oom_score_adj = true\n\
-                     [{pods}.cni]\nbin_dirs = [\"{cni}\"]\nconf_dir = \"{cni}\"\n"
+                     [{pods}.cni]\nbin_dirs = [\"{cni}\"]\nconf_dir = \"{cni}\"\n{unpacked}"
                 )
             }
         }
@@ -125,7 +143,12 @@ impl<'a> Containerd<'a> {
 
     /// Starts both, with kubelet's interface: its images are lazy, and this one is what sandboxes run.
     pub fn start_for_pods(release: Release, node: &'a Node, reference: &str) -> Self {
-        let theirs = release.for_pods(reference, &node.path("cni"));
+        Self::start_for_pods_of(release, release.puller(), node, reference)
+    }
+
+    /// Starts both, with the one or the other who fetches images.
+    pub fn start_for_pods_of(release: Release, puller: Puller, node: &'a Node, reference: &str) -> Self {
+        let theirs = release.for_pods(puller, reference, &node.path("cni"));
         Self::start_as(release, node, &trusting(reference), &theirs)
     }
 
@@ -141,7 +164,8 @@ impl<'a> Containerd<'a> {
         fs::write(&config, fs::read_to_string(&config).unwrap() + &ours).unwrap();
         let plugin = |name| {
             format!(
-                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n\
+                 [proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n",
                 dir.join("floe.sock").display()
             )
         };
@@ -240,6 +264,15 @@ impl<'a> Containerd<'a> {
     pub fn service(&self) -> Service {
         Service::at(&self.dir.join("floe.sock"))
     }
+}
+
+/// Returns the configuration by which the transfer service unpacks into a snapshotter.
+fn unpacked_by(snapshotter: &str) -> String {
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    format!(
+        "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+         platform = \"linux/{arch}\"\nsnapshotter = \"{snapshotter}\"\n"
+    )
 }
 
 /// Returns the configuration of a daemon that believes the registry of an image.
