@@ -158,6 +158,37 @@ fn two_builds_share_a_base_that_neither_fetches() {
 }
 
 #[test]
+fn a_cache_goes_to_a_registry_and_comes_back_without_the_base() {
+    let node = node!("[fetch]\nbackground = false\n");
+    needs_docker!();
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let (registry, reference) = Embedded::with_index(&node, &image);
+    let containerd = Containerd::start(Release::Sid, &node, &reference);
+    let docker = Docker::start(&node, &containerd, "stargz");
+    let steps = format!("FROM {reference}\nRUN cat /etc/name >/one\nRUN cat /one >/two\n");
+    let context = docker.context("cached", &steps, &[]);
+    let cache = format!("type=registry,ref={}/cache:v1", registry.host());
+    let build = |option: &str, cache: &str| {
+        let words = ["type=cacheonly", option, cache, context.to_str().unwrap()];
+        let words = [&BUILD[..], &words].concat();
+        let outcome = docker.docker(&words);
+        let said = outcome.stderr.clone();
+        docker.must(&words, outcome);
+        said
+    };
+    let to_docker = || registry.stats().bytes_sent - node.received();
+    let sent = to_docker();
+    let said = build("--cache-to", &format!("{cache},mode=max"));
+    assert_eq!(said.matches(" CACHED\n").count(), 0, "{said}");
+    docker.ok(&["builder", "prune", "--all", "--force"]);
+    let said = build("--cache-from", &cache);
+    assert_eq!(said.matches(" CACHED\n").count(), 2, "{said}");
+    assert_eq!(layers_in(&containerd, &image), 0);
+    let sent = to_docker() - sent;
+    assert!(sent < image.packed() / 100, "{sent} of {}", image.packed());
+}
+
+#[test]
 fn docker_runs_and_pushes_an_image_without_its_layers() {
     let node = node!("[fetch]\nbackground = false\n");
     needs_docker!();
