@@ -33,7 +33,10 @@ impl Cri {
         let channel = runtime.block_on(floe::snapshotter::register::connect(socket)).unwrap();
         let (images, containers) =
             (ImageServiceClient::new(channel.clone()), RuntimeServiceClient::new(channel));
-        Self { runtime, images, containers }
+        let mut cri = Self { runtime, images, containers };
+        // containerd answers before its CRI does.
+        super::until("its CRI answers", || cri.runtime.block_on(cri.images.image_fs_info(Empty {})).is_ok());
+        cri
     }
 
     pub fn pull(&mut self, reference: &str) -> Result<String, Status> {
