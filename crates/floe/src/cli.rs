@@ -89,6 +89,12 @@ pub enum Command {
     /// Shows every image and mount: lazy or full and why, what was fetched, who waited
     #[command(after_help = "Example: floe status --output json")]
     Status,
+    /// Shows which files readers of a mount waited for, and how long
+    #[command(after_help = "Example: floe trace docker://registry.example/app:v1")]
+    Trace {
+        /// An image, or the directory of a mount; all mounts unless said
+        what: Option<String>,
+    },
     /// Removes an image's reference from the store; `gc` frees its room
     #[command(after_help = "Example: floe rm docker://registry.example/app:v1")]
     Rm {

@@ -35,6 +35,9 @@
 //! config = "/etc/kubernetes/credential-providers.yaml"  # its --image-credential-provider-config
 //! bin_dir = "/usr/libexec/credential-providers"         # its --image-credential-provider-bin-dir
 //!
+//! [metrics]
+//! listen = "127.0.0.1:9464"  # where GET /metrics tells a Prometheus; unless said, nowhere. Whoever reaches it may ask
+//!
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
 //! root = "/var/lib/floe"   # the store whose daemon it is; this one, unless it says so
@@ -81,6 +84,8 @@ pub struct Config {
     pub mount: Mount,
     /// How much room the store takes.
     pub store: Store,
+    /// Telling what happens.
+    pub metrics: Metrics,
     /// The node's kubelet, whose credentials are used.
     pub kubelet: Option<registry::Kubelet>,
     /// Serving containerd.
@@ -194,6 +199,14 @@ pub struct Store {
     pub quota: Option<Size>,
     /// What is kept free on the store's disk.
     pub reserve: Option<Size>,
+}
+
+/// How a monitoring system finds us.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address and port; without one there is nothing.
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// How containerd finds us.

@@ -73,6 +73,9 @@ fn an_image_runs_under_containerd_without_its_layers(release: Release) {
             containerd.ctr(&["snapshots", "--snapshotter", "floe", "ls"]).status.success()
         });
         containerd.ok(&["run", "-d", "--snapshotter", "floe", &reference, name, "sleep", "600"]);
+        let mounts = node.status()["mounts"].clone();
+        let seen = |mount: &serde_json::Value| mount["reference"] == format!("docker://{reference}");
+        assert_eq!(mounts.as_array().unwrap().iter().filter(|mount| seen(mount)).count(), 1, "{mounts}");
         let before = node.daemon();
         node.kill_daemon();
         until("the keeper has started another daemon", || {

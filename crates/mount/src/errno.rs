@@ -17,6 +17,11 @@ pub const fn of_read(why: &Failure) -> Errno {
     }
 }
 
+/// Returns the name of the same.
+pub const fn name_of_read(_: &Failure) -> &'static str {
+    "EIO"
+}
+
 /// A structure of the metadata image is wrong.
 pub const CORRUPT: Errno = Errno::EIO;
 

@@ -9,6 +9,8 @@ use format::IndexId;
 use format::erofs::read::{Corrupt, Nid};
 use store::ReadError;
 
+use crate::errno;
+
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -30,6 +32,25 @@ pub enum Failure {
     /// More reads wait than the server keeps in mind.
     #[error("too many reads are waiting")]
     Crowded,
+}
+
+impl Failure {
+    /// Returns a word for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Fetch(_) => "fetch",
+            Self::Deadline => "deadline",
+            Self::Disk(_) => "disk",
+            Self::Corrupt(_) => "corrupt",
+            Self::Stopped => "stopped",
+            Self::Crowded => "crowded",
+        }
+    }
+
+    /// Returns the name of the error number that the reader gets.
+    pub fn errno(&self) -> &'static str {
+        errno::name_of_read(self)
+    }
 }
 
 /// A read that could not be answered at once.

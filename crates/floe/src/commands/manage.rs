@@ -4,12 +4,14 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{Session, out, show, user_image, user_path};
 use crate::cli;
 use crate::daemon::client::Client;
 use crate::daemon::protocol::{Call, Freed, Indexed, Mounted, Pinned};
-use crate::engine::report::{ImageReport, Status};
+use crate::engine::report::{ImageReport, MountTrace};
 use crate::exit::{Code, Hint, misused};
 use crate::snapshotter::register::Target;
 
@@ -130,6 +132,25 @@ pub(super) fn gc(session: &Session, dry_run: bool) -> anyhow::Result<Code> {
 }
 
 pub(super) fn status(session: &Session) -> anyhow::Result<Code> {
+    look(session, Call::Status, show::status)
+}
+
+pub(super) fn trace(session: &Session, what: Option<String>) -> anyhow::Result<Code> {
+    // A directory as the daemon knows it, which works in another one.
+    let here = |what: String| match Path::new(&what).is_dir() {
+        true => user_path(Path::new(&what)).map(|dir| dir.display().to_string()),
+        false => Ok(user_image(what)),
+    };
+    let of = what.map(here).transpose()?;
+    look(session, Call::Trace { of }, |traces: &Vec<MountTrace>| show::traces(traces))
+}
+
+/// Asks a daemon that runs, or is needed; where none is, there is nothing to see.
+fn look<T: DeserializeOwned + Serialize + Default>(
+    session: &Session,
+    call: Call,
+    show: impl Fn(&T) -> String,
+) -> anyhow::Result<Code> {
     let running = match Client::connect_running(&session.address)? {
         // Somebody may want to read there, and there is nobody to serve.
         None if crate::engine::mounts::are_left(&crate::daemon::run_dir(&session.address.root)?) => {
@@ -140,11 +161,11 @@ pub(super) fn status(session: &Session) -> anyhow::Result<Code> {
     let Some(mut client) = running else {
         let hint = Hint::new("no daemon runs for this store", "any command that needs one starts it");
         return match session.output {
-            cli::Output::Json => session.print(&Status::default(), show::status).map(|()| Code::Done),
+            cli::Output::Json => session.print(&T::default(), show).map(|()| Code::Done),
             cli::Output::Human => out(format!("{hint}\n").as_bytes()).map(|()| Code::Done),
         };
     };
-    let status: Status = client.call(Call::Status, &mut |_| ())?;
-    session.print(&status, show::status)?;
+    let seen: T = client.call(call, &mut |_| ())?;
+    session.print(&seen, show)?;
     Ok(Code::Done)
 }

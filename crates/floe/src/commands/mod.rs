@@ -94,6 +94,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Pin { image: None, .. } => manage::pinned(&session),
         Command::Gc { dry_run } => manage::gc(&session, dry_run),
         Command::Status => manage::status(&session),
+        Command::Trace { what } => manage::trace(&session, what),
         Command::Inspect { image } => browse::inspect(&session, image),
         Command::Ls { image, path } => browse::ls(&session, image, &path),
         Command::Cat { image, path } => browse::cat(&session, image, &path),

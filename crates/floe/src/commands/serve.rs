@@ -76,6 +76,9 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
             None
         }
     };
+    if let Some(address) = session.config.metrics.listen {
+        crate::daemon::metrics::serve(&engine, address)?;
+    }
     let stays = serving.is_some() || layers.is_some() || manager::is_there();
     let served = server::serve(&engine, socket, stays, || {
         if args.notify {

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::engine::report::{ImageReport, IndexOrigin, LayerReport, RoomReport, Status, Timings};
+use crate::engine::report::{
+    ImageReport, IndexOrigin, LayerReport, MountReport, MountTrace, RoomReport, Status, Timings,
+};
 pub(super) use crate::size::shown as bytes;
 
 /// Files listed under "waits"; the rest is summed up.
@@ -50,14 +52,8 @@ pub(super) fn status(status: &Status) -> String {
         let _ =
             writeln!(text, "{reference}\n  {percent} % here, {}; {}", bytes(report.compressed()), report.why);
     }
-    for mount in &status.mounts {
-        let waited = seconds(mount.waited);
-        let stale = if mount.stale { "; it may show damage, mount it anew" } else { "" };
-        let _ = writeln!(
-            text,
-            "{}\n  {} of {}; {} reads, {} waited {waited}{stale}",
-            mount.dir, mount.path, mount.reference, mount.reads, mount.misses
-        );
+    for report in &status.mounts {
+        text += &mount(report);
     }
     for reference in &status.pinned {
         let _ = writeln!(text, "pinned {reference}");
@@ -68,6 +64,40 @@ pub(super) fn status(status: &Status) -> String {
     let _ = writeln!(text, "{}", room(&status.room));
     let _ =
         writeln!(text, "received {} in {} requests", bytes(status.traffic.bytes), status.traffic.requests);
+    text
+}
+
+fn mount(mount: &MountReport) -> String {
+    let percent = (mount.here * 100).checked_div(mount.segments).unwrap_or(100);
+    let mut text = format!(
+        "{}\n  {} of {}, {percent} % here; {} reads, {} waited {}",
+        mount.dir,
+        mount.path,
+        mount.reference,
+        mount.reads,
+        mount.misses,
+        seconds(mount.waited)
+    );
+    for (count, what) in [(mount.waiting, "wait now"), (mount.failed, "failed")] {
+        if count > 0 {
+            text += &format!(", {count} {what}");
+        }
+    }
+    if mount.stale {
+        text += "; it may show damage, mount it anew";
+    }
+    text + "\n"
+}
+
+/// Who waited for what.
+pub(super) fn traces(traces: &[MountTrace]) -> String {
+    let mut text = String::new();
+    for trace in traces {
+        text += &mount(&trace.mount);
+        for wait in &trace.waits {
+            let _ = writeln!(text, "  {:>9} {:>6} times  {}", seconds(wait.waited), wait.times, wait.path);
+        }
+    }
     text
 }
 

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod log;
 pub mod manager;
+pub mod metrics;
 pub mod protocol;
 pub mod server;
 

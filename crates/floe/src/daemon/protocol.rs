@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::mounts::ReadPath;
-use crate::engine::report::{ImageReport, Status, Timings};
+use crate::engine::report::{ImageReport, MountTrace, Status, Timings};
 use crate::exit;
 use crate::snapshotter::register::Target;
 
@@ -51,6 +51,11 @@ pub enum Call {
     },
     /// Everything there is to know. Replies [`Status`].
     Status,
+    /// Who waited for what? Replies a list of [`MountTrace`].
+    Trace {
+        /// A directory or a canonical reference; all mounts if not said.
+        of: Option<String>,
+    },
     /// Make an image readable. Replies [`Opened`].
     Open {
         /// The reference as typed.
@@ -316,5 +321,6 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl std::io::BufRead) -> std::io
 const _: fn() = || {
     fn is_message<T: Serialize + DeserializeOwned>() {}
     is_message::<Status>();
+    is_message::<Vec<MountTrace>>();
     is_message::<Timings>();
 };

@@ -8,63 +8,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::ValueEnum;
 use format::IndexId;
 use format::erofs::read::Image;
 use mount::erofs::{Device, Observed, WatchPoint, detach_point, remove_point};
 use mount::fuse::{self, Mounted, Server, Terms, Unanswered};
 use mount::keeper::Client;
-use serde::{Deserialize, Serialize};
 use store::{MetaKey, OpenLayer, RefLayer, Segments};
 use sys::map::Map;
 
 use super::keeping::{Connection, Keeping};
 use super::layers;
+use super::metrics::Reads;
 use super::mounts::place;
 use super::profile::Recorder;
+use super::read_path::ReadPath;
 use super::record::{Holder, Record, Shape};
 use super::waits::Waits;
 use crate::exit::Hint;
 
 /// How often a mount is made anew because a segment was replaced meanwhile.
 const ATTEMPTS: usize = 3;
-
-/// By which way a process reads an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReadPath {
-    /// The best of them that works here
-    #[default]
-    Auto,
-    /// The kernel's EROFS, which asks for what is missing (Linux 6.14, root)
-    Erofs,
-    /// The kernel's EROFS alone: for an image that is all here (Linux 6.12, root)
-    Plain,
-    /// A FUSE server
-    Fuse,
-}
-
-impl std::fmt::Display for ReadPath {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Erofs => "erofs",
-            Self::Plain => "plain",
-            Self::Fuse => "fuse",
-        })
-    }
-}
-
-impl ReadPath {
-    /// Says whether who wants this is served by a mount that is read in another way.
-    pub(super) fn takes(self, other: Self) -> bool {
-        match self {
-            Self::Auto => true,
-            Self::Erofs => matches!(other, Self::Erofs | Self::Plain),
-            Self::Plain | Self::Fuse => self == other,
-        }
-    }
-}
 
 /// What an image is mounted from.
 pub(super) struct Recipe {
@@ -96,6 +59,8 @@ pub(super) struct Workshop {
     pub(super) keeping: Arc<Keeping>,
     pub(super) segments: Arc<dyn Segments>,
     pub(super) deadline: Duration,
+    /// The reads of all mounts.
+    pub(super) reads: Arc<Reads>,
 }
 
 impl Workshop {
@@ -156,13 +121,14 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(meta: &Path, segments: &Arc<dyn Segments>) -> anyhow::Result<Self> {
+    fn of(meta: &Path, shop: &Workshop) -> anyhow::Result<Self> {
         let file = File::open(meta).with_context(|| format!("opening {}", meta.display()))?;
         let map = Map::of(&file).with_context(|| format!("mapping {}", meta.display()))?;
         let image =
             Image::open(map).with_context(|| format!("reading the metadata image {}", meta.display()))?;
-        let recorder = Arc::new(Recorder::new(segments.clone()));
-        Ok(Self { image: Arc::new(image), waits: Arc::default(), recorder })
+        let recorder = Arc::new(Recorder::new(shop.segments.clone()));
+        let waits = Arc::new(Waits::new(shop.reads.clone()));
+        Ok(Self { image: Arc::new(image), waits, recorder })
     }
 
     fn server(&self, shop: &Workshop) -> Server<Map> {
@@ -184,7 +150,7 @@ impl LiveMount {
         recipe: Recipe,
     ) -> anyhow::Result<Arc<Self>> {
         let dir = shop.mnt.join(name);
-        let parts = Parts::of(&recipe.meta, &shop.segments)?;
+        let parts = Parts::of(&recipe.meta, shop)?;
         let mut record = Record::new(name, &recipe.reference, recipe.layers, recipe.shape, path);
         let (mut server, mut files) = (None, recipe.files.iter().map(|files| (files.clone(), 0)).collect());
         let mut keeper = Weak::new();
@@ -229,7 +195,7 @@ impl LiveMount {
 
     /// Takes over a mount that an earlier process made.
     pub(super) fn adopt(shop: &Arc<Workshop>, record: Record, recipe: Recipe) -> anyhow::Result<Arc<Self>> {
-        let parts = Parts::of(&recipe.meta, &shop.segments)?;
+        let parts = Parts::of(&recipe.meta, shop)?;
         let dir = shop.mnt.join(&record.name);
         let (mut server, mut files) = (None, Vec::new());
         if record.path == ReadPath::Fuse {
@@ -331,6 +297,13 @@ impl LiveMount {
         // A server of ours hears of everything anyway.
         let served = self.server().is_some();
         self.learns.fetch_and(served, Ordering::Relaxed);
+    }
+
+    /// Returns how many segments are here, and how many there are.
+    pub(super) fn segments(&self) -> (u64, u64) {
+        let all = self.files.iter().map(|(files, _)| u64::from(files.segments())).sum();
+        let missing: u64 = self.files.iter().map(|(files, _)| files.missing() as u64).sum();
+        (u64::saturating_sub(all, missing), all)
     }
 
     /// Returns how many packed bytes are missing, about.

@@ -27,6 +27,7 @@ pub(crate) mod keyed_lock;
 mod layers;
 mod line;
 mod live;
+pub mod metrics;
 pub mod mounts;
 mod names;
 mod open;
@@ -36,6 +37,7 @@ mod places;
 mod points;
 pub mod profile;
 pub mod publish;
+pub(crate) mod read_path;
 pub(crate) mod record;
 mod regret;
 pub mod report;
@@ -61,7 +63,7 @@ use self::names::NamesMount;
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
 use self::record::Shape;
-use self::report::{Fallback, ImageReport, Status, Timings, Traffic};
+use self::report::{Fallback, ImageReport, MountTrace, Status, Timings, Traffic};
 use self::room::{InUse, Room};
 use crate::config::Config;
 use crate::daemon::client::Address;
@@ -145,6 +147,7 @@ impl Engine {
             keeping: keeping.clone(),
             segments,
             deadline,
+            reads: Arc::default(),
         })?;
         for run in crate::run::sweep(root) {
             tracing::info!(run, "removed what a killed run left");
@@ -377,6 +380,12 @@ impl Engine {
             }),
             alerts: self.alerts.list(),
         }
+    }
+
+    /// Returns who waited for what at the mounts of a directory or an image, or at all of them.
+    pub fn trace(&self, of: Option<&str>) -> Vec<MountTrace> {
+        let canonical = of.map(|of| open::canonical(of).unwrap_or_else(|_| of.to_owned()));
+        self.mounts.trace(canonical.as_deref())
     }
 
     /// Says whether somebody uses a mount or a fetch runs.

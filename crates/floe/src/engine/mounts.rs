@@ -18,12 +18,14 @@ use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount
 use store::MetaKey;
 use sys::table::Point;
 
-pub use super::live::{LiveMount, ReadPath};
+pub use super::live::LiveMount;
 use super::live::{Recipe, Workshop};
+use super::metrics::Reads;
 use super::names::NAMES;
 use super::points::{is_ours, mount_points};
+pub use super::read_path::ReadPath;
 use super::record::{Holder, Record, Shape};
-use super::report::MountReport;
+use super::report::{MountReport, MountTrace};
 use crate::exit::Hint;
 
 /// The mounts of a daemon.
@@ -333,22 +335,40 @@ impl Mounts {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Returns what is mounted where.
+    /// Returns what is mounted where: what users have mounted, then what containers stand on.
     pub fn report(&self) -> Vec<MountReport> {
-        let binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
-        let report = |(dir, bind): (&PathBuf, &Bind)| {
-            let (waits, counters) = (bind.live.waits(), bind.live.waits().counters());
-            MountReport {
-                dir: dir.display().to_string(),
-                reference: bind.reference.clone(),
-                path: bind.live.path(),
-                stale: bind.live.is_stale(),
-                reads: counters.hits() + counters.misses(),
-                misses: counters.misses(),
-                waited: waits.waited(),
-            }
+        self.shown().iter().map(|(mount, dir, reference)| report(mount, dir, reference)).collect()
+    }
+
+    /// Returns the same of the mounts at a directory or of an image, or of all, with the files that were waited for.
+    pub fn trace(&self, of: Option<&str>) -> Vec<MountTrace> {
+        let mut shown = self.shown();
+        shown.retain(|(_, dir, reference)| of.is_none_or(|of| dir == Path::new(of) || reference == of));
+        let trace = |(mount, dir, reference): &(Arc<LiveMount>, PathBuf, String)| MountTrace {
+            mount: report(mount, dir, reference),
+            waits: mount.waits().by_file(mount.image()),
         };
-        binds.iter().map(report).collect()
+        shown.iter().map(trace).collect()
+    }
+
+    /// Returns the reads of all mounts since the start.
+    pub(super) fn reads(&self) -> &Reads {
+        &self.shop.reads
+    }
+
+    /// Returns the mounts, where each is shown, and of what.
+    fn shown(&self) -> Vec<(Arc<LiveMount>, PathBuf, String)> {
+        let binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = binds.iter().map(|(dir, bind)| (bind.live.clone(), dir.clone(), bind.reference.clone()));
+        let mut shown: Vec<_> = bound.collect();
+        drop(binds);
+        for mount in self.all() {
+            if !shown.iter().any(|(bound, ..)| Arc::ptr_eq(bound, &mount)) {
+                let (dir, reference) = (mount.dir().to_owned(), mount.reference());
+                shown.push((mount, dir, reference));
+            }
+        }
+        shown
     }
 
     fn fresh_name(&self, key: MetaKey) -> anyhow::Result<String> {
@@ -451,6 +471,24 @@ pub fn detach_leftover(dir: &Path) -> anyhow::Result<()> {
 /// Says whether something of ours is mounted at a directory.
 fn is_mounted(dir: &Path) -> bool {
     mount_points().is_ok_and(|points| points.iter().any(|point| point.path == dir && is_ours(point)))
+}
+
+fn report(mount: &LiveMount, dir: &Path, reference: &str) -> MountReport {
+    let (waits, counters) = (mount.waits(), mount.waits().counters());
+    let (here, segments) = mount.segments();
+    MountReport {
+        dir: dir.display().to_string(),
+        reference: reference.to_owned(),
+        here,
+        segments,
+        path: mount.path(),
+        stale: mount.is_stale(),
+        reads: counters.hits() + counters.misses(),
+        misses: counters.misses(),
+        waiting: counters.waiting(),
+        failed: counters.failures(),
+        waited: waits.waited(),
+    }
 }
 
 fn occupied(dir: &Path) -> anyhow::Error {

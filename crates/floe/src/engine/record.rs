@@ -9,7 +9,7 @@ use format::IndexId;
 use serde::{Deserialize, Serialize};
 use store::RefLayer;
 
-use super::live::ReadPath;
+use super::read_path::ReadPath;
 
 /// Of a stack of layers.
 const VERSION: u32 = 1;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use format::{DiffId, Digest, IndexId};
 use serde::{Deserialize, Serialize};
 
-use super::live::ReadPath;
+use super::read_path::ReadPath;
 
 /// How an image was opened and what of it is here.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -154,6 +154,18 @@ pub enum Fallback {
     NoAnswer,
 }
 
+impl Fallback {
+    /// Returns a word for it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::NoIndex => "no-index",
+            Self::Unsigned => "unsigned",
+            Self::Unusable => "unusable",
+            Self::NoAnswer => "no-answer",
+        }
+    }
+}
+
 impl std::fmt::Display for Fallback {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -211,10 +223,16 @@ pub struct RoomReport {
 /// One mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountReport {
-    /// Where.
+    /// Where: a directory of the user's, or one of the daemon's own where containers stand on it.
     pub dir: String,
     /// The reference it was mounted by.
     pub reference: String,
+    /// Segments that are here, of all.
+    #[serde(default)]
+    pub here: u64,
+    /// All segments.
+    #[serde(default)]
+    pub segments: u64,
     /// How it is read at this moment.
     pub path: ReadPath,
     /// Whether a segment was found damaged since: it may show the damage until it is mounted anew.
@@ -224,6 +242,22 @@ pub struct MountReport {
     pub reads: u64,
     /// Of those, how many had to wait for a segment.
     pub misses: u64,
+    /// Of those, how many wait at this moment.
+    #[serde(default)]
+    pub waiting: u64,
+    /// How many ended in an error.
+    #[serde(default)]
+    pub failed: u64,
     /// How long readers waited in all.
     pub waited: Duration,
+}
+
+/// Reply to `floe trace`: a mount, and the files that were waited for there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountTrace {
+    /// The mount.
+    #[serde(flatten)]
+    pub mount: MountReport,
+    /// The files, longest first.
+    pub waits: Vec<Wait>,
 }

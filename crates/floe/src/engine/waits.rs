@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use format::IndexId;
@@ -11,21 +11,36 @@ use mount::observe::{Counters, Failure, Observer, SegmentWait, Wait as ReadWait}
 use mount::places;
 use store::Stretch;
 
+use super::metrics::Reads;
 use super::report::Wait;
 
 /// Missing segments remembered for whoever asks; most of the time nobody does.
 const MISSED: usize = 1024;
 
 /// Counts reads, and measures for how long at least one of them waited.
-#[derive(Default)]
 pub struct Waits {
     counters: Counters,
+    /// Those of all mounts.
+    all: Arc<Reads>,
     /// Segments that were missing, since somebody asked. Held for a look only.
     missed: Mutex<Vec<(IndexId, u32)>>,
     clock: Mutex<Stretch>,
 }
 
 impl Waits {
+    /// Returns none yet; they count among those of all mounts, too.
+    pub(super) fn new(all: Arc<Reads>) -> Self {
+        Self { counters: Counters::default(), all, missed: Mutex::default(), clock: Mutex::default() }
+    }
+
+    /// Counts how a read that waited has ended.
+    fn ended(&self, took: Duration, outcome: Result<(), &Failure>) {
+        match outcome {
+            Ok(()) => self.all.waited(took),
+            Err(why) => self.all.failed(why),
+        }
+    }
+
     /// Returns for how long at least one reader has waited.
     pub fn waited(&self) -> Duration {
         self.clock().time()
@@ -85,11 +100,13 @@ impl Waits {
 
 impl Observer for Waits {
     fn hit(&self, nid: Nid, bytes: u64) {
+        self.all.hit();
         self.counters.hit(nid, bytes);
     }
 
     fn failed(&self, nid: Nid, why: &Failure) {
         tracing::warn!(inode = nid.0, "a read failed: {}", causes(why));
+        self.all.failed(why);
         self.counters.failed(nid, why);
     }
 
@@ -104,6 +121,7 @@ impl Observer for Waits {
     }
 
     fn segment_hit(&self) {
+        self.all.hit();
         self.counters.segment_hit();
     }
 
@@ -113,6 +131,7 @@ impl Observer for Waits {
             let (layer, segment) = wait.missing;
             tracing::warn!(%layer, segment, "a read failed: {}", causes(why));
         }
+        self.ended(wait.took, wait.outcome);
         self.counters.segment_waited(wait);
     }
 
@@ -122,6 +141,7 @@ impl Observer for Waits {
             let (layer, segment) = wait.missing;
             tracing::warn!(inode = wait.nid.0, %layer, segment, "a read failed: {}", causes(why));
         }
+        self.ended(wait.took, wait.outcome);
         self.counters.waited(wait);
     }
 }

@@ -1,0 +1,108 @@
+//! What is told of mounts while they are read: status, traces and metrics.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use support::image;
+use support::until;
+use testkit::faulty::{Fault, Faulty};
+
+/// Asks over HTTP; returns head and body.
+fn ask(address: SocketAddr, request: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: floe\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+/// Returns the value of a line of the page.
+fn value(page: &str, line: &str) -> f64 {
+    let found = page.lines().find_map(|one| one.strip_prefix(line)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("no {line} in\n{page}")).parse().unwrap()
+}
+
+#[test]
+fn waits_and_faults_are_told_by_file_and_by_number() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let node = node!(&format!("[fetch]\nbackground = false\n[metrics]\nlisten = \"{free}\"\n"));
+    let (server, image) = (Faulty::start(), image::simple(71, 3));
+    image.put(&server, "app", "v1");
+    image::refer(&server, &image, &image::index_of(&image.layers[0]).encode());
+    let (tag, blob) =
+        (format!("{}/app:v1", server.host()), image::blob_path("app", &image.layers[0].digest()));
+    let at = node.mount(&tag);
+    support::read(&at.join("data/1")).unwrap();
+    server.fault(&blob, Fault::Status { code: 404, retry_after: None }, u32::MAX);
+    support::read(&at.join("data/2")).unwrap_err();
+    server.heal();
+
+    let dir = at.to_str().unwrap();
+    let traces = node.json(&["trace", dir]);
+    assert_eq!(traces.as_array().unwrap().len(), 1, "{traces}");
+    let trace = &traces[0];
+    let paths: Vec<_> =
+        trace["waits"].as_array().unwrap().iter().map(|wait| wait["path"].as_str().unwrap()).collect();
+    assert!(
+        paths.contains(&"/data/1") && paths.contains(&"/data/2") && !paths.contains(&"/data/0"),
+        "{paths:?}"
+    );
+    let (here, all) = (trace["here"].as_u64().unwrap(), trace["segments"].as_u64().unwrap());
+    assert!(0 < here && here < all, "{here} of {all}");
+    assert!(trace["failed"].as_u64().unwrap() > 0, "{trace}");
+    assert_eq!(node.json(&["trace", &tag]), traces, "by its image");
+    assert_eq!(node.json(&["trace", "/nowhere"]), serde_json::json!([]));
+    let said = node.ok(&["trace"]);
+    assert!(said.contains("% here") && said.contains("failed") && said.contains("/data/1"), "{said}");
+
+    let (head, page) = ask(free, "GET /metrics");
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
+    assert!(page.ends_with("# EOF\n"), "{page}");
+    let host = server.host();
+    let received = value(&page, &format!("floe_registry_received_bytes_total{{host=\"{host}\"}}"));
+    assert_eq!(received, node.received() as f64);
+    assert!(value(&page, "floe_wait_seconds_count") > 0.0, "{page}");
+    assert!(value(&page, "floe_read_errors_total{errno=\"EIO\",reason=\"fetch\"}") > 0.0, "{page}");
+    assert_eq!(value(&page, "floe_readers_waiting"), 0.0);
+    let mounts: f64 = ["erofs", "fuse", "plain"]
+        .map(|path| value(&page, &format!("floe_mounts{{path=\"{path}\"}}")))
+        .iter()
+        .sum();
+    assert_eq!(mounts, 1.0, "{page}");
+    assert_eq!(value(&page, "floe_layers_streamed_total{reason=\"no-index\"}"), 0.0);
+    assert_eq!(value(&page, "floe_store_held_bytes"), node.status()["room"]["held"].as_f64().unwrap());
+
+    // A counter does not go back when a mount does.
+    let before = value(&page, "floe_wait_seconds_count");
+    node.umount(&at);
+    until("the mount has gone", || {
+        ["erofs", "fuse"].iter().all(|path| {
+            value(&ask(free, "GET /metrics").1, &format!("floe_mounts{{path=\"{path}\"}}")) == 0.0
+        })
+    });
+    assert!(value(&ask(free, "GET /metrics").1, "floe_wait_seconds_count") >= before);
+
+    for (request, status) in [("GET /", "404"), ("POST /metrics", "405"), ("GET /metrics/x", "404")] {
+        let (head, _) = ask(free, request);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {head}");
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_keeps_no_daemon_from_starting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let node = node!(&format!("[metrics]\nlisten = \"{}\"\n", taken.local_addr().unwrap()));
+    node.ok(&["gc", "--dry-run"]);
+    assert!(node.daemon().is_some());
+}
