@@ -115,8 +115,9 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
     let node = kernel_node!("");
     needs_host!(release);
     let host = Host::boot(release, &node);
-    host.sh("systemctl start containerd");
+    host.sh("systemctl start containerd; mkdir -p /etc/floe && printf '[layers]\\ndir = \"/run/layers\"\\n' >/etc/floe/config.toml");
     host.ok(&[FLOE, "install"]);
+    host.sh("mountpoint /run/layers");
     for command in ["install", "uninstall"] {
         let refused = host.run(&["floe", "--root", "/srv/other", command]);
         assert!(!refused.status.success() && refused.stderr.contains("/var/lib/floe"), "{refused:?}");
@@ -126,6 +127,11 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
              mv /root/floe.service /etc/systemd/system/; pgrep -xc floe");
     let said = host.ok(&["floe", "uninstall"]);
     assert!(said.contains("removed     /var/lib/floe"), "{said}");
+    // Nor does anybody wait where layers were shown.
+    assert_eq!(
+        host.sh("timeout 10 ls -A /run/layers; mountpoint -q /run/layers && echo mounted; rm -r /etc/floe"),
+        ""
+    );
     let left = "pgrep -x floe; ls -A /var/lib/floe /run/floe /etc/floe; ls -d /etc/systemd/system/floe* \
                 /etc/systemd/system/*/floe* /usr/local/bin/floe /etc/tmpfiles.d/floe*";
     assert_eq!(host.run(&["sh", "-c", left]).text(), "/var/lib/floe:\n");

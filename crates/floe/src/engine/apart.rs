@@ -20,6 +20,8 @@ use super::live::LiveMount;
 use super::open::{Purpose, parse};
 use super::record::Shape;
 use super::stack;
+use crate::daemon::protocol::Event;
+use crate::size::shown;
 
 /// A blob that has not come by then never will. Stalls are noticed long before, by the client.
 const BLOB_DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -27,11 +29,14 @@ const BLOB_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// For how long what a reference means is taken from before: the layers of one image are asked for one after the other.
 const LENT: Duration = Duration::from_secs(60);
 
+/// For how long a failure is: its other layers need not wait for the same registry.
+const REFUSED: Duration = Duration::from_secs(10);
+
 /// Images that are remembered for so long at most; a node pulls a few at a time.
 const REMEMBERED: usize = 256;
 
 /// Images whose layers were just asked for, by canonical reference. Held for a look only.
-pub(super) type Lending = Mutex<HashMap<String, (Instant, Arc<LentLayers>)>>;
+pub(super) type Lending = Mutex<HashMap<String, (Instant, Result<Arc<LentLayers>, String>)>>;
 
 /// The layers of an image that is open, as far as they are to be had lazily.
 pub(crate) struct LentLayers {
@@ -80,15 +85,18 @@ impl Engine {
         let lending = || self.lending.lock().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<_> = lending().extract_if(|_, (since, _)| since.elapsed() > LENT).collect();
         drop(gone); // without the lock: it may close layers
-        if let Some((_, lent)) = lending().get(image).filter(|(_, lent)| lent.has(blob)) {
-            return Ok(lent.clone());
+        match lending().get(image) {
+            Some((_, Ok(lent))) if lent.has(blob) => return Ok(lent.clone()),
+            Some((since, Err(why))) if since.elapsed() < REFUSED => bail!("{why}"),
+            _ => {}
         }
-        let lent = Arc::new(self.look_at_layers(image)?);
+        let lent = self.look_at_layers(image).map(Arc::new);
+        let said = lent.as_ref().map(Arc::clone).map_err(|why| format!("{why:#}"));
         let mut lending = lending();
         if lending.len() < REMEMBERED {
-            lending.insert(image.to_owned(), (Instant::now(), lent.clone()));
+            lending.insert(image.to_owned(), (Instant::now(), said));
         }
-        Ok(lent)
+        lent
     }
 
     /// Lets go the layers that nobody remembers yet; who is about to looks them up again.
@@ -98,11 +106,16 @@ impl Engine {
     }
 
     fn look_at_layers(&self, image: &str) -> anyhow::Result<LentLayers> {
-        let going_on = |_| if self.stopping() { bail!("this daemon is ending") } else { Ok(()) };
+        // Who looks waits in a system call, and can pull with more patience.
+        let going_on = |event| match event {
+            Event::Notice { text } => bail!("{text}: not waited for"),
+            _ if self.stopping() => bail!("this daemon is ending"),
+            _ => Ok(()),
+        };
         let reference = parse(image)?;
         let opening = || format!("opening {reference}");
-        let mut resolved = self.resolve(&reference, Purpose::Lend, &going_on).with_context(opening)?;
-        let known = self.known_layers(&reference, &mut resolved, Purpose::Lend).with_context(opening)?;
+        let mut resolved = self.resolve(&reference, Purpose::Apart, &going_on).with_context(opening)?;
+        let known = self.known_layers(&reference, &mut resolved, Purpose::Apart).with_context(opening)?;
         Ok(LentLayers { places: resolved.layers, known })
     }
 
@@ -127,6 +140,14 @@ impl Engine {
 
     /// Fetches the blob of a layer whole, into a file without a name. It has the digest that it should have.
     pub(crate) fn blob(&self, reference: &str, layer: &RefLayer) -> anyhow::Result<File> {
+        let room = self.room.report()?;
+        if room.free < layer.size.saturating_add(room.reserve) {
+            bail!(
+                "{} are free on the store's disk, and {} of them kept",
+                shown(room.free),
+                shown(room.reserve)
+            );
+        }
         let source = self.net.source(&parse(reference)?)?;
         self.net.know(layer.blob, &source);
         let mut file = self.store.scratch()?;

@@ -13,6 +13,8 @@ pub(super) struct Question<'a> {
     pub(super) name: &'a str,
     /// Whether the layer will be shared with images that nobody here is asked about.
     pub(super) shared: bool,
+    /// Whether it is shared by the digest of its blob, not by what its tar is.
+    pub(super) by_blob: bool,
 }
 
 /// Who asks, and where.
@@ -23,21 +25,23 @@ pub(super) struct Asker {
     name: String,
     by_digest: bool,
     shared: bool,
+    by_blob: bool,
 }
 
 impl Asker {
     pub(super) fn of(reference: &Reference, purpose: Purpose) -> Self {
         let (host, repository, tag) = whose(reference);
         // What is lent is shared with whoever else names the layer, so the tag it came by makes nothing good.
-        let shared = purpose == Purpose::Lend;
+        let shared = matches!(purpose, Purpose::Lend | Purpose::Apart);
+        let by_blob = purpose == Purpose::Apart;
         let by_digest = shared || reference.digest().is_some();
-        Self { host, repository, tag, name: reference.to_string(), by_digest, shared }
+        Self { host, repository, tag, name: reference.to_string(), by_digest, shared, by_blob }
     }
 
     pub(super) fn question(&self) -> Question<'_> {
-        let Self { host, repository, tag, name, by_digest, shared } = self;
+        let Self { host, repository, tag, name, by_digest, shared, by_blob } = self;
         let asked = Asked { host, repository, tag: tag.as_deref(), by_digest: *by_digest };
-        Question { asked, name, shared: *shared }
+        Question { asked, name, shared: *shared, by_blob: *by_blob }
     }
 }
 

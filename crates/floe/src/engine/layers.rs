@@ -289,7 +289,10 @@ impl Engine {
                     continue;
                 }
             };
-            let proved = hold.files().standing().proof == Proof::Proved;
+            // Of a layer that was completed segment by segment nobody has hashed the blob. That its tar is what the image's
+            // configuration says is enough where layers are shared by what their tar is; where they are shared by their blob, an
+            // image that calls another's blob by a false diffID would have its tree shown.
+            let proved = !asked.by_blob && hold.files().standing().proof == Proof::Proved;
             let verdict = self.rule.judge(asked.asked, &claim, &[]);
             // Believed once for this very reference, with evidence that need not be at hand today. What was
             // good enough for a tag of the same manifest is not good enough for its digest.

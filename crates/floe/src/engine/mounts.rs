@@ -28,6 +28,9 @@ use super::record::{Holder, Record, Shape};
 use super::report::{MountReport, MountTrace};
 use crate::exit::Hint;
 
+/// Files of a mount that a trace names at most, those waited for longest.
+const TRACED: usize = 500;
+
 /// The mounts of a daemon.
 pub struct Mounts {
     shop: Arc<Workshop>,
@@ -344,9 +347,10 @@ impl Mounts {
     pub fn trace(&self, of: Option<&str>) -> Vec<MountTrace> {
         let mut shown = self.shown();
         shown.retain(|(_, dir, reference)| of.is_none_or(|of| dir == Path::new(of) || reference == of));
-        let trace = |(mount, dir, reference): &(Arc<LiveMount>, PathBuf, String)| MountTrace {
-            mount: report(mount, dir, reference),
-            waits: mount.waits().by_file(mount.image()),
+        let trace = |(mount, dir, reference): &(Arc<LiveMount>, PathBuf, String)| {
+            let mut waits = mount.waits().by_file(mount.image());
+            waits.truncate(TRACED);
+            MountTrace { mount: report(mount, dir, reference), waits }
         };
         shown.iter().map(trace).collect()
     }
@@ -430,6 +434,7 @@ pub fn left(run: &Path) -> anyhow::Result<(bool, Vec<String>)> {
 
 /// Takes away everything below the runtime directory of a store whose daemon is gone for good, and its keeper.
 pub fn clear(run: &Path) -> anyhow::Result<()> {
+    super::names::clear(run)?;
     mount::keeper::end(&run.join("keeper.sock")).context("ending the keeper")?;
     detach(mount_points()?.iter().filter(|point| point.path.starts_with(run)))?;
     match std::fs::remove_dir_all(run.join("mounts")) {

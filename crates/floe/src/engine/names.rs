@@ -45,7 +45,8 @@ impl Engine {
         if let Err(why) = fuse::available() {
             return Err(anyhow::Error::new(why).context("looking for FUSE"));
         }
-        // Before anything else: nobody answers for what is there, also not us if we ask.
+        // By the name that the kernel has for it. The mount itself is not asked: nobody answers for it, also not us.
+        let at = &resolved(at).with_context(|| format!("looking at {}", at.display()))?;
         let resumed = self.resume_names(at, layers).unwrap_or_else(|error| {
             tracing::warn!(at = %at.display(), "the names of layers are shown anew: {error:#}");
             None
@@ -54,6 +55,7 @@ impl Engine {
             Some(mounted) => mounted,
             None => {
                 self.take_names_away()?;
+                detach(at)?; // of which there is no note
                 std::fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
                 let made = NameServer::new(layers.clone()).mount(at);
                 made.with_context(|| format!("showing layers at {}", at.display()))?
@@ -96,10 +98,7 @@ impl Engine {
             let _ = connection.client.release(NAMES); // it may hold none
         }
         let Some(noted) = Noted::read(&file)? else { return Ok(()) };
-        let points = mount_points()?;
-        for point in points.iter().filter(|point| point.path == noted.at && is_ours(point)) {
-            fuse::detach(&point.path).with_context(|| format!("taking away {}", point.path.display()))?;
-        }
+        detach(&noted.at)?;
         std::fs::remove_file(&file).context("forgetting where layers were shown")
     }
 
@@ -144,6 +143,36 @@ impl Engine {
 
     fn names_file(&self) -> anyhow::Result<PathBuf> {
         Ok(crate::daemon::run_dir(self.root())?.join("names.json"))
+    }
+}
+
+/// Takes away where layers were shown by the daemon of a runtime directory that has gone for good, and the keeper that holds
+/// it, so that who asks there gets an errno.
+pub(crate) fn clear(run: &Path) -> anyhow::Result<()> {
+    let file = run.join("names.json");
+    let Some(noted) = Noted::read(&file)? else { return Ok(()) };
+    detach(&noted.at)?;
+    mount::keeper::end(&run.join("keeper.sock")).context("ending the keeper")?;
+    std::fs::remove_file(&file).context("forgetting where layers were shown")
+}
+
+/// Takes away what is mounted of ours at a directory.
+fn detach(at: &Path) -> anyhow::Result<()> {
+    let points = mount_points()?;
+    for point in points.iter().filter(|point| point.path == at && is_ours(point)) {
+        fuse::detach(&point.path).with_context(|| format!("taking away {}", point.path.display()))?;
+    }
+    Ok(())
+}
+
+/// Returns a directory without the symbolic links on the way to it.
+fn resolved(dir: &Path) -> std::io::Result<PathBuf> {
+    match (dir.parent(), dir.file_name()) {
+        (Some(parent), Some(name)) => {
+            std::fs::create_dir_all(parent)?;
+            Ok(parent.canonicalize()?.join(name))
+        }
+        _ => Err(std::io::ErrorKind::InvalidInput.into()),
     }
 }
 

@@ -154,6 +154,8 @@ pub(super) enum Purpose {
     Start,
     /// The same, and somebody else remembers the image: it gets no name here.
     Lend,
+    /// Layers are wanted by their blobs, for somebody who keeps them by that digest and shows them to other images.
+    Apart,
     /// Somebody asks for what the reference means today: the registry is waited for.
     Pull,
     /// Anything else.

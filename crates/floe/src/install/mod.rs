@@ -236,6 +236,7 @@ fn end(session: &Session, is_service: bool, force: bool) -> anyhow::Result<Left>
     }
     let (mounted, unserved) = crate::engine::mounts::left(&crate::daemon::run_dir(root)?)?;
     needs_none(unserved.first())?;
+    crate::engine::names::clear(&crate::daemon::run_dir(root)?)?;
     Ok(Left { in_use: mounted || count > 0 || !damaged.is_empty(), _store: Some(store) })
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Who pulls an image looks each of its layers up below a directory that the daemon shows ([`mount::fuse::names`]), by the image's name and
 //! the layer's digest. Where the layer is to be had lazily he finds it there, and fetches and unpacks nothing; else there is no
-//! such name, and he does as ever. The rule of trust is the one of what is shared between images: the user keeps layers by
-//! digest and shows them to every image that has them. So a layer is proved, or its index signed, or its registry trusted.
+//! such name, and he does as ever. The user keeps layers by the digest of their blob, and shows them to every image that has them. So a layer's
+//! index is signed, or its registry trusted; that its tar is proved says nothing of its blob.
 //!
 //! How a byte travels: a process reads a file of an overlay that its tool has put together of the layers' mounts; each is the tree of one
 //! layer, and what is missing of it comes from the registry in ranges, as in every mount. `blob` is fetched whole when it is opened,
@@ -14,7 +14,7 @@
 //! | `wanted.rs` | what a path asks for |
 //!
 //! A layer in use is a record among the snapshots, which counts its uses; so it is kept from `gc`, and shown again after a restart
-//! without asking anybody. Its mount is made when somebody looks at it, and ends with its last use. A user who was killed
+//! without asking anybody. Its mount is made when somebody looks at it, and ends a moment after its last use. A user who was killed
 //! between use and release leaves a count that is too high: `rmdir` of the layer's directory is how anybody lowers it.
 
 mod wanted;
@@ -46,18 +46,28 @@ const USES: &str = "uses";
 /// The label that says by which name the image was asked for.
 const IMAGE: &str = "image";
 
-/// How long a layer that was looked at and not used stays mounted.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a layer stays mounted that nobody uses: who has looked at it is about to.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// The layers that one daemon shows.
 pub struct LayerStore {
     engine: Arc<Engine>,
     /// One look-up of an image at a time, and one mount of a layer.
     asking: KeyedLock<String>,
-    /// What is mounted, and since when. Held for a look only.
-    mounts: Mutex<HashMap<Wanted, (Instant, Arc<LiveMount>)>>,
+    /// What is mounted. Held for a look only.
+    mounts: Mutex<HashMap<Wanted, Shown>>,
     /// Held while uses are counted.
     counting: Mutex<()>,
+}
+
+/// A layer that is mounted.
+struct Shown {
+    /// When somebody looked at it, or let it go.
+    since: Instant,
+    /// Where it is shown now, and before that where it was: somebody may stand on each.
+    mounts: Vec<Arc<LiveMount>>,
+    /// Whether a use of it could not be noted: then it stays, for its user may go on all the same.
+    unnoted: bool,
 }
 
 /// What containers/storage wants to know of a layer.
@@ -78,6 +88,15 @@ pub fn serve(engine: &Arc<Engine>, at: &Path) -> anyhow::Result<Arc<LayerStore>>
     let layers: Arc<dyn Layers> = store.clone();
     engine.show_names(at, &layers)?;
     tracing::info!(dir = %at.display(), "showing layers");
+    let weak = Arc::downgrade(&store);
+    let tidy = move || {
+        while let Some(store) = weak.upgrade() {
+            store.forget();
+            drop(store);
+            std::thread::sleep(IDLE / 2);
+        }
+    };
+    std::thread::Builder::new().name("layers".into()).spawn(tidy).context("starting a thread")?;
     Ok(store)
 }
 
@@ -89,8 +108,8 @@ impl LayerStore {
         for record in engine.snapshots().list(OWNER) {
             let (Some(lazy), Some(wanted)) = (&record.lazy, Wanted::of_record(&record)) else { continue };
             let key = MetaKey::apart(lazy.layer.index);
-            let mounted = kept.iter().find(|(kept, _)| *kept == key);
-            mounts.extend(mounted.map(|(_, mount)| (wanted, (Instant::now(), mount.clone()))));
+            let of = kept.iter().filter(|(kept, _)| *kept == key).map(|(_, mount)| mount.clone());
+            mounts.insert(wanted, Shown { since: Instant::now(), mounts: of.collect(), unnoted: false });
         }
         Arc::new(Self {
             engine: engine.clone(),
@@ -115,14 +134,15 @@ impl LayerStore {
             return Ok(lazy.layer);
         }
         let _one = self.asking.hold(wanted.reference.clone());
-        self.forget();
         Ok(self.engine.lend_layers(&wanted.reference, &wanted.blob)?.layer(&wanted.blob)?)
     }
 
     /// Lets go what somebody has looked at a while ago and does not use.
     fn forget(&self) {
-        let idle = |wanted: &Wanted, since: &Instant| since.elapsed() > IDLE && self.record(wanted).is_none();
-        let gone: Vec<_> = self.mounts().extract_if(|wanted, (since, _)| idle(wanted, since)).collect();
+        let idle = |wanted: &Wanted, shown: &Shown| {
+            shown.since.elapsed() > IDLE && !shown.unnoted && self.record(wanted).is_none()
+        };
+        let gone: Vec<_> = self.mounts().extract_if(|wanted, shown| idle(wanted, shown)).collect();
         drop(gone); // without the lock: unmounting takes its time
     }
 
@@ -130,7 +150,10 @@ impl LayerStore {
     fn mount(&self, wanted: &Wanted) -> anyhow::Result<Arc<LiveMount>> {
         let layer = self.find(wanted)?;
         let _one = self.asking.hold(wanted.to_string());
-        let there = self.mounts().get(wanted).map(|(_, mount)| mount.clone());
+        let there = self.mounts().get_mut(wanted).and_then(|shown| {
+            shown.since = Instant::now();
+            shown.mounts.last().cloned()
+        });
         if let Some(mount) = there.filter(|mount| mount.can_be_shared()) {
             return Ok(mount);
         }
@@ -138,8 +161,8 @@ impl LayerStore {
         if self.record(wanted).is_some() {
             mount.keep();
         }
-        let before = self.mounts().insert(wanted.clone(), (Instant::now(), mount.clone()));
-        drop(before); // out of date: who uses it goes on
+        let new = || Shown { since: Instant::now(), mounts: Vec::new(), unnoted: false };
+        self.mounts().entry(wanted.clone()).or_insert_with(new).mounts.push(mount.clone());
         Ok(mount)
     }
 
@@ -176,13 +199,12 @@ impl LayerStore {
             self.snapshots().label(OWNER, &name, note)?;
         }
         drop(_counting);
-        if let Some((_, mount)) = self.mounts().get(wanted) {
-            mount.keep();
-        }
+        let mounted = self.mounts().get(wanted).map(|shown| shown.mounts.clone()).unwrap_or_default();
+        mounted.iter().for_each(|mount| mount.keep());
         Ok(uses)
     }
 
-    /// Counts a use less; the last one takes the mount along. Returns how many are left, if there was one.
+    /// Counts a use less; after the last one the mount goes soon. Returns how many are left, if there was one.
     fn discount(&self, wanted: &Wanted) -> Result<Option<u64>, SnapshotError> {
         let counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(record) = self.record(wanted) else { return Ok(None) };
@@ -192,14 +214,16 @@ impl LayerStore {
             self.snapshots().label(OWNER, &record.name, note)?;
             return Ok(Some(left));
         }
+        // Somebody else may just have looked at it, and use it next.
+        if let Some(shown) = self.mounts().get_mut(wanted) {
+            shown.since = Instant::now();
+        }
         self.snapshots().remove(OWNER, &record.name)?;
         drop(counting);
-        let gone = self.mounts().remove(wanted);
-        drop(gone); // without the lock: unmounting takes its time
         Ok(Some(0))
     }
 
-    fn mounts(&self) -> MutexGuard<'_, HashMap<Wanted, (Instant, Arc<LiveMount>)>> {
+    fn mounts(&self) -> MutexGuard<'_, HashMap<Wanted, Shown>> {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -264,17 +288,22 @@ impl Layers for LayerStore {
 
     fn hold(&self, layer: &LayerName) -> Result<(), Refused> {
         let wanted = Wanted::of(layer).ok_or(Refused::Absent)?;
-        let uses = failed(&wanted, "noting that a layer is used", self.count(&wanted))?;
+        let uses = self.count(&wanted).inspect_err(|_| {
+            if let Some(shown) = self.mounts().get_mut(&wanted) {
+                shown.unnoted = true;
+            }
+        });
+        let uses = failed(&wanted, "noting that a layer is used", uses)?;
         tracing::debug!(image = wanted.reference, layer = %wanted.blob, uses, "a layer is used");
         Ok(())
     }
 
-    fn release(&self, layer: &LayerName) -> Result<(), Refused> {
-        let wanted = Wanted::of(layer).ok_or(Refused::Absent)?;
+    fn release(&self, layer: &LayerName) {
+        let Some(wanted) = Wanted::of(layer) else { return };
         let left = self.discount(&wanted).context("changing its record");
-        let left = failed(&wanted, "noting that a layer is used no more", left)?.ok_or(Refused::Absent)?;
-        tracing::debug!(image = wanted.reference, layer = %wanted.blob, left, "a layer is used once less");
-        Ok(())
+        if let Ok(Some(left)) = failed(&wanted, "noting that a layer is used no more", left) {
+            tracing::debug!(image = wanted.reference, layer = %wanted.blob, left, "a layer is used once less");
+        }
     }
 
     fn held(&self) -> Vec<LayerName> {

@@ -89,6 +89,9 @@ pub enum TreeProblem {
     /// A whiteout of nothing.
     #[error("the whiteout names no file")]
     Whiteout,
+    /// A layer by itself that hides everything below it.
+    #[error("it hides all lower layers, which an overlay of layers cannot show")]
+    OpaqueRoot,
     /// A device number Linux cannot hold.
     #[error("the device number is out of range")]
     Device,

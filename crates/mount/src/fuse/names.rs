@@ -90,8 +90,8 @@ pub trait Layers: Send + Sync + 'static {
     fn blob(&self, layer: &LayerName) -> Result<File, Refused>;
     /// Hears that somebody uses it.
     fn hold(&self, layer: &LayerName) -> Result<(), Refused>;
-    /// Hears that somebody uses it no more.
-    fn release(&self, layer: &LayerName) -> Result<(), Refused>;
+    /// Hears that somebody uses it no more; he has been answered.
+    fn release(&self, layer: &LayerName);
     /// Returns the layers that somebody uses.
     fn held(&self) -> Vec<LayerName>;
 }
@@ -515,15 +515,15 @@ impl Filesystem for Names {
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        let answer = move |shared: &Shared, reply: ReplyEmpty| {
-            reply.error(match shared.node(parent) {
-                Ok(Node::Image(image)) => match shared.layers.release(&LayerName { image, layer: name }) {
-                    Ok(()) | Err(Refused::Absent) => errno::ABSENT,
-                    Err(Refused::Failed) => errno::CORRUPT,
-                },
-                Ok(_) => errno::FIXED,
-                Err(error) => error,
-            });
+        let answer = move |shared: &Shared, reply: ReplyEmpty| match shared.node(parent) {
+            Ok(Node::Image(image)) => {
+                // Answered first: what is not answered when we die is asked again, and one use too many
+                // harms less than one too few.
+                reply.error(errno::ABSENT);
+                shared.layers.release(&LayerName { image, layer: name });
+            }
+            Ok(_) => reply.error(errno::FIXED),
+            Err(error) => reply.error(error),
         };
         self.ask(reply, answer, |reply, error| reply.error(error));
     }

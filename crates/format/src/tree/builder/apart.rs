@@ -5,6 +5,8 @@
 //! layer gives to a directory of its own hides what lies below that directory; so does anything else that the layer had under that name before. One that stands where the layer
 //! has no directory makes it, as any other member would.
 //!
+//! A layer that hides all of those below it cannot be shown so: of the roots that it stacks overlayfs asks none whether it is opaque.
+//!
 //! Nothing below is known: a parent that the layer does not describe is 0755 root:root, and symbolic links of lower layers are
 //! not followed. That is what a directory holds into which the layer alone was unpacked.
 
@@ -69,6 +71,9 @@ impl Marks {
     }
 
     fn show(mut self, builder: &mut Builder) -> Result<(), TreeProblem> {
+        if self.dirs.contains(&Tree::ROOT) {
+            return Err(TreeProblem::OpaqueRoot);
+        }
         for (dir, name) in self.names {
             match builder.tree.entry(dir, name.as_bytes()) {
                 Some(own) if builder.tree.is_dir(own) => drop(self.dirs.insert(own)),
