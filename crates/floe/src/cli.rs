@@ -160,6 +160,12 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Writes the manual pages, one for each command, into a directory
+    #[command(after_help = "Example: floe man /usr/local/share/man/man1")]
+    Man {
+        /// The directory; made if absent
+        dir: PathBuf,
+    },
 }
 
 /// `floe pull`.

@@ -37,6 +37,7 @@
 //!
 //! [metrics]
 //! listen = "127.0.0.1:9464"  # where GET /metrics tells a Prometheus; unless said, nowhere. Whoever reaches it may ask
+//! root = "/var/lib/floe"     # the store whose daemon tells; this one, unless it says so
 //!
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
@@ -87,6 +88,7 @@ pub struct Config {
     /// Telling what happens.
     pub metrics: Metrics,
     /// The node's kubelet, whose credentials are used.
+    #[serde(deserialize_with = "kubelet")]
     pub kubelet: Option<registry::Kubelet>,
     /// Serving containerd.
     pub containerd: Containerd,
@@ -207,6 +209,17 @@ pub struct Store {
 pub struct Metrics {
     /// Address and port; without one there is nothing.
     pub listen: Option<std::net::SocketAddr>,
+    /// The store whose daemon tells.
+    #[serde(deserialize_with = "absolute")]
+    pub root: Option<PathBuf>,
+}
+
+impl Metrics {
+    /// Returns the address if the daemon of this store tells there: of the daemons of a machine one.
+    pub fn listen_of(&self, root: &Path) -> anyhow::Result<Option<std::net::SocketAddr>> {
+        let meant = is_meant(self.root.as_deref(), root)?;
+        Ok(self.listen.filter(|_| meant))
+    }
 }
 
 /// How containerd finds us.
@@ -264,6 +277,17 @@ fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Er
         return Err(D::Error::custom(format!("{} is not an absolute path", path.display())));
     }
     Ok(Some(path))
+}
+
+/// Reads where kubelet's programs are: paths that mean the same wherever they are read.
+fn kubelet<'de, D: Deserializer<'de>>(from: D) -> Result<Option<registry::Kubelet>, D::Error> {
+    let kubelet = registry::Kubelet::deserialize(from)?;
+    for path in [&kubelet.config, &kubelet.bin_dir] {
+        if !path.is_absolute() {
+            return Err(D::Error::custom(format!("{} is not an absolute path", path.display())));
+        }
+    }
+    Ok(Some(kubelet))
 }
 
 /// Reads a quota under which something can be kept.

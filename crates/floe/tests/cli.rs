@@ -126,6 +126,25 @@ fn what_nobody_has_proved_is_not_signed() {
 }
 
 #[test]
+fn every_command_has_a_manual_page() {
+    let node = Node::new("");
+    let dir = node.path("share/man/man1");
+    node.ok(&["man", dir.to_str().unwrap()]);
+    let page = fs::read_to_string(dir.join("floe-pull.1")).unwrap();
+    for word in [".TH floe-pull 1", "SYNOPSIS", "\\-\\-to", "Example: floe pull"] {
+        assert!(page.contains(word), "{word} in {page}");
+    }
+    let help = node.ok(&["--help"]);
+    let commands =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = commands.filter_map(|line| {
+        line.strip_prefix("  ")?.split(' ').next().filter(|name| !matches!(*name, "" | "help"))
+    });
+    let missing: Vec<_> = names.filter(|name| !dir.join(format!("floe-{name}.1")).exists()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn shells_get_their_completion() {
     let node = Node::new("");
     for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef floe"), ("fish", "complete -c floe")] {

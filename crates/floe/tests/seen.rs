@@ -10,11 +10,11 @@
 
 mod support;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use support::image;
-use support::until;
+use support::{Node, image, until};
 use testkit::faulty::{Fault, Faulty};
 
 /// Asks over HTTP; returns head and body.
@@ -33,10 +33,19 @@ fn value(page: &str, line: &str) -> f64 {
     found.unwrap_or_else(|| panic!("no {line} in\n{page}")).parse().unwrap()
 }
 
+/// Has the daemon of a node, which does not run yet, tell metrics.
+fn tells(node: &Node, address: &str) {
+    let file = node.path("config.toml");
+    let before = fs::read_to_string(&file).unwrap();
+    let root = node.store();
+    let section = format!("[metrics]\nlisten = \"{address}\"\nroot = \"{}\"\n", root.display());
+    fs::write(&file, before + &section).unwrap();
+}
+
 #[test]
 fn waits_and_faults_are_told_by_file_and_by_number() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let node = node!(&format!("[fetch]\nbackground = false\n[metrics]\nlisten = \"{free}\"\n"));
+    let node = node!("[fetch]\nbackground = false\n");
+    tells(&node, "127.0.0.1:0");
     let (server, image) = (Faulty::start(), image::simple(71, 3));
     image.put(&server, "app", "v1");
     image::refer(&server, &image, &image::index_of(&image.layers[0]).encode());
@@ -48,6 +57,9 @@ fn waits_and_faults_are_told_by_file_and_by_number() {
     support::read(&at.join("data/2")).unwrap_err();
     server.heal();
 
+    let log = node.log();
+    let (_, told) = log.split_once("telling metrics address=").unwrap();
+    let free: SocketAddr = told.split_whitespace().next().unwrap().parse().unwrap();
     let dir = at.to_str().unwrap();
     let traces = node.json(&["trace", dir]);
     assert_eq!(traces.as_array().unwrap().len(), 1, "{traces}");
@@ -62,7 +74,8 @@ fn waits_and_faults_are_told_by_file_and_by_number() {
     assert!(0 < here && here < all, "{here} of {all}");
     assert!(trace["failed"].as_u64().unwrap() > 0, "{trace}");
     assert_eq!(node.json(&["trace", &tag]), traces, "by its image");
-    assert_eq!(node.json(&["trace", "/nowhere"]), serde_json::json!([]));
+    let complaint = node.fails(&["trace", "/nowhere"]);
+    assert!(complaint.contains("/nowhere") && complaint.contains("floe status"), "{complaint}");
     let said = node.ok(&["trace"]);
     assert!(said.contains("% here") && said.contains("failed") && said.contains("/data/1"), "{said}");
 
@@ -102,7 +115,8 @@ fn waits_and_faults_are_told_by_file_and_by_number() {
 #[test]
 fn an_address_that_is_taken_keeps_no_daemon_from_starting() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let node = node!(&format!("[metrics]\nlisten = \"{}\"\n", taken.local_addr().unwrap()));
+    let node = node!("");
+    tells(&node, &taken.local_addr().unwrap().to_string());
     node.ok(&["gc", "--dry-run"]);
     assert!(node.daemon().is_some());
 }

@@ -105,6 +105,14 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Keeper => serve::keeper(&session),
         Command::Doctor(args) => doctor::doctor(session.address, session.output, args),
         Command::Demo(args) => serve::demo(&session, &args),
+        Command::Man { dir } => {
+            let pages = || {
+                std::fs::create_dir_all(&dir)?;
+                clap_mangen::generate_to(<Cli as clap::CommandFactory>::command(), &dir)
+            };
+            pages().with_context(|| format!("writing manual pages into {}", dir.display()))?;
+            Ok(Code::Done)
+        }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(

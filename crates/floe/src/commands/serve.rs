@@ -76,7 +76,7 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
             None
         }
     };
-    if let Some(address) = session.config.metrics.listen {
+    if let Some(address) = session.config.metrics.listen_of(&session.address.root)? {
         crate::daemon::metrics::serve(&engine, address)?;
     }
     let stays = serving.is_some() || layers.is_some() || manager::is_there();

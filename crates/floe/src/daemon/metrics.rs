@@ -25,7 +25,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Connections at once; a node has one or two who look.
 const CONNECTIONS: usize = 16;
 
-/// How long a connection may be silent, or the address taken: by a daemon that is just ending.
+/// How long a connection may take, or the address be taken: by a daemon that is just ending.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often it is tried again.
@@ -52,7 +52,7 @@ pub fn serve(engine: &Arc<Engine>, address: SocketAddr) -> anyhow::Result<()> {
 
 async fn accept(engine: &Weak<Engine>, address: SocketAddr) -> std::io::Result<()> {
     let listener = listen(address).await?;
-    tracing::info!(%address, "telling metrics");
+    tracing::info!(address = %listener.local_addr()?, "telling metrics");
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let permit = Arc::clone(&room).acquire_owned().await;
@@ -68,9 +68,9 @@ async fn accept(engine: &Weak<Engine>, address: SocketAddr) -> std::io::Result<(
         tokio::spawn(async move {
             let answer = service_fn(|request| std::future::ready(answer(&engine, &request)));
             let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-            let served = http.serve_connection(TokioIo::new(stream), answer).await;
-            if let Err(error) = served {
+            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
+            let served = http.serve_connection(TokioIo::new(stream), answer);
+            if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, served).await {
                 tracing::debug!(%error, "a connection for metrics");
             }
             drop(permit);

@@ -248,7 +248,7 @@ impl Server {
             }
             Call::Settle { force } => reply(&engine.settle(force, talk)?),
             Call::Status => reply(&engine.status()),
-            Call::Trace { of } => reply(&engine.trace(of.as_deref())),
+            Call::Trace { of } => reply(&engine.trace(of.as_deref())?),
             Call::Open { image } => {
                 let (opened, in_use) = engine.opened(&image, talk)?;
                 *looking = Some(in_use);

@@ -90,10 +90,10 @@ impl Engine {
     pub(crate) fn metrics(&self) -> anyhow::Result<String> {
         let mut page = Page(Registry::with_prefix("floe"));
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-        page.gauges("build", "The program that runs", [(version, 1)]);
+        page.gauges("build_info", "The program that runs", [(version, 1)]);
         self.tell_registries(&mut page);
         self.tell_mounts(&mut page);
-        self.tell_store(&mut page)?;
+        self.tell_store(&mut page);
         let mut text = String::new();
         encode(&mut text, &page.0).context("writing the metrics")?;
         Ok(text)
@@ -150,8 +150,13 @@ impl Engine {
         );
     }
 
-    fn tell_store(&self, page: &mut Page) -> anyhow::Result<()> {
-        let room = self.room.report().context("looking at the room of the store")?;
+    fn tell_store(&self, page: &mut Page) {
+        let alerts = self.alerts.list().len() as u64;
+        page.gauge("alerts", "What somebody has to look at, see `floe status`", alerts);
+        let room = match self.room.report() {
+            Ok(room) => room,
+            Err(error) => return tracing::warn!("looking at the room of the store: {error:#}"),
+        };
         page.gauge("store_held_bytes", "What all segments have", room.held);
         page.gauge("store_free_bytes", "What is free on the store's disk", room.free);
         page.gauge("store_reserve_bytes", "What is kept free there", room.reserve);
@@ -162,11 +167,5 @@ impl Engine {
         page.counter("evicted_bytes", "What they had", room.evicted_bytes);
         let paused = u64::from(room.paused.is_some());
         page.gauge("background_paused", "Whether what no reader waits for is paused", paused);
-        page.gauge(
-            "alerts",
-            "What somebody has to look at, see `floe status`",
-            self.alerts.list().len() as u64,
-        );
-        Ok(())
     }
 }

@@ -128,16 +128,19 @@ impl AuthEntry {
     }
 }
 
+/// The names of Docker Hub.
+pub(super) const HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+
 /// The names under which a host may be in a file.
 fn aliases(host: &Host) -> Vec<String> {
     match is_hub(host) {
-        true => ["docker.io", "index.docker.io", "registry-1.docker.io"].map(String::from).into(),
+        true => HUB.map(String::from).into(),
         false => vec![host.to_string()],
     }
 }
 
 /// A key without what Docker's first version put around the host.
-fn bare(key: &str) -> &str {
+pub(super) fn bare(key: &str) -> &str {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
     key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key)

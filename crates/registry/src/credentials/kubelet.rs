@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::docker::{HUB, bare};
 use super::{Credential, Found, is_hub, program};
 use crate::config::Kubelet;
 use crate::error::Error;
@@ -27,13 +28,32 @@ const LEAST: Duration = Duration::from_secs(30);
 /// Whoever says "for ever" is asked twice a day all the same.
 const MOST: Duration = Duration::from_secs(12 * 3600);
 
-/// Returns the credential for a repository of a host; a provider has so long.
+/// Returns the credential for a repository of a host; a provider has so long. What goes wrong is added to `wrong`, and
+/// the next provider asked: what one does not know another may, and a public image needs none.
 pub(super) fn find(
     kubelet: &Kubelet,
     host: &Host,
     repository: Option<&RepositoryName>,
     time: Duration,
-) -> Result<Option<Found>, Error> {
+    wrong: &mut Vec<Error>,
+) -> Option<Found> {
+    let config = read_config(kubelet).map_err(|error| wrong.push(error)).ok()?;
+    let hub = is_hub(host);
+    let host = if hub { "docker.io" } else { host.as_str() };
+    let image = repository.map_or(host.to_owned(), |repository| format!("{host}/{repository}"));
+    config.providers.iter().filter(|provider| provider.knows(&image)).find_map(|provider| {
+        if provider.token_attributes.is_some() {
+            tracing::debug!(provider = %provider.name, "it wants a pod's token, and is left out");
+            return None;
+        }
+        provider.ask(kubelet, &image, hub, time).unwrap_or_else(|error| {
+            wrong.push(error);
+            None
+        })
+    })
+}
+
+fn read_config(kubelet: &Kubelet) -> Result<ProviderConfig, Error> {
     let file = kubelet.config.display().to_string();
     // One that is named has to be there: without it a private image would be said not to exist.
     let text = read(&kubelet.config)?.ok_or_else(|| Error::config(&file, "there is no such file"))?;
@@ -42,18 +62,7 @@ pub(super) fn find(
     if config.kind != "CredentialProviderConfig" {
         return Err(Error::config(&file, format!("it is a {}, no CredentialProviderConfig", config.kind)));
     }
-    let host = if is_hub(host) { "docker.io" } else { host.as_str() };
-    let image = repository.map_or(host.to_owned(), |repository| format!("{host}/{repository}"));
-    for provider in config.providers.iter().filter(|provider| provider.knows(&image)) {
-        if provider.token_attributes.is_some() {
-            tracing::debug!(provider = %provider.name, "it wants a pod's token, and is left out");
-            continue;
-        }
-        if let Some(found) = provider.ask(kubelet, &image, time)? {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
+    Ok(config)
 }
 
 #[derive(Deserialize)]
@@ -111,7 +120,7 @@ impl Provider {
         self.match_images.iter().any(|pattern| matches(pattern, image))
     }
 
-    fn ask(&self, kubelet: &Kubelet, image: &str, time: Duration) -> Result<Option<Found>, Error> {
+    fn ask(&self, kubelet: &Kubelet, image: &str, hub: bool, time: Duration) -> Result<Option<Found>, Error> {
         let bad = |why: String| Error::config(format!("credential provider {}", self.name), why);
         // As kubelet has it: a file of that directory, and nothing else.
         if matches!(&*self.name, "" | "." | "..") || self.name.contains(['/', ' ']) {
@@ -131,7 +140,7 @@ impl Provider {
         let said = response.cache_duration.or_else(|| self.default_cache_duration.clone());
         let life = said.and_then(|text| duration(&text)).map(|life| life.clamp(LEAST, MOST));
         let mut logins = response.auth.unwrap_or_default().into_iter().rev(); // the more special comes later
-        let login = logins.find(|(pattern, _)| matches(pattern, image));
+        let login = logins.find(|(key, _)| matches(key, image) || hub && HUB.contains(&bare(key)));
         Ok(login.filter(|(_, login)| !login.password.is_empty()).map(|(_, login)| Found {
             credential: Credential::Password(login.username, login.password),
             life,
@@ -141,7 +150,7 @@ impl Provider {
 
 /// Says whether an image, without scheme and tag, is one of a pattern: `*.example.com:5000/path`.
 ///
-/// In the domain a `*` stands for what is between two dots, or a part of it; a port must be the same where the pattern has one, and
+/// In the domain a `*` stands for what is between two dots, or a part of it; the port must be the same, none is one too, and
 /// the path begins so.
 fn matches(pattern: &str, image: &str) -> bool {
     let pattern =
@@ -152,10 +161,10 @@ fn matches(pattern: &str, image: &str) -> bool {
     let (image_name, image_port) = with_port(image_host);
     let (wanted, given): (Vec<_>, Vec<_>) =
         (pattern_name.split('.').collect(), image_name.split('.').collect());
-    (pattern_port.is_none() || pattern_port == image_port)
+    pattern_port == image_port
         && wanted.len() == given.len()
         && wanted.iter().zip(&given).all(|(wanted, given)| part_matches(wanted.as_bytes(), given.as_bytes()))
-        && image_path.starts_with(pattern_path.trim_end_matches('/'))
+        && image_path.starts_with(pattern_path)
 }
 
 /// Splits a port off a host; an IPv6 address keeps its colons.
@@ -224,10 +233,12 @@ mod tests {
             ("gcr.io", "gcr.io/project/app", true),
             ("gcr.io/project", "gcr.io/project/app", true),
             ("https://gcr.io/project/", "gcr.io/project/app", true),
+            ("gcr.io/project/", "gcr.io/project-of-others/app", false),
+            ("gcr.io/", "gcr.io/project/app", true),
             ("gcr.io/other", "gcr.io/project/app", false),
             ("registry.io:8080/path", "registry.io:8080/path/app", true),
             ("registry.io:8080", "registry.io/app", false),
-            ("registry.io", "registry.io:8080/app", true),
+            ("registry.io", "registry.io:8080/app", false),
             ("*", "registry.io/app", false),
             ("*", "localhost/app", true),
             ("[::1]:5000", "[::1]:5000/app", true),
@@ -266,7 +277,10 @@ mod tests {
         fn find(&self, host: &str, time: Duration) -> Result<Option<Found>, Error> {
             let dir = self.0.path();
             let kubelet = Kubelet { config: dir.join("config.yaml"), bin_dir: dir.to_owned() };
-            find(&kubelet, &host.parse().unwrap(), Some(&"team/app".parse().unwrap()), time)
+            let (host, repository) = (host.parse().unwrap(), "team/app".parse().unwrap());
+            let mut wrong = Vec::new();
+            let found = find(&kubelet, &host, Some(&repository), time, &mut wrong);
+            wrong.into_iter().next().map_or(Ok(found), Err)
         }
     }
 
@@ -334,6 +348,29 @@ echo '{"kind": "CredentialProviderResponse", "cacheKeyType": "Registry", "cacheD
             let found = node.find("a.example", LONG).unwrap().unwrap();
             assert_eq!(found.life, Some(Duration::from_secs(life)), "{said}");
         }
+    }
+
+    #[test]
+    fn docker_hub_goes_by_its_old_name_too() {
+        let node = Node::new(&CONFIG.replace("a.example", "docker.io"));
+        for key in ["docker.io", "index.docker.io", "https://index.docker.io/v1/"] {
+            let login = r#"{"username": "u", "password": "p"}"#;
+            node.provides("first", &format!(r#"echo '{{"auth": {{"{key}": {login}}}}}'"#));
+            assert!(node.find("registry-1.docker.io", LONG).unwrap().is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn one_that_fails_is_told_and_the_next_one_asked() {
+        let second = "  - {name: second, matchImages: [a.example], apiVersion: v1}\n";
+        let node = Node::new(&format!("{CONFIG}{second}"));
+        node.provides("first", "exit 1");
+        node.provides("second", r#"echo '{"auth": {"a.example": {"username": "u", "password": "p"}}}'"#);
+        let dir = node.0.path();
+        let kubelet = Kubelet { config: dir.join("config.yaml"), bin_dir: dir.to_owned() };
+        let mut wrong = Vec::new();
+        assert!(find(&kubelet, &"a.example".parse().unwrap(), None, LONG, &mut wrong).is_some());
+        assert!(matches!(&wrong[..], [one] if one.to_string().contains("provider first")), "{wrong:?}");
     }
 
     #[test]

@@ -55,10 +55,15 @@ impl Sources {
         host: &Host,
         repository: Option<&RepositoryName>,
     ) -> Result<Option<Found>, Error> {
-        if let Some(kubelet) = &self.kubelet
-            && let Some(found) = kubelet::find(kubelet, host, repository, limits::HELPER_TIME)?
-        {
-            return Ok(Some(found));
+        if let Some(kubelet) = &self.kubelet {
+            let mut wrong = Vec::new();
+            let found = kubelet::find(kubelet, host, repository, limits::HELPER_TIME, &mut wrong);
+            wrong
+                .iter()
+                .for_each(|error| tracing::warn!(%host, "a credential provider is left aside: {error}"));
+            if found.is_some() {
+                return Ok(found);
+            }
         }
         let found = docker::find(&self.files, host, repository, limits::HELPER_TIME)?;
         Ok(found.map(|credential| Found { credential, life: None }))
@@ -67,5 +72,5 @@ impl Sources {
 
 /// Says whether a host is Docker Hub, which has more names than one.
 fn is_hub(host: &Host) -> bool {
-    matches!(host.as_str(), "docker.io" | "index.docker.io" | "registry-1.docker.io")
+    docker::HUB.contains(&host.as_str())
 }
