@@ -12,7 +12,6 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use format::Digest;
@@ -41,11 +40,7 @@ impl Scene {
             server.host()
         );
         fs::write(kubelet.path().join("config.yaml"), config).unwrap();
-        // Renamed into place: a file that some fork still has open for writing cannot be run.
-        let draft = kubelet.path().join("draft");
-        fs::write(&draft, "#!/bin/sh\nexec cat \"$0.says\"\n").unwrap();
-        fs::set_permissions(&draft, fs::Permissions::from_mode(0o700)).unwrap();
-        fs::rename(draft, kubelet.path().join("node")).unwrap();
+        testkit::program(&kubelet.path().join("node"), "exec cat \"$0.says\"");
         Self { server, image, kubelet }
     }
 

@@ -407,7 +407,6 @@ async fn passwords_open_basic_and_token_servers() {
 
 #[tokio::test]
 async fn a_password_that_has_changed_is_asked_for_again() {
-    use std::os::unix::fs::PermissionsExt;
     let fixture = fixture();
     let dir = tempfile::tempdir().unwrap();
     let (config, program) = (dir.path().join("config.yaml"), dir.path().join("node"));
@@ -416,10 +415,7 @@ async fn a_password_that_has_changed_is_asked_for_again() {
         "name: node\n  matchImages: [\"{host}\"]\n  defaultCacheDuration: 12h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n"
     );
     std::fs::write(&config, format!("kind: CredentialProviderConfig\nproviders:\n- {provider}")).unwrap();
-    // Renamed into place: a file that some fork still has open for writing cannot be run.
-    std::fs::write(dir.path().join("draft"), "#!/bin/sh\nexec cat \"$0.says\"\n").unwrap();
-    std::fs::set_permissions(dir.path().join("draft"), PermissionsExt::from_mode(0o700)).unwrap();
-    std::fs::rename(dir.path().join("draft"), &program).unwrap();
+    testkit::program(&program, "exec cat \"$0.says\"");
     let says = |password: &str| {
         let login = format!(r#"{{"auth": {{"{host}": {{"username": "me", "password": "{password}"}}}}}}"#);
         std::fs::write(dir.path().join("node.says"), login).unwrap();

@@ -21,3 +21,15 @@ macro_rules! skip {
         return;
     }};
 }
+
+/// Makes a program of a shell script, to be run by what is tested.
+///
+/// Written beside its place and renamed: a file that some fork still has open for writing cannot be run.
+#[allow(clippy::unwrap_used, reason = "what cannot be made fails the test")]
+pub fn program(path: &std::path::Path, script: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let draft = path.with_extension("draft");
+    std::fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::rename(draft, path).unwrap();
+}

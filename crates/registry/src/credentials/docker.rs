@@ -281,7 +281,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let helper = |script: &str, time: Duration| {
             let path = dir.path().join("helper");
-            program::script::write(&path, &format!("[ \"$*\" = get ] || exit 9\nread -r key\n{script}"));
+            testkit::program(&path, &format!("[ \"$*\" = get ] || exit 9\nread -r key\n{script}"));
             run(&path, "a.example", time)
         };
         let long = Duration::from_secs(60);

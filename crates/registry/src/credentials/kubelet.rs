@@ -216,7 +216,6 @@ fn duration(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::program::script;
     use super::*;
 
     #[test]
@@ -271,7 +270,7 @@ mod tests {
         }
 
         fn provides(&self, name: &str, script: &str) {
-            script::write(&self.0.path().join(name), script);
+            testkit::program(&self.0.path().join(name), script);
         }
 
         fn find(&self, host: &str, time: Duration) -> Result<Option<Found>, Error> {

@@ -48,19 +48,3 @@ fn end(child: &mut Child, deadline: Instant) -> std::io::Result<ExitStatus> {
     child.kill()?;
     child.wait()
 }
-
-/// Programs of tests.
-#[cfg(test)]
-pub(super) mod script {
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
-
-    /// Makes a shell script that can be run.
-    pub(in crate::credentials) fn write(path: &Path, text: &str) {
-        // Written beside and renamed: a file that some fork still has open for writing cannot be run.
-        let draft = path.with_extension("draft");
-        std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&draft, PermissionsExt::from_mode(0o700)).unwrap();
-        std::fs::rename(draft, path).unwrap();
-    }
-}
