@@ -385,14 +385,7 @@ impl Engine {
     /// Returns who waited for what at the mounts of a directory or an image, or at all of them.
     pub fn trace(&self, of: Option<&str>) -> anyhow::Result<Vec<MountTrace>> {
         let canonical = of.map(|of| open::canonical(of).unwrap_or_else(|_| of.to_owned()));
-        let traces = self.mounts.trace(canonical.as_deref());
-        match of.filter(|_| traces.is_empty()) {
-            Some(of) => bail!(anyhow::anyhow!("nothing is mounted by that name").context(Hint::new(
-                format!("looking for mounts of {of}"),
-                "`floe status` lists them; one that images share has the name of the first"
-            ))),
-            None => Ok(traces),
-        }
+        self.mounts.trace(canonical.as_deref())
     }
 
     /// Says whether somebody uses a mount or a fetch runs.

@@ -344,15 +344,23 @@ impl Mounts {
     }
 
     /// Returns the same of the mounts at a directory or of an image, or of all, with the files that were waited for.
-    pub fn trace(&self, of: Option<&str>) -> Vec<MountTrace> {
+    pub fn trace(&self, of: Option<&str>) -> anyhow::Result<Vec<MountTrace>> {
         let mut shown = self.shown();
-        shown.retain(|(_, dir, reference)| of.is_none_or(|of| dir == Path::new(of) || reference == of));
+        if let Some(of) = of {
+            shown.retain(|(_, dir, reference)| dir == Path::new(of) || reference == of);
+            if shown.is_empty() {
+                bail!(anyhow::anyhow!("nothing is mounted by that name").context(Hint::new(
+                    format!("looking for mounts of {of}"),
+                    "`floe status` lists them; one that images share has the name of the first"
+                )));
+            }
+        }
         let trace = |(mount, dir, reference): &(Arc<LiveMount>, PathBuf, String)| {
             let mut waits = mount.waits().by_file(mount.image());
             waits.truncate(TRACED);
             MountTrace { mount: report(mount, dir, reference), waits }
         };
-        shown.iter().map(trace).collect()
+        Ok(shown.iter().map(trace).collect())
     }
 
     /// Returns the reads of all mounts since the start.
