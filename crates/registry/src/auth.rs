@@ -133,7 +133,7 @@ impl Authorizer {
         {
             return Err(failure.clone());
         }
-        let result = self.obtain(net, endpoint, &challenge, &scopes).await;
+        let result = self.obtain(net, endpoint, &challenge, &scopes, refused).await;
         state.grant = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
         slot.ended.fetch_add(1, Ordering::Release);
@@ -148,14 +148,41 @@ impl Authorizer {
         Arc::clone(slots.entry(key).or_default())
     }
 
+    /// Asks with what was handed over, one after the other, then with what the node has.
     async fn obtain(
         &self,
         net: &Net,
         endpoint: &Endpoint,
         challenge: &Challenge,
         scopes: &Scopes,
+        refused: Option<&HeaderValue>,
     ) -> Result<Grant, Error> {
+        let mut before = None;
+        let handed = self.sources.handed(endpoint.host(), scopes.repository.as_ref(), refused.is_some());
+        for credential in handed {
+            let found = Some(Found { credential, life: None });
+            let result = self.ask(net, endpoint, challenge, scopes, found).await;
+            match &result {
+                Ok(grant) if refused != Some(&grant.header) => return result,
+                Ok(_) | Err(Error::Denied { .. }) => before = Some(result),
+                Err(_) => return result,
+            }
+        }
         let found = self.credential(endpoint, scopes).await?;
+        match before {
+            Some(before) if found.is_none() => before,
+            _ => self.ask(net, endpoint, challenge, scopes, found).await,
+        }
+    }
+
+    async fn ask(
+        &self,
+        net: &Net,
+        endpoint: &Endpoint,
+        challenge: &Challenge,
+        scopes: &Scopes,
+        found: Option<Found>,
+    ) -> Result<Grant, Error> {
         let life = found.as_ref().and_then(|found| found.life).unwrap_or(limits::CREDENTIAL_LIFE);
         let credential = found.map(|found| found.credential);
         let denied = |message: &str| Error::Denied {

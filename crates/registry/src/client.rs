@@ -60,7 +60,7 @@ impl Client {
             .credentials
             .clone()
             .unwrap_or_else(|| credentials::standard_files(|name| std::env::var_os(name).map(PathBuf::from)));
-        let sources = Sources { kubelet: config.kubelet.clone(), files };
+        let sources = Sources { handed: config.handed.clone(), kubelet: config.kubelet.clone(), files };
         Self(Arc::new(Inner {
             net: Net::new(config),
             auth: Authorizer::new(sources),

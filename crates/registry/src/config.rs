@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::credentials::Handed;
 use crate::names::Host;
 
 /// Settings of a [`Client`](crate::Client).
@@ -21,6 +23,9 @@ pub struct Config {
     pub credentials: Option<Vec<PathBuf>>,
     /// Where this node's kubelet gets its credentials; asked before the files.
     pub kubelet: Option<Kubelet>,
+    /// Credentials of single repositories that are handed over; asked before all others.
+    #[serde(skip)]
+    pub handed: Option<Arc<Handed>>,
     /// Budgets of every host that has none of its own.
     pub budgets: Budgets,
 }
@@ -34,6 +39,7 @@ impl Default for Config {
                 .into(),
             credentials: None,
             kubelet: None,
+            handed: None,
             budgets: Budgets::default(),
         }
     }

@@ -39,6 +39,7 @@ pub use blob::RangeReader;
 pub use budget::{Eager, HostStats, Priority};
 pub use client::{Client, Pick, Repository};
 pub use config::{Budgets, Config, HostConfig, Kubelet};
+pub use credentials::{Handed, Login, Offer};
 pub use error::{Cause, Error};
 pub use layout::Layout;
 pub use manifest::{

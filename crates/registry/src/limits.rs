@@ -29,6 +29,9 @@ pub const HELPER_OUTPUT: u64 = 256 << 10;
 /// How long a credential is used that does not say how long it is good: then somebody may have logged in anew.
 pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(300);
 
+/// Repositories whose credentials are kept that pods have: of more than any node's.
+pub const HANDED: usize = 1024;
+
 /// How long a credential helper may take: some ask a cloud, none should ask a person.
 pub const HELPER_TIME: Duration = Duration::from_secs(30);
 

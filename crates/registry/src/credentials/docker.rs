@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine;
 use serde::Deserialize;
 
-use super::{Credential, is_hub, program};
+use super::{Credential, Login, is_hub, program};
 use crate::error::Error;
 use crate::hosts::read;
 use crate::names::{Host, RepositoryName};
@@ -55,19 +55,10 @@ pub(super) fn find(
 #[serde(rename_all = "camelCase")]
 struct AuthFile {
     #[serde(default)]
-    auths: BTreeMap<String, AuthEntry>,
+    auths: BTreeMap<String, Login>,
     #[serde(default)]
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-struct AuthEntry {
-    auth: Option<Secret>,
-    username: Option<String>,
-    password: Option<Secret>,
-    identitytoken: Option<Secret>,
-    registrytoken: Option<Secret>,
 }
 
 impl AuthFile {
@@ -105,8 +96,8 @@ impl AuthFile {
     }
 }
 
-impl AuthEntry {
-    fn credential(&self) -> Result<Option<Credential>, &'static str> {
+impl Login {
+    pub(super) fn credential(&self) -> Result<Option<Credential>, &'static str> {
         let given = |secret: &Option<Secret>| secret.clone().filter(|secret| !secret.is_empty());
         if let Some(token) = given(&self.registrytoken) {
             return Ok(Some(Credential::Bearer(token)));

@@ -1,13 +1,15 @@
-//! Who we are to a registry, and where it is said: kubelet's credential providers, then docker's files.
+//! Who we are to a registry, and where it is said: by pods, by kubelet's credential providers, then in docker's files.
 //!
 //! Everything is read anew each time a token is needed, so that `docker login` and a new password help a running
 //! process. What a program is told goes to its standard input; nothing secret is ever in its arguments.
 
 mod docker;
+mod handed;
 mod kubelet;
 mod program;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Kubelet;
@@ -17,6 +19,7 @@ use crate::names::{Host, RepositoryName};
 use crate::secret::Secret;
 
 pub(crate) use docker::standard_files;
+pub use handed::{Handed, Login, Offer};
 
 /// How to show who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,17 +42,32 @@ pub(crate) struct Found {
 /// Where credentials come from, in the order in which they are asked.
 #[derive(Debug)]
 pub(crate) struct Sources {
+    pub(crate) handed: Option<Arc<Handed>>,
     pub(crate) kubelet: Option<Kubelet>,
     pub(crate) files: Vec<PathBuf>,
 }
 
 impl Sources {
-    /// Says that there are none.
+    /// Says that the node has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.kubelet.is_none() && self.files.is_empty()
     }
 
-    /// Returns the credential for a repository of a host. Blocks: files are read and a program may run.
+    /// Returns the credentials that were handed over for a repository, in the order in which they are tried where one was `refused`
+    /// or not. They go before those of the node.
+    pub(crate) fn handed(
+        &self,
+        host: &Host,
+        repository: Option<&RepositoryName>,
+        refused: bool,
+    ) -> Vec<Credential> {
+        match (&self.handed, repository) {
+            (Some(handed), Some(repository)) => handed.find(host, repository, refused),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns the node's credential for a repository of a host. Blocks: files are read and a program may run.
     pub(crate) fn find(
         &self,
         host: &Host,
