@@ -42,6 +42,8 @@
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
 //! root = "/var/lib/floe"   # the store whose daemon it is; this one, unless it says so
+//! image_service = "/run/floe/images.sock"       # for kubelet's --image-service-endpoint: what it says of pods' secrets is heard
+//! address = "/run/containerd/containerd.sock"   # where what is asked there is handed on to; there, unless it says so
 //!
 //! [layers]
 //! dir = "/run/floe/layers" # where buildah, podman and CRI-O look layers up; the daemon then ends only when told
@@ -232,6 +234,12 @@ pub struct Containerd {
     /// The store whose daemon serves there.
     #[serde(deserialize_with = "absolute")]
     pub root: Option<PathBuf>,
+    /// The socket of the image service, an absolute path; without one there is none.
+    #[serde(deserialize_with = "absolute")]
+    pub image_service: Option<PathBuf>,
+    /// containerd's own socket.
+    #[serde(deserialize_with = "absolute")]
+    pub address: Option<PathBuf>,
 }
 
 impl Containerd {
@@ -239,6 +247,17 @@ impl Containerd {
     pub fn socket_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
         let meant = is_meant(self.root.as_deref(), root)?;
         Ok(self.socket.as_deref().filter(|_| meant))
+    }
+
+    /// Returns the socket at which the daemon of this store hears kubelet.
+    pub fn image_service_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
+        let meant = is_meant(self.root.as_deref(), root)?;
+        Ok(self.image_service.as_deref().filter(|_| meant))
+    }
+
+    /// Returns containerd's own socket.
+    pub fn address(&self) -> &Path {
+        self.address.as_deref().unwrap_or(Path::new(crate::snapshotter::register::ADDRESS))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod engine;
 pub mod exit;
 pub mod home;
+mod imageservice;
 mod install;
 pub mod layerstore;
 pub mod origin;

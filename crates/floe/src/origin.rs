@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use format::Digest;
-use registry::{Client, Descriptor, Error, HostConfig, Image, IndexArtifact, Platform, Reference, Source};
+use registry::{
+    Client, Descriptor, Error, Handed, HostConfig, Image, IndexArtifact, Platform, Reference, Source,
+};
 use store::{Blob, Origin, OriginError, Urgency};
 
 use crate::config::Config;
@@ -67,28 +69,38 @@ impl Artifacts {
 pub struct Net {
     runtime: tokio::runtime::Runtime,
     client: Client,
+    /// The credentials of pods, where somebody hands them over.
+    handed: Option<Arc<Handed>>,
     /// Who has a blob, the latest first. Held for a look only.
     sources: Mutex<HashMap<Digest, Vec<Arc<Source>>>>,
 }
 
 impl Net {
-    /// Returns the network with the hosts of a configuration.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
+    /// Returns the network with the hosts of a configuration, and with what pods hand over.
+    pub fn new(config: &Config, handed: Option<Arc<Handed>>) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("net")
             .enable_all()
             .build()
             .context("starting the network threads")?;
-        let mut settings =
-            registry::Config { kubelet: config.kubelet.clone(), ..registry::Config::default() };
+        let mut settings = registry::Config {
+            kubelet: config.kubelet.clone(),
+            handed: handed.clone(),
+            ..registry::Config::default()
+        };
         for (name, host) in &config.registry {
             let parsed = name.parse().with_context(|| format!("registry {name:?} of the configuration"))?;
             let plain_http = host.plain_http.then_some(true);
             let ca = host.ca.iter().cloned().collect();
             settings.hosts.insert(parsed, HostConfig { plain_http, ca, budgets: Some(host.budgets.clone()) });
         }
-        Ok(Self { runtime, client: Client::new(settings), sources: Mutex::default() })
+        Ok(Self { runtime, client: Client::new(settings), handed, sources: Mutex::default() })
+    }
+
+    /// Returns what pods hand over, if anybody hears it.
+    pub fn handed(&self) -> Option<&Arc<Handed>> {
+        self.handed.as_ref()
     }
 
     /// Returns where an image is; nothing is sent to a registry.

@@ -14,7 +14,11 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use containerd::cri::AuthConfig;
 use format::Digest;
+use serde_json::json;
+use support::containerd::{Containerd, Release};
+use support::cri::Cri;
 use support::image::{self, TestImage};
 use support::until;
 use testkit::faulty::{Faulty, Guard};
@@ -116,4 +120,75 @@ fn what_is_cached_is_no_way_around_the_registry() {
     // A digest that the node has been given once is the same for ever.
     let by_digest = node.mount(&digest);
     reads(&by_digest, 62, 3);
+}
+
+each_release!(what_a_pods_secret_opens_is_lazy);
+
+fn what_a_pods_secret_opens_is_lazy(release: Release) {
+    let node = node!("[fetch]\nbackground = false\n");
+    if let Some(why) = release.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
+        testkit::skip!("there is no busybox")
+    };
+    let server = Faulty::start();
+    image.put(&server, "app", "v1");
+    image::refer_all(&server, &image);
+    let reference = format!("{}/app:v1", server.host());
+    let containerd = Containerd::start_for_pods(release, &node, &reference);
+    let mut cri = Cri::at(&containerd.socket()).images_at(&containerd.images());
+    let wants = |password: &str| server.guard(Guard::Basic(format!("pod:{password}")));
+    let secret = |password: &str| {
+        Some(AuthConfig { username: "pod".into(), password: password.into(), ..AuthConfig::default() })
+    };
+
+    wants("good");
+    assert!(cri.pull(&reference).is_err());
+    assert!(cri.pull_as(secret("bad"), &reference).is_err());
+    cri.pull_as(secret("good"), &reference).unwrap();
+    let layers: usize =
+        image.layers.iter().map(|layer| server.count(&image::blob_path("app", &layer.digest()))).sum();
+    assert_eq!(layers, 0, "no layer was fetched");
+    let pod = cri.pod("pod");
+    let one = cri.start(&pod, "one", &reference, &["sleep", "1000"]).unwrap();
+    let (small, large) = (image::noise(9, 1_500_000), image::noise(10, 4_000_000));
+    assert!(cri.has(&reference) && !cri.has(&reference.replace("v1", "v2")));
+    assert!(cri.exec(&one, &["cat", "/data/0"]) == small);
+
+    // Somebody else's secret changes nothing, nor does the daemon's end.
+    assert!(cri.pull_as(secret("bad"), &reference).is_err());
+    let before = node.daemon();
+    node.kill_daemon();
+    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    assert!(cri.exec(&one, &["head", "-c", "100000", "/data/1"]) == large[..100_000]);
+
+    // One that is good no longer is an error of what is missing, until a pod has the new one.
+    wants("better");
+    let error = cri.try_exec(&one, &["cat", "/data/1"]).unwrap_err();
+    assert!(error.contains("Input/output error"), "{error}");
+    assert!(cri.exec(&one, &["cat", "/data/0"]) == small);
+    until("containerd has connected again", || cri.pull_as(secret("better"), &reference).is_ok());
+
+    // A reboot forgets it: the image is pulled again before somebody stands on what cannot be fetched. With a secret that is known, or all
+    // here, it is there.
+    let forget = |cri: &mut Cri| {
+        fs::remove_file(floe::daemon::run_dir(&node.store()).unwrap().join("pods")).unwrap();
+        let before = node.daemon();
+        node.kill_daemon();
+        until("another daemon runs", || node.daemon().is_some_and(|pid| Some(pid) != before));
+        until("kubelet is heard", || cri.try_image_fs().is_ok());
+    };
+    forget(&mut cri);
+    assert!(!cri.has(&reference));
+    until("containerd has connected again", || cri.pull_as(secret("better"), &reference).is_ok());
+    assert!(cri.has(&reference));
+    assert!(cri.exec(&one, &["cat", "/data/1"]) == large);
+    assert!(cri.exec(&one, &["cat", "/bin/busybox"]).len() > 100_000);
+    forget(&mut cri);
+    assert!(cri.has(&reference), "{}", node.ok(&["status"]));
+    assert!(!node.log().contains("good") && !node.log().contains("better"), "{}", node.log());
+
+    cri.remove(&one);
+    cri.remove_pod(&pod);
 }

@@ -12,6 +12,7 @@ mod support;
 
 use serde_json::json;
 use support::containerd::Release;
+use support::cri::Cri;
 use support::image;
 use support::servers::Embedded;
 use support::systemd::{FLOE, Host, cannot_boot};
@@ -125,6 +126,14 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
     // A daemon of a command's goes as well.
     host.sh("systemctl stop floe.socket floe.service; mv /etc/systemd/system/floe.service /root; floe gc; \
              mv /root/floe.service /etc/systemd/system/; pgrep -xc floe");
+    // kubelet is not left without the images that it asks for here.
+    let told = "mkdir -p /var/lib/kubelet && echo 'imageServiceEndpoint: unix:///run/floe/images.sock' >/var/lib/kubelet/config.yaml";
+    host.sh(told);
+    let refused = host.run(&["floe", "uninstall", "--force"]);
+    assert!(!refused.status.success() && refused.stderr.contains("imageServiceEndpoint"), "{refused:?}");
+    host.sh("systemctl start floe.socket");
+    Cri::at(&host.path("/run/floe/images.sock")).image_fs();
+    host.sh("rm /var/lib/kubelet/config.yaml");
     let said = host.ok(&["floe", "uninstall"]);
     assert!(said.contains("removed     /var/lib/floe"), "{said}");
     // Nor does anybody wait where layers were shown.

@@ -380,6 +380,12 @@ impl Snapshots {
         lazy.filter(|lazy| lazy.layer.blob == *blob && lazy.layer.diff_id == *diff_id).cloned().collect()
     }
 
+    /// Returns the lazy ones that were made of an image.
+    pub fn of_image(&self, reference: &str) -> Vec<Snapshot> {
+        let is_its = |one: &&Snapshot| one.lazy.as_ref().is_some_and(|lazy| lazy.reference == reference);
+        self.lock().snapshots.values().filter(is_its).cloned().collect()
+    }
+
     /// Returns those that are in use, of all snapshotters: active ones and views.
     pub fn in_use(&self) -> Vec<Snapshot> {
         let all = self.lock();

@@ -291,7 +291,16 @@ impl Shared {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut writer = stream;
-        while let Some(seen) = read_request(&mut reader)? {
+        loop {
+            let seen = match read_request(&mut reader) {
+                Ok(Some(seen)) => seen,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    // Clients that begin with TLS wait for something that shows them plain HTTP.
+                    let _ = writer.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n"); // they may have gone
+                    return Err(error);
+                }
+            };
             let head_only = seen.method == "HEAD";
             let answer = {
                 let mut state = self.lock();
@@ -311,7 +320,6 @@ impl Shared {
             self.lock().in_flight -= 1;
             result?;
         }
-        Ok(())
     }
 
     fn send(&self, writer: &mut TcpStream, answer: Answer, head_only: bool) -> io::Result<()> {

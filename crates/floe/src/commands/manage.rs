@@ -13,7 +13,7 @@ use crate::daemon::client::Client;
 use crate::daemon::protocol::{Call, Freed, Indexed, Mounted, Pinned};
 use crate::engine::report::{ImageReport, MountTrace};
 use crate::exit::{Code, Hint, misused};
-use crate::snapshotter::register::Target;
+use crate::snapshotter::register::{ADDRESS, Target};
 
 pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code> {
     let dir = args.dir.canonicalize().with_context(|| format!("looking at {}", args.dir.display()))?;
@@ -62,9 +62,7 @@ fn containerd(to: &str) -> anyhow::Result<Target> {
         std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| usual.to_owned())
     };
     Ok(Target {
-        address: address
-            .unwrap_or_else(|| or("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"))
-            .into(),
+        address: address.unwrap_or_else(|| or("CONTAINERD_ADDRESS", ADDRESS)).into(),
         namespace: or("CONTAINERD_NAMESPACE", "default"),
         snapshotter: or("CONTAINERD_SNAPSHOTTER", "floe"),
     })

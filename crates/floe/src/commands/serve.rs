@@ -1,5 +1,6 @@
 //! Commands that stay: the daemon, the registry, the demo.
 
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,11 +13,11 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::{Session, out};
 use crate::cli;
 use crate::daemon::client::{Address, Client};
+use crate::daemon::grpc::At;
 use crate::daemon::log::Log;
 use crate::daemon::{manager, server};
 use crate::engine::Engine;
 use crate::exit::Code;
-use crate::snapshotter::At;
 
 /// How long a daemon waits for one before it that no longer answers: it may have an image's worth to sync.
 const PREDECESSOR: Duration = Duration::from_secs(30);
@@ -45,28 +46,18 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
             ))),
         },
     };
-    let given = manager::containerd()?;
+    let given = manager::sockets()?;
     log_to(std::sync::Mutex::new(Log::stderr(&session.address.root)?));
     sys::heap::share_arenas();
     let engine = start(session, args.listen.as_deref())?;
     if manager::is_there() {
         manager::leave_when_told(&engine)?;
     }
-    let configured = session.config.containerd.socket_of(&session.address.root)?;
-    let serving = match (given, configured) {
-        // Nobody else would ever answer there.
-        (Some(socket), configured) => {
-            if let Some(path) = configured {
-                tracing::warn!(path = %path.display(), "the service manager has a socket for containerd; this one is not made");
-            }
-            Some(crate::snapshotter::serve(&engine, At::Given(socket))?)
-        }
-        (None, None) => None,
-        // An image that somebody runs by hand needs no containerd.
-        (None, Some(path)) => crate::snapshotter::serve(&engine, At::Path(path))
-            .inspect_err(|error| tracing::error!("containerd is not served: {error:#}"))
-            .ok(),
-    };
+    let (root, ours) = (&session.address.root, &session.config.containerd);
+    let snapshots = |at: At<'_>| crate::snapshotter::serve(&engine, at);
+    let serving = serve_at("containerd", given.containerd, ours.socket_of(root)?, snapshots)?;
+    let images = |at: At<'_>| crate::imageservice::serve(&engine, at, ours.address());
+    let images = serve_at("kubelet", given.images, ours.image_service_of(root)?, images)?;
     let layers = match session.config.layers.dir_of(&session.address.root)? {
         Some(dir) => crate::layerstore::serve(&engine, dir)
             .inspect_err(|error| tracing::error!("layers are not shown: {error:#}"))
@@ -79,7 +70,7 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     if let Some(address) = session.config.metrics.listen_of(&session.address.root)? {
         crate::daemon::metrics::serve(&engine, address)?;
     }
-    let stays = serving.is_some() || layers.is_some() || manager::is_there();
+    let stays = serving.is_some() || images.is_some() || layers.is_some() || manager::is_there();
     let served = server::serve(&engine, socket, stays, || {
         if args.notify {
             notify()
@@ -91,10 +82,34 @@ pub(super) fn daemon(session: &Session, args: cli::Daemon) -> anyhow::Result<Cod
     }
     // No call may come while everything is let go or left; what the snapshots stand on is.
     let snapshotter = serving.map(crate::snapshotter::Serving::stop);
+    images.into_iter().for_each(crate::daemon::grpc::Serving::stop);
     engine.end_names();
     engine.shutdown();
     drop((snapshotter, layers));
     served.map(|()| Code::Done)
+}
+
+/// Serves whom a socket is for: at the one that a service manager has made, else at the configured one.
+fn serve_at<T>(
+    whom: &str,
+    given: Option<UnixListener>,
+    configured: Option<&Path>,
+    serve: impl FnOnce(At<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<Option<T>> {
+    Ok(match (given, configured) {
+        // Nobody else would ever answer there.
+        (Some(socket), configured) => {
+            if let Some(path) = configured {
+                tracing::warn!(path = %path.display(), "the service manager has a socket for {whom}; this one is not made");
+            }
+            Some(serve(At::Given(socket))?)
+        }
+        (None, None) => None,
+        // An image that somebody runs by hand needs neither.
+        (None, Some(path)) => {
+            serve(At::Path(path)).inspect_err(|error| tracing::error!("{whom} is not served: {error:#}")).ok()
+        }
+    })
 }
 
 /// Ends the daemon; where it has died, takes away what it left. One that is just starting is waited for.

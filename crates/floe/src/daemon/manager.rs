@@ -1,10 +1,11 @@
 //! Under a service manager: systemd, or one that speaks as it does (`sd_notify(3)`, `sd_listen_fds(3)`).
 //!
-//! The manager starts the daemon, again where it has died, and has the socket that containerd connects to. So the keeper
+//! The manager starts the daemon, again where it has died, and has the sockets that containerd and kubelet connect to. So the keeper
 //! starts none; a daemon that a command has started gives way to the manager's; and one that is told to end (SIGTERM) leaves
 //! its mounts to the next.
 
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,19 +16,35 @@ use crate::engine::Engine;
 /// What a manager says to its own child, and nobody hands on.
 pub const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// The name of the socket that containerd connects to (`FileDescriptorName=`).
-const CONTAINERD: &str = "containerd";
+/// The socket that kubelet connects to; the other one is containerd's.
+pub const IMAGES: &str = "/run/floe/images.sock";
 
 /// Says whether a manager has started this process.
 pub fn is_there() -> bool {
     std::env::var_os(VARIABLES[0]).is_some()
 }
 
-/// Returns the socket that containerd connects to, where the manager has it. To be called once, before files are opened.
-pub fn containerd() -> anyhow::Result<Option<UnixListener>> {
-    let given = sys::inherited::sockets().context("taking the service manager's sockets")?;
-    let Some((_, socket)) = given.into_iter().find(|(name, _)| name == CONTAINERD) else { return Ok(None) };
-    Ok(Some(UnixListener::from(socket)))
+/// The sockets that a manager keeps while no daemon runs.
+#[derive(Default)]
+pub struct Sockets {
+    /// Where containerd connects to.
+    pub containerd: Option<UnixListener>,
+    /// Where kubelet connects to.
+    pub images: Option<UnixListener>,
+}
+
+/// Returns the sockets that the manager has. To be called once, before files are opened.
+pub fn sockets() -> anyhow::Result<Sockets> {
+    let mut sockets = Sockets::default();
+    for (_, socket) in sys::inherited::sockets().context("taking the service manager's sockets")? {
+        let socket = UnixListener::from(socket);
+        let at = socket.local_addr().context("looking at the service manager's sockets")?;
+        match at.as_pathname() {
+            Some(path) if path == Path::new(IMAGES) => sockets.images = Some(socket),
+            _ => sockets.containerd = Some(socket),
+        }
+    }
+    Ok(sockets)
 }
 
 /// Tells the manager that commands are answered.

@@ -4,6 +4,7 @@
 //! after [`IDLE`] without a client or a mount.
 
 pub mod client;
+pub mod grpc;
 pub mod log;
 pub mod manager;
 pub mod metrics;

@@ -140,7 +140,7 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn set(session: &'a Session, work: &'a Path, from: &Reference, ready: ReadyWhen) -> anyhow::Result<Self> {
-        let net = Net::new(&session.config)?;
+        let net = Net::new(&session.config, None)?;
         let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let server =
             net.run(Server::start(ServerConfig { dir: work.join("registry"), listen, rate: None }))?;

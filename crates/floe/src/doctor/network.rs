@@ -94,7 +94,7 @@ const SILENT: &str = "look at the firewall, the proxy and the registry";
 
 /// Asks for an image that hardly any registry has: whatever it says, it is there.
 fn ask(config: &Config, host: &Host) -> anyhow::Result<String> {
-    let net = Net::new(config)?;
+    let net = Net::new(config, None)?;
     let reference: Reference = format!("docker://{host}/floe/doctor:probe").parse()?;
     let answer = net.source(&reference).and_then(|source| net.image(&source));
     match answer {

@@ -131,11 +131,11 @@ impl Engine {
                 error => anyhow::Error::new(error).context(what),
             }
         })?;
-        let net = Arc::new(Net::new(config)?);
+        let run = crate::daemon::run_dir(root)?;
+        let net = Arc::new(Net::new(config, Some(registry::Handed::open(&run.join("pods"))))?);
         let alerts = Arc::new(Alerts::default());
         let through = ReadThrough::start(store.clone(), net.clone(), alerts.clone(), Workers::default())?;
         let through = Arc::new(through);
-        let run = crate::daemon::run_dir(root)?;
         let segments: Arc<dyn Segments> = through.clone();
         let deadline = config.fetch.deadline();
         let keeping = Arc::new(Keeping::new(address, listen, &run, deadline, segments.clone()));

@@ -147,6 +147,26 @@ impl Engine {
         layers.iter().map(take).collect()
     }
 
+    /// Says whether all of a recorded layer is here; what cannot be opened is not.
+    pub(crate) fn is_here(&self, layer: &RefLayer) -> bool {
+        let index = self.store.index(layer.index).ok().flatten();
+        let hold = index.and_then(|index| self.open_layer(&Place::of(layer), index).ok());
+        hold.is_some_and(|hold| hold.files().missing() == 0)
+    }
+
+    /// Returns where the credentials of pods are noted.
+    pub(crate) fn handed(&self) -> Option<&Arc<registry::Handed>> {
+        self.net.handed()
+    }
+
+    /// Says whether a pod has said how to have an image.
+    pub(crate) fn has_secret(&self, reference: &str) -> bool {
+        match reference.parse() {
+            Ok(registry::Reference::Registry(image)) => self.handed().is_some_and(|all| all.has(&image)),
+            _ => false,
+        }
+    }
+
     /// Waits until a start seems to be over, then fetches the rest.
     fn follow(self: &Arc<Self>, image: Arc<OpenImage>, mount: &Arc<LiveMount>) {
         let (engine, mount) = (self.clone(), Arc::downgrade(mount));

@@ -23,6 +23,7 @@ use self::containerd::Told;
 use self::units::Installed;
 use crate::commands::{Session, out};
 use crate::daemon::client::{self, Client};
+use crate::daemon::manager::IMAGES;
 use crate::daemon::protocol::{Call, Settled};
 use crate::exit::{Code, Hint, misused};
 
@@ -34,6 +35,15 @@ const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/loca
 
 const UNIT: &str = "/etc/systemd/system/floe.service";
 const SOCKET: &str = "/etc/systemd/system/floe.socket";
+
+/// Where kubelet is told what to do: by itself, by kubeadm, by an administrator.
+const KUBELET: [&str; 5] = [
+    "/var/lib/kubelet/config.yaml",
+    "/var/lib/kubelet/kubeadm-flags.env",
+    "/etc/kubernetes/kubelet-config.yaml",
+    "/etc/default/kubelet",
+    "/etc/sysconfig/kubelet",
+];
 
 /// What takes the store away at the next boot, where something still uses it.
 const AT_NEXT_BOOT: &str = "/etc/tmpfiles.d/floe-uninstall.conf";
@@ -87,13 +97,18 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
         let _ = writeln!(said, "program     {}", program.display());
     }
     host::write(Path::new(UNIT), &unit)?;
-    host::write(Path::new(SOCKET), &units::socket())?;
+    // systemd opens what a unit of sockets has got anew only when that is started again.
+    let sockets = units::socket();
+    let moved = std::fs::read_to_string(SOCKET).is_ok_and(|there| there != sockets);
+    host::write(Path::new(SOCKET), &sockets)?;
     host::remove(Path::new(AT_NEXT_BOOT))?;
     let _ = writeln!(said, "service     {UNIT}\nsocket      {SOCKET}");
 
     host::systemctl(&["daemon-reload"])?;
     host::systemctl(&["enable", "floe.socket", "floe.service"])?;
-    host::systemctl(&["restart", "floe.service"])
+    let restarted: &[_] =
+        if moved { &["restart", "floe.socket", "floe.service"] } else { &["restart", "floe.service"] };
+    host::systemctl(restarted)
         .context(Hint::new("starting the service", "journalctl --unit floe says more; then install again"))?;
     tell(root, &mut said)?;
     out(said.as_bytes())?;
@@ -146,6 +161,12 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
             "take that line out and restart containerd first: without the snapshotter it would start no pod"
         )));
     }
+    if let Some(line) = kubelet_wants()? {
+        bail!(anyhow::anyhow!("kubelet's configuration wants it: {line}").context(Hint::new(
+            "uninstalling",
+            "take that out and restart kubelet first: nobody would answer where it asks for images"
+        )));
+    }
     if root.exists() {
         let settled: Settled = session.ask(Call::Settle { force })?;
         needs_none(settled.served.first())?;
@@ -180,6 +201,23 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
     drop(left);
     out(said.as_bytes())?;
     forgotten.map(|()| Code::Done)
+}
+
+/// Returns the line by which kubelet asks for images here, if it is told so in one of the usual places.
+fn kubelet_wants() -> anyhow::Result<Option<String>> {
+    for file in KUBELET {
+        match std::fs::read_to_string(file) {
+            Ok(text) => {
+                let names_it = |line: &&str| line.contains(IMAGES) && !line.trim_start().starts_with('#');
+                if let Some(line) = text.lines().find(names_it) {
+                    return Ok(Some(format!("{file}: {}", line.trim())));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("reading {file}")),
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the unit that is installed, if it is one of ours.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::daemon::client::Address;
+use crate::daemon::manager::IMAGES;
 
 /// The first line of each file: one without it is somebody else's.
 pub(super) const HEAD: &str = "# Written by `floe install`; `floe uninstall` takes it away.\n";
@@ -62,19 +63,19 @@ pub(super) fn service(program: &Path, copied: bool, address: &Address) -> String
     )
 }
 
-/// Returns the socket that containerd connects to; it is there while no daemon runs.
+/// Returns the sockets that containerd and kubelet connect to; they are there while no daemon runs.
 pub(super) fn socket() -> String {
     format!(
         "{HEAD}\
          [Unit]\n\
-         Description=Floe's socket for containerd\n\
+         Description=Floe's sockets for containerd and kubelet\n\
          Before=containerd.service\n\
          \n\
          [Socket]\n\
          ListenStream={SOCKET}\n\
+         ListenStream={IMAGES}\n\
          SocketMode=0600\n\
          DirectoryMode=0711\n\
-         FileDescriptorName=containerd\n\
          RemoveOnStop=yes\n\
          TriggerLimitIntervalSec=0\n\
          \n\

@@ -27,7 +27,7 @@ use store::{
 };
 
 use self::labels::{SNAPSHOT_REF, Wish};
-pub use self::service::{At, Serving, serve};
+pub use self::service::{Serving, serve};
 use crate::engine::Engine;
 use crate::engine::mounts::LiveMount;
 use crate::engine::record::Shape;
@@ -35,6 +35,9 @@ use crate::engine::stack::{Known, Lent};
 
 /// The label by which BuildKit knows that a snapshot is lazy.
 const REMOTE: &str = "containerd.io/snapshot/remote";
+
+/// The label of a layer that is had with what a pod's secret says.
+const SECRET: &str = "containerd.io/snapshot/floe.secret";
 
 /// For how long what a reference means is taken from before: the layers of one image are asked for one after the other.
 const LENT: Duration = Duration::from_secs(60);
@@ -134,6 +137,9 @@ impl Snapshotter {
         }
         let mut noted: BTreeMap<String, String> = new.labels.clone();
         noted.insert(REMOTE.into(), "remote snapshot".into());
+        if self.engine.has_secret(lent.reference()) {
+            noted.insert(SECRET.into(), "pod".into());
+        }
         let lazy = LazyLayer { reference: lent.reference().to_owned(), layer: layers[at].clone() };
         self.snapshots().create_lazy(&NewSnapshot { name: target, labels: &noted, ..*new }, &lazy)?;
         Ok(())
@@ -267,6 +273,16 @@ impl Snapshotter {
     fn uses(&self) -> MutexGuard<'_, HashMap<u64, Vec<Arc<LiveMount>>>> {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says whether an image that was had with a pod's secret can be no more: it is not known after a reboot, and not all layers are here.
+pub(crate) fn lacks_secret(engine: &Engine, reference: &str) -> bool {
+    if engine.has_secret(reference) {
+        return false;
+    }
+    let layers = engine.snapshots().of_image(reference).into_iter();
+    let had = layers.filter(|one| one.labels.contains_key(SECRET)).filter_map(|one| one.lazy);
+    had.into_iter().any(|lazy| !engine.is_here(&lazy.layer))
 }
 
 /// Returns the key of the lazy stack that a snapshot stands on.

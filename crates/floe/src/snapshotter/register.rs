@@ -21,6 +21,9 @@ use super::labels::{LAYER, REFERENCE, SNAPSHOT_REF};
 use crate::engine::stack::Lent;
 use crate::exit::Hint;
 
+/// The socket of containerd, unless said.
+pub const ADDRESS: &str = "/run/containerd/containerd.sock";
+
 /// How long a lease lives that its owner could not delete.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(3600);
 

@@ -4,12 +4,10 @@
 //! thread of its own.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use containerd::filter::Filters;
 use containerd::services::snapshots::v1 as api;
 use containerd::types;
@@ -18,49 +16,22 @@ use tonic::{Code, Request, Response, Status};
 
 use super::labels::SNAPSHOT_REF;
 use super::{Failure, Mount, Snapshotter};
-use crate::daemon::server;
+use crate::daemon::grpc::{self, At, Socket};
 use crate::engine::Engine;
 
 /// Snapshots in one message of a list.
 const PAGE: usize = 100;
 
-/// How long calls under way are waited for at the end.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Threads that read and write messages; the calls themselves have others.
-const THREADS: usize = 2;
-
 /// The service while it is served.
 pub struct Serving {
     snapshotter: Arc<Snapshotter>,
-    /// The socket that was made, and which file it was.
-    made: Option<(PathBuf, Option<(u64, u64)>)>,
-    runtime: tokio::runtime::Runtime,
-    end: tokio::sync::oneshot::Sender<()>,
-    served: tokio::task::JoinHandle<()>,
-}
-
-/// Where containerd connects to.
-pub enum At<'a> {
-    /// A socket to be made.
-    Path(&'a Path),
-    /// One that a service manager has made, and keeps while no daemon runs.
-    Given(UnixListener),
+    grpc: grpc::Serving,
 }
 
 impl Serving {
-    /// Ends the service; a call that goes on, it may be as long as a pull, has nobody to answer to.
+    /// Ends the service.
     pub fn stop(self) -> Arc<Snapshotter> {
-        // What somebody else has put in its place is theirs.
-        if let Some((socket, made)) = &self.made
-            && server::identity(socket) == *made
-        {
-            let _ = std::fs::remove_file(socket); // it would only refuse connections
-        }
-        // What has been asked is answered, unless it takes too long.
-        let _ = self.end.send(()); // it may have failed
-        let _ = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.served).await });
-        self.runtime.shutdown_background();
+        self.grpc.stop();
         self.snapshotter
     }
 }
@@ -76,49 +47,11 @@ pub fn serve(engine: &Arc<Engine>, at: At<'_>) -> anyhow::Result<Serving> {
             );
         }
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .thread_name("snapshots")
-        .enable_all()
-        .build()
-        .context("starting the threads of the snapshotter")?;
-    let (listener, made) = match at {
-        At::Path(socket) => {
-            let listener = listen(socket)?;
-            tracing::info!(socket = %socket.display(), "serving snapshots");
-            (listener, Some((socket.to_owned(), server::identity(socket))))
-        }
-        At::Given(listener) => {
-            listener.set_nonblocking(true).context("preparing the service manager's socket")?;
-            tracing::info!("serving snapshots at the service manager's socket");
-            (listener, None)
-        }
-    };
-    let listener = {
-        let _inside = runtime.enter();
-        tokio::net::UnixListener::from_std(listener).context("preparing the socket")?
-    };
+    let socket = Socket::listen(at, "snapshots")?;
     let snapshotter = Snapshotter::new(engine);
-    let (end, ended) = tokio::sync::oneshot::channel();
-    let served = tonic::transport::Server::builder()
-        .add_service(api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone())))
-        .serve_with_incoming_shutdown(tokio_stream::wrappers::UnixListenerStream::new(listener), async {
-            let _ = ended.await; // also when nobody can end it any more
-        });
-    let served = runtime.spawn(async move {
-        if let Err(error) = served.await {
-            tracing::error!(%error, "serving snapshots");
-        }
-    });
-    Ok(Serving { snapshotter, made, runtime, end, served })
-}
-
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    }
-    server::is_free(socket)?;
-    server::listen(socket)
+    let service = api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone()));
+    let services = || tonic::transport::Server::builder().add_service(service);
+    Ok(Serving { grpc: socket.serve(services)?, snapshotter })
 }
 
 struct Service(Arc<Snapshotter>);

@@ -157,8 +157,9 @@ impl<'a> Containerd<'a> {
         fs::create_dir_all(&dir).unwrap();
         let config = node.path("config.toml");
         let ours = format!(
-            "{more}[containerd]\nsocket = \"{}\"\nroot = \"{}\"\n",
-            dir.join("floe.sock").display(),
+            "{more}[containerd]\nsocket = \"{0}/floe.sock\"\nroot = \"{1}\"\n\
+             image_service = \"{0}/images.sock\"\naddress = \"{0}/socket\"\n",
+            dir.display(),
             node.store().display()
         );
         fs::write(&config, fs::read_to_string(&config).unwrap() + &ours).unwrap();
@@ -201,6 +202,11 @@ impl<'a> Containerd<'a> {
 
     pub fn socket(&self) -> PathBuf {
         self.dir.join("socket")
+    }
+
+    /// Returns where kubelet asks for images, so that Floe hears it.
+    pub fn images(&self) -> PathBuf {
+        self.dir.join("images.sock")
     }
 
     /// Runs `ctr` to its end.

@@ -5,10 +5,10 @@ use std::path::Path;
 use containerd::cri::image_service_client::ImageServiceClient;
 use containerd::cri::runtime_service_client::RuntimeServiceClient;
 use containerd::cri::{
-    ContainerConfig, ContainerMetadata, ContainerRequest, CreateContainerRequest, Empty, ExecSyncRequest,
-    FilesystemUsage, ImageSpec, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxRequest, PullImageRequest,
-    RemoveImageRequest, RunPodSandboxRequest,
+    AuthConfig, ContainerConfig, ContainerMetadata, ContainerRequest, CreateContainerRequest, Empty,
+    ExecSyncRequest, FilesystemUsage, ImageSpec, ImageStatusRequest, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxRequest, PullImageRequest, RemoveImageRequest, RunPodSandboxRequest,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -39,9 +39,27 @@ impl Cri {
         cri
     }
 
+    /// Has images asked for elsewhere than containers, as `--image-service-endpoint` has kubelet do.
+    pub fn images_at(mut self, socket: &Path) -> Self {
+        let channel = self.runtime.block_on(floe::snapshotter::register::connect(socket)).unwrap();
+        self.images = ImageServiceClient::new(channel);
+        self
+    }
+
     pub fn pull(&mut self, reference: &str) -> Result<String, Status> {
-        let asked = PullImageRequest { image: Some(spec(reference)), sandbox_config: None };
+        self.pull_as(None, reference)
+    }
+
+    /// Pulls with what a pod's secret says.
+    pub fn pull_as(&mut self, auth: Option<AuthConfig>, reference: &str) -> Result<String, Status> {
+        let asked = PullImageRequest { image: Some(spec(reference)), auth, sandbox_config: None };
         Ok(self.runtime.block_on(self.images.pull_image(asked))?.into_inner().image_ref)
+    }
+
+    /// Says whether an image is there, as kubelet asks before it has one pulled.
+    pub fn has(&mut self, reference: &str) -> bool {
+        let asked = ImageStatusRequest { image: Some(spec(reference)) };
+        self.runtime.block_on(self.images.image_status(asked)).unwrap().into_inner().image.is_some()
     }
 
     pub fn remove_image(&mut self, reference: &str) {
@@ -51,8 +69,12 @@ impl Cri {
 
     /// Returns what the images take, as kubelet's eviction sees it.
     pub fn image_fs(&mut self) -> FilesystemUsage {
-        let info = self.runtime.block_on(self.images.image_fs_info(Empty {})).unwrap().into_inner();
-        info.image_filesystems.into_iter().next().unwrap()
+        self.try_image_fs().unwrap()
+    }
+
+    pub fn try_image_fs(&mut self) -> Result<FilesystemUsage, Status> {
+        let info = self.runtime.block_on(self.images.image_fs_info(Empty {}))?.into_inner();
+        Ok(info.image_filesystems.into_iter().next().unwrap())
     }
 
     pub fn pod(&mut self, name: &str) -> Pod {
@@ -93,11 +115,18 @@ impl Cri {
 
     /// Runs a command in a container that must succeed; returns what it printed.
     pub fn exec(&mut self, container: &str, command: &[&str]) -> Vec<u8> {
+        self.try_exec(container, command).unwrap_or_else(|said| panic!("{command:?}: {said}"))
+    }
+
+    /// Runs a command in a container; returns what it printed, or its complaint.
+    pub fn try_exec(&mut self, container: &str, command: &[&str]) -> Result<Vec<u8>, String> {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
         let asked = ExecSyncRequest { container_id: container.into(), cmd };
         let done = self.runtime.block_on(self.containers.exec_sync(asked)).unwrap().into_inner();
-        assert_eq!(done.exit_code, 0, "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
-        done.stdout
+        if done.exit_code != 0 {
+            return Err(String::from_utf8_lossy(&done.stderr).into_owned());
+        }
+        Ok(done.stdout)
     }
 
     /// Returns what a container has written.

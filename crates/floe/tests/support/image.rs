@@ -355,7 +355,7 @@ pub fn rich(dir: &Path) -> TestImage {
 pub fn runnable(config: &Value) -> Option<TestImage> {
     let busybox = fs::read("/bin/busybox").ok()?;
     let mut entries = vec![Entry::dir("bin/"), Entry::file("bin/busybox", busybox).mode(0o755)];
-    for applet in ["sh", "cat", "echo", "sleep", "true", "wc", "sync", "kill"] {
+    for applet in ["sh", "cat", "echo", "sleep", "true", "wc", "sync", "kill", "head"] {
         entries.push(Entry::symlink(format!("bin/{applet}"), "busybox"));
     }
     entries.extend([

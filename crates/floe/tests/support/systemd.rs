@@ -143,6 +143,11 @@ impl<'a> Host<'a> {
             .success()
     }
 
+    /// Returns where one of its files is, seen from here.
+    pub fn path(&self, file: &str) -> PathBuf {
+        format!("/proc/{}/root{file}", self.init).into()
+    }
+
     /// Runs a command on it to its end.
     pub fn run(&self, words: &[&str]) -> Outcome {
         let mut command = Command::new("nsenter");
