@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     self, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
+
+use crate::namespace::Users;
 
 /// Longest value that `fsconfig` takes as a string, in bytes (256 with the terminator, in `fs/fsopen.c`).
 pub const VALUE: usize = 255;
@@ -163,6 +165,36 @@ pub fn bind(source: &Path) -> Result<Detached, MountError> {
     tree.map(Detached).map_err(|e| MountError::new(format!("binding {}", source.display()), e))
 }
 
+impl Detached {
+    /// Shows owners as they are in a user namespace (mount_setattr(2), `MOUNT_ATTR_IDMAP`): EROFS and most others can since
+    /// Linux 5.19, FUSE since 6.12 if its server agrees. To be called once, and before it is attached.
+    pub fn shift(&self, users: &Users) -> Result<(), MountError> {
+        let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
+        let attributes = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: number(users.as_fd()).into(),
+        };
+        // SAFETY: the path is an empty string that ends with a zero, the attributes are a struct of the kernel's for which its size is
+        // said, and both live for the call. The descriptors are open, and stay their owners'.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                self.0.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH,
+                &raw const attributes,
+                size_of_val(&attributes),
+            )
+        };
+        match done {
+            0 => Ok(()),
+            _ => Err(MountError::new("showing its owners shifted", io::Error::last_os_error())),
+        }
+    }
+}
+
 /// How a mount is taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmount {
@@ -307,6 +339,25 @@ mod tests {
         overlay(&spec).unwrap().attach(&at).unwrap();
         assert_errno(fs::write(at.join("made"), "new").unwrap_err().raw_os_error(), rustix::io::Errno::ROFS);
         unmount(&at, Unmount::Idle).unwrap();
+    }
+
+    #[test]
+    fn owners_are_shifted_and_what_is_below_is_not() {
+        use std::os::unix::fs::{MetadataExt, chown};
+
+        use crate::namespace::Mapping;
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let Ok(bound) = bind(dir.path()) else { testkit::skip!("open_tree needs root") };
+        chown(&file, Some(3), Some(0)).unwrap();
+        let map = |outside| [Mapping { inside: 0, outside, length: 10 }];
+        bound.shift(&Users::new(&map(100_000), &map(200_000)).unwrap()).unwrap();
+        let found = bound.open("file").unwrap().metadata().unwrap();
+        assert_eq!((found.uid(), found.gid()), (100_003, 200_000));
+        let below = fs::metadata(&file).unwrap();
+        assert_eq!((below.uid(), below.gid()), (3, 0));
+        assert!(bound.shift(&Users::new(&map(1), &map(1)).unwrap()).is_err(), "once only");
     }
 
     #[test]

@@ -22,11 +22,21 @@ pub(super) fn version() -> Check {
     judge_version(&system.release().to_string_lossy(), &system.machine().to_string_lossy())
 }
 
+/// Says whether the kernel shows owners of our mounts shifted, whichever way they are read: FUSE is the last that learned it.
+pub(crate) fn shifts_owners() -> bool {
+    numbers(&rustix::system::uname().release().to_string_lossy()).is_some_and(|this| this >= (6, 12))
+}
+
+/// Returns the first two numbers of a version.
+fn numbers(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 fn judge_version(release: &str, machine: &str) -> Check {
     let found = format!("Linux {release} {machine}");
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse::<u32>().ok());
-    match (numbers.next().flatten(), numbers.next().flatten()) {
-        (Some(major), Some(minor)) if (major, minor) < OLDEST => {
+    match numbers(release) {
+        Some(this) if this < OLDEST => {
             GROUP.failed("version", found, "use Linux 5.12 or later; 6.14 lets the kernel read images itself")
         }
         _ => GROUP.ok("version", found),

@@ -19,7 +19,7 @@
 
 mod configuration;
 mod daemon;
-mod kernel;
+pub(crate) mod kernel;
 mod limits;
 mod network;
 mod patience;

@@ -154,6 +154,11 @@ impl Engine {
         hold.is_some_and(|hold| hold.files().missing() == 0)
     }
 
+    /// Says whether mounts stay when this daemon ends.
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaving.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Returns where the credentials of pods are noted.
     pub(crate) fn handed(&self) -> Option<&Arc<registry::Handed>> {
         self.net.handed()

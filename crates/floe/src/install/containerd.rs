@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::{host, units};
+use crate::doctor::kernel;
 
 /// Where containerd finds its configuration by itself.
 const MAIN: &str = "/etc/containerd/config.toml";
@@ -53,7 +54,7 @@ pub(super) fn tell(root: &Path) -> anyhow::Result<Told> {
 fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
     let (imported, wrapper, unit) = (Path::new(IMPORTED), Path::new(WRAPPER), Path::new(OVERRIDE));
     if !is_wrapped() {
-        host::write(imported, &units::plugin(root))?;
+        host::write(imported, &units::plugin(root, kernel::shifts_owners()))?;
         if dump(command)?.contains(units::SOCKET) {
             return Ok(Told::By(vec![imported.to_owned()]));
         }
@@ -64,7 +65,7 @@ fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
     }
     let main = main()?;
     let version = main.as_deref().map_or(Some(VERSION), version_of);
-    let text = units::wrapper(version, root);
+    let text = units::wrapper(version, root, kernel::shifts_owners());
     host::write(wrapper, &text)?;
     let wrapped = [command[0].clone(), "--config".to_owned(), WRAPPER.to_owned()];
     if !dump(&wrapped)?.contains(units::SOCKET) {
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(command_of("ExecStart=\n"), None);
         assert_eq!(version_of("version = 3\n[plugins]\n"), Some(3));
         assert_eq!(version_of("[plugins]\n"), None);
-        let wrapper = units::wrapper(Some(2), Path::new("/var/lib/floe"));
+        let wrapper = units::wrapper(Some(2), Path::new("/var/lib/floe"), false);
         assert_eq!(mismatch(&wrapper, Some("version = 2\n[plugins]\n")), None);
         assert_eq!(mismatch("version = 2\n", None), None);
         assert!(mismatch(&wrapper, Some("version = 3\n")).is_some());

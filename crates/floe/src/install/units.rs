@@ -85,29 +85,32 @@ pub(super) fn socket() -> String {
 }
 
 /// Returns what containerd is to import: the snapshotter, and nothing that it has a say in already.
-pub(super) fn plugin(root: &Path) -> String {
+pub(super) fn plugin(root: &Path, remaps: bool) -> String {
     format!(
         "{HEAD}\
          version = 2\n\
          \n\
          {}",
-        proxy(root)
+        proxy(root, remaps)
     )
 }
 
 /// Returns a configuration that is containerd's own one and the snapshotter, for a containerd that imports nothing. It has to
 /// be of the other one's version. That is named by a pattern that nothing else matches: a plain name has to be there.
-pub(super) fn wrapper(version: Option<i64>, root: &Path) -> String {
+pub(super) fn wrapper(version: Option<i64>, root: &Path, remaps: bool) -> String {
     let version = version.map_or_else(String::new, |version| format!("version = {version}\n"));
-    format!("{HEAD}{version}imports = [\"/etc/containerd/config.[t*]oml\"]\n\n{}", proxy(root))
+    format!("{HEAD}{version}imports = [\"/etc/containerd/config.[t*]oml\"]\n\n{}", proxy(root, remaps))
 }
 
+/// Where we can show other owners, containerd leaves that to us; else it copies the image for each user namespace.
 /// What it exports has the transfer service of containerd 2.1 say which layer of which image is unpacked; others read over it.
-fn proxy(root: &Path) -> String {
+fn proxy(root: &Path, remaps: bool) -> String {
+    let capabilities = if remaps { "capabilities = [\"remap-ids\"]\n" } else { "" };
     format!(
         "[proxy_plugins.floe]\n\
          type = \"snapshot\"\n\
          address = \"{SOCKET}\"\n\
+         {capabilities}\
          [proxy_plugins.floe.exports]\n\
          enable_remote_snapshot_annotations = \"true\"\n\
          root = {}\n",
@@ -181,10 +184,11 @@ mod tests {
             command,
             r#"ExecStart="/usr/bin/floe" "--root" "/srv/a \"b\"/100%%" "--config" "/etc/$$x" "daemon""#
         );
-        let plugin: toml::Table = toml::from_str(&plugin(&address.root)).unwrap();
+        let plugin: toml::Table = toml::from_str(&plugin(&address.root, true)).unwrap();
         let floe = &plugin["proxy_plugins"]["floe"];
         assert_eq!(floe["exports"]["root"].as_str(), Some("/srv/a \"b\"/100%"));
-        let wrapper: toml::Table = toml::from_str(&wrapper(Some(3), &address.root)).unwrap();
+        assert_eq!(floe["capabilities"][0].as_str(), Some("remap-ids"));
+        let wrapper: toml::Table = toml::from_str(&wrapper(Some(3), &address.root, false)).unwrap();
         assert_eq!(wrapper["version"].as_integer(), Some(3));
         assert_eq!(wrapper["imports"][0].as_str(), Some("/etc/containerd/config.[t*]oml"));
         assert_eq!(wrapper["proxy_plugins"]["floe"]["address"].as_str(), Some(SOCKET));

@@ -7,6 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | `labels.rs` | what clients say of the layer that they want |
+//! | `remap.rs` | containers in user namespaces of their own |
 //! | `service.rs` | the gRPC service |
 //! | `register.rs` | an image made known to a containerd |
 //!
@@ -16,9 +17,11 @@
 
 mod labels;
 pub mod register;
+mod remap;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,7 @@ use store::{
 };
 
 use self::labels::{SNAPSHOT_REF, Wish};
+use self::remap::Remap;
 pub use self::service::{Serving, serve};
 use crate::engine::Engine;
 use crate::engine::mounts::LiveMount;
@@ -73,24 +77,43 @@ pub struct Snapshotter {
     uses: Mutex<HashMap<u64, Vec<Arc<LiveMount>>>>,
     /// What an earlier daemon kept, where nobody knows any more for which snapshot.
     _unclaimed: Vec<Arc<LiveMount>>,
+    /// Where lower directories are shown with other owners. Held while one is.
+    shifted: PathBuf,
+    showing: Mutex<()>,
     /// Images whose layers were just asked for.
     lent: Mutex<Vec<(Instant, Known)>>,
 }
 
 impl Snapshotter {
     /// Returns the snapshotter of an engine; takes over what snapshots in use stand on.
-    pub fn new(engine: &Arc<Engine>) -> Arc<Self> {
-        let snapshots = engine.snapshots();
+    pub fn new(engine: &Arc<Engine>, run: &Path) -> Arc<Self> {
+        let (snapshots, shifted) = (engine.snapshots(), run.join("shifted"));
         let kept = engine.take_kept(Shape::Stack);
         let mut uses: HashMap<u64, Vec<_>> = HashMap::new();
-        for one in snapshots.in_use() {
+        let in_use = snapshots.in_use();
+        remap::hide_others(&shifted, |number| in_use.iter().any(|one| one.number() == number));
+        for one in in_use {
             let Some(key) = key_below(snapshots, &one) else { continue };
             let of_its = kept.iter().filter(|(kept, _)| *kept == key).map(|(_, mount)| mount.clone());
             uses.entry(one.number()).or_default().extend(of_its);
         }
         // A record that cannot be read may be a container's.
         let _unclaimed = kept.into_iter().filter(|_| !snapshots.is_whole()).map(|(_, mount)| mount).collect();
-        Arc::new(Self { engine: engine.clone(), uses: uses.into(), _unclaimed, lent: Mutex::default() })
+        Arc::new(Self {
+            engine: engine.clone(),
+            uses: uses.into(),
+            _unclaimed,
+            shifted,
+            showing: Mutex::default(),
+            lent: Mutex::default(),
+        })
+    }
+
+    /// Lets nobody be shown anything any more, unless there will be a successor.
+    fn end(&self) {
+        if !self.engine.leaves() {
+            remap::hide_others(&self.shifted, |_| false);
+        }
     }
 
     fn snapshots(&self) -> &Snapshots {
@@ -108,8 +131,9 @@ impl Snapshotter {
                 }
             }
         }
+        Remap::of(new.labels)?; // before anything is made
         let snapshot = self.snapshots().create(new, kind)?;
-        let made = self.lowers(&snapshot).and_then(|lowers| {
+        let made = self.shown(&snapshot).and_then(|lowers| {
             self.take_after(&snapshot, &lowers)?;
             Ok(self.over(&snapshot, &lowers))
         });
@@ -162,14 +186,34 @@ impl Snapshotter {
         Ok(opened)
     }
 
-    /// Gives the root of what will be written the owner of what is below: a container sees the upper one's.
+    /// Gives the root of what will be written its owner, for a container sees the upper one's: root of its user namespace, if it has
+    /// one of its own, else whose it is below.
     fn take_after(&self, snapshot: &Snapshot, lowers: &[String]) -> Result<(), Failure> {
         use std::os::unix::fs::{MetadataExt, chown};
-        let Some(below) = lowers.first() else { return Ok(()) };
         let files = self.snapshots().files(snapshot);
-        let owned =
-            std::fs::metadata(below).and_then(|below| chown(files, Some(below.uid()), Some(below.gid())));
+        let owner = match (Remap::of(&snapshot.labels)?, lowers.first()) {
+            (Some(remap), _) => Ok(remap.root),
+            (None, Some(below)) => std::fs::metadata(below).map(|below| [below.uid(), below.gid()]),
+            (None, None) => return Ok(()),
+        };
+        let owned = owner.and_then(|[uid, gid]| chown(files, Some(uid), Some(gid)));
         owned.map_err(|error| Failure::Mount { name: snapshot.name.clone(), source: error.into() })
+    }
+
+    /// Returns the same directories as [`Self::lowers`], as the snapshot's user namespace sees them.
+    fn shown(&self, snapshot: &Snapshot) -> Result<Vec<String>, Failure> {
+        let lowers = self.lowers(snapshot)?;
+        let parent = snapshot.parent.as_ref();
+        let parent = parent.and_then(|parent| self.snapshots().get(&snapshot.owner, parent).ok());
+        let is_changed = parent.is_some_and(|parent| parent.labels.contains_key(remap::CHANGED));
+        match Remap::of(&snapshot.labels)? {
+            Some(remap) if !is_changed => {
+                let _one = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
+                let shown = remap.show(&lowers, &self.shifted.join(snapshot.number().to_string()));
+                shown.map_err(|source| Failure::Mount { name: snapshot.name.clone(), source })
+            }
+            _ => Ok(lowers),
+        }
     }
 
     /// Returns the directories that a snapshot stands on, topmost first.
@@ -195,7 +239,7 @@ impl Snapshotter {
             let what = "is committed: only what stands on it can be mounted";
             return Err(SnapshotError::Unfit { name: snapshot.name.clone(), what }.into());
         }
-        Ok(self.over(snapshot, &self.lowers(snapshot)?))
+        Ok(self.over(snapshot, &self.shown(snapshot)?))
     }
 
     /// Returns what to mount to see a snapshot over these directories.
@@ -203,24 +247,24 @@ impl Snapshotter {
         let own = text(&self.snapshots().files(snapshot));
         let writes = snapshot.kind == SnapshotKind::Active;
         let mode = if writes { "rw" } else { "ro" };
-        let bind =
-            |source| Mount { kind: "bind", source, options: vec![mode.to_owned(), "rbind".to_owned()] };
-        vec![match lowers {
-            [] => bind(own),
-            [only] if !writes => bind(only.clone()),
-            _ => {
-                let mut options = if writes {
-                    let work = text(&self.snapshots().work(snapshot));
-                    vec!["index=off".to_owned(), format!("workdir={work}"), format!("upperdir={own}")]
-                } else {
-                    // Nothing can be written without an upper directory. BuildKit, told so once more, no longer finds what
-                    // is new in a layer, and compares all files of both sides instead.
-                    vec![]
-                };
-                options.push(format!("lowerdir={}", lowers.join(":")));
-                Mount { kind: "overlay", source: "overlay".to_owned(), options }
-            }
-        }]
+        let bound = match lowers {
+            [] => Some(&own),
+            [only] if !writes => Some(only),
+            _ => None,
+        };
+        if let Some(source) = bound {
+            let options = vec![mode.to_owned(), "rbind".to_owned()];
+            return vec![Mount { kind: "bind", source: source.clone(), options }];
+        }
+        // Nothing can be written without an upper directory. BuildKit, told so once more, no longer finds what
+        // is new in a layer, and compares all files of both sides instead.
+        let mut options = Vec::new();
+        if writes {
+            let work = text(&self.snapshots().work(snapshot));
+            options.extend(["index=off".to_owned(), format!("workdir={work}"), format!("upperdir={own}")]);
+        }
+        options.push(format!("lowerdir={}", lowers.join(":")));
+        vec![Mount { kind: "overlay", source: "overlay".to_owned(), options }]
     }
 
     /// Returns where a stack is mounted.
@@ -244,7 +288,11 @@ impl Snapshotter {
     fn commit(&self, new: &NewSnapshot<'_>, key: &str) -> Result<(), Failure> {
         let active = self.snapshots().get(new.owner, key)?;
         let usage = tree_usage(&self.snapshots().files(&active));
-        self.snapshots().commit(new, key, usage)?;
+        let mut labels = new.labels.clone();
+        if key.ends_with(remap::CHANGING) {
+            labels.insert(remap::CHANGED.into(), "true".into());
+        }
+        self.snapshots().commit(&NewSnapshot { labels: &labels, ..*new }, key, usage)?;
         self.let_go(&active);
         Ok(())
     }
@@ -257,6 +305,7 @@ impl Snapshotter {
 
     /// Lets go what a snapshot stood on; with its last user that is unmounted.
     fn let_go(&self, snapshot: &Snapshot) {
+        remap::hide(&self.shifted.join(snapshot.number().to_string()));
         let gone = self.uses().remove(&snapshot.number());
         drop(gone); // without the lock: unmounting takes its time
     }
@@ -297,12 +346,12 @@ fn stack(lineage: &[Snapshot]) -> Option<Vec<RefLayer>> {
     lineage.iter().rev().map(|one| one.lazy.as_ref().map(|lazy| lazy.layer.clone())).collect()
 }
 
-fn text(path: &std::path::Path) -> String {
+fn text(path: &Path) -> String {
     path.display().to_string() // ours, and the store's
 }
 
 /// Returns what a directory tree takes, each file once. What vanishes meanwhile does not count.
-fn tree_usage(dir: &std::path::Path) -> Usage {
+fn tree_usage(dir: &Path) -> Usage {
     use std::os::unix::fs::MetadataExt;
     let (mut usage, mut seen) = (Usage::default(), std::collections::HashSet::new());
     let mut dirs = vec![dir.to_owned()];

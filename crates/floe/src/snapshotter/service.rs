@@ -32,13 +32,15 @@ impl Serving {
     /// Ends the service.
     pub fn stop(self) -> Arc<Snapshotter> {
         self.grpc.stop();
+        self.snapshotter.end();
         self.snapshotter
     }
 }
 
 /// Serves snapshots at a socket.
 pub fn serve(engine: &Arc<Engine>, at: At<'_>) -> anyhow::Result<Serving> {
-    for dir in [engine.root(), &crate::daemon::run_dir(engine.root())?] {
+    let run = crate::daemon::run_dir(engine.root())?;
+    for dir in [engine.root(), &run] {
         // overlayfs takes them for the end of a directory, and of an option.
         if dir.to_str().is_none_or(|dir| dir.contains([':', ',', '\\'])) {
             bail!(
@@ -48,7 +50,7 @@ pub fn serve(engine: &Arc<Engine>, at: At<'_>) -> anyhow::Result<Serving> {
         }
     }
     let socket = Socket::listen(at, "snapshots")?;
-    let snapshotter = Snapshotter::new(engine);
+    let snapshotter = Snapshotter::new(engine, &run);
     let service = api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone()));
     let services = || tonic::transport::Server::builder().add_service(service);
     Ok(Serving { grpc: socket.serve(services)?, snapshotter })

@@ -165,7 +165,7 @@ impl<'a> Containerd<'a> {
         fs::write(&config, fs::read_to_string(&config).unwrap() + &ours).unwrap();
         let plugin = |name| {
             format!(
-                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n\
+                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\ncapabilities = [\"remap-ids\"]\n\
                  [proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n",
                 dir.join("floe.sock").display()
             )

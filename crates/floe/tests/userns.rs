@@ -1,0 +1,105 @@
+//! Containers in user namespaces of their own, on images whose owners are shifted and not copied.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use support::containerd::{Containerd, Release};
+use support::image;
+use support::servers::Embedded;
+use support::{mounts_of, until};
+
+const USERS: u32 = 100_000;
+const GROUPS: u32 = 200_000;
+
+each_release!(owners_are_shifted_by_the_kernels_own_path);
+
+fn owners_are_shifted_by_the_kernels_own_path(release: Release) {
+    let node = kernel_node!("[fetch]\nbackground = false\n[mount]\npath = \"erofs\"\n");
+    owners_are_shifted(&node, release);
+}
+
+#[test]
+fn owners_are_shifted_through_fuse() {
+    let node = node!("[fetch]\nbackground = false\n[mount]\npath = \"fuse\"\n");
+    if !idmapped_fuse() {
+        testkit::skip!("this kernel is older than 6.12");
+    }
+    owners_are_shifted(&node, Release::Installed);
+}
+
+/// Says whether the kernel shows owners of a FUSE mount shifted.
+fn idmapped_fuse() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
+}
+
+fn owners_are_shifted(node: &support::Node, release: Release) {
+    if let Some(why) = release.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
+        testkit::skip!("there is no busybox")
+    };
+    let (_registry, reference) = Embedded::with_index(node, &image);
+    let containerd = Containerd::start(release, node, &reference);
+    containerd.pull(&reference);
+    let run = |options: &[&str], name: &str, words: &[&str]| {
+        let base = ["run", "--snapshotter", "floe"];
+        containerd.ok(&[&base[..], options, &[&reference, name], words].concat())
+    };
+    let (users, groups) = (format!("0:{USERS}:65536"), format!("0:{GROUPS}:65536"));
+    let mapped = |how| [how, "--uidmap", &users, "--gidmap", &groups, "--remap-labels"];
+    let script = "test -O /etc/name && test -G /etc/name && echo x >>/etc/name && echo y >/etc/new && \
+                  cat /etc/name /etc/new; cat /proc/self/uid_map";
+    let said = run(&mapped("--rm"), "mapped", &["sh", "-c", script]);
+    assert!(said.starts_with("tested\nx\ny\n") && said.contains(&USERS.to_string()), "{said}");
+
+    // What it writes is its root's outside; what it only reads is neither copied nor fetched.
+    run(&mapped("-d"), "stays", &["sh", "-c", "echo z >/etc/new; cat /etc/new; sleep 1000"]);
+    until("it has written", || !written(&node.store()).is_empty());
+    for file in written(&node.store()) {
+        let metadata = fs::metadata(&file).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (USERS, GROUPS), "{}", file.display());
+    }
+    let shifted = floe::daemon::run_dir(&node.store()).unwrap().join("shifted");
+    // containerd collects what has ended, a moment later.
+    let shown = || {
+        let at = format!(" / {}/", shifted.display());
+        mounts_of(&shifted).iter().filter(|mount| mount.contains(&at)).count()
+    };
+    until("only what runs is shown", || shown() == 1);
+    // Beside it one that has none, of the same mount; and the next daemon goes on for both.
+    assert_eq!(run(&["--rm"], "plain", &["cat", "/etc/name"]), "tested\n");
+    let before = node.daemon();
+    node.kill_daemon();
+    until("another daemon runs", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    let exec = ["tasks", "exec", "--exec-id", "x", "stays", "cat", "/data/0"];
+    assert!(containerd.ctr(&exec).stdout == image::noise(9, 1_500_000));
+    assert!(node.received() < image.packed() / 2, "{} of {}", node.received(), image.packed());
+
+    until("a daemon serves containerd", || {
+        containerd.ctr(&["snapshots", "--snapshotter", "floe", "ls"]).status.success()
+    });
+    containerd.ok(&["tasks", "rm", "-f", "stays"]);
+    containerd.ok(&["containers", "rm", "stays"]);
+    until("nothing is shown any more", || shown() == 0);
+}
+
+/// Returns the files that containers have written into `/etc`.
+fn written(store: &Path) -> Vec<PathBuf> {
+    let snapshots = fs::read_dir(store.join("snapshots")).into_iter().flatten().flatten();
+    snapshots.map(|snapshot| snapshot.path().join("fs/etc/new")).filter(|file| file.exists()).collect()
+}
