@@ -189,3 +189,80 @@ fn a_layer_that_was_unpacked_by_itself_is_put_on_its_parent_when_it_is_committed
     assert_eq!(snapshots.lineage("floe", "layer").unwrap().len(), 2);
     assert!(matches!(snapshots.remove("floe", "base"), Err(SnapshotError::Unfit { .. })));
 }
+
+#[test]
+fn whatever_a_crash_has_left_half_made_or_half_removed_goes_and_nothing_else() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, snapshots) = open(home.path());
+    let one = snapshots.create(&new("floe", "one", None), SnapshotKind::Active).unwrap();
+    std::fs::write(snapshots.files(&one).join("file"), "x").unwrap();
+    drop((snapshots, store));
+    let all = home.path().join("snapshots");
+    let record = std::fs::read(all.join("0")).unwrap();
+    // As far as making had come, or removing: the record comes last and goes first.
+    let made: [&[&str]; 6] =
+        [&[""], &["fs"], &["fs", "work"], &["fs/a/b", "work/work"], &["work/work"], &["fs/a"]];
+    for (n, dirs) in (70..).zip(made) {
+        dirs.iter().for_each(|dir| std::fs::create_dir_all(all.join(format!("{n}.d")).join(dir)).unwrap());
+        if dirs.contains(&"fs") {
+            std::os::unix::fs::symlink(home.path(), all.join(format!("{n}.d/fs/link"))).unwrap();
+        }
+    }
+    for len in [0, 1, record.len() / 2, record.len()] {
+        std::fs::write(home.path().join(format!("tmp/{len}")), &record[..len]).unwrap();
+    }
+    // Removing what is left may be cut short as well, and is then done by the next start.
+    for round in 0..2 {
+        let (_store, snapshots) = open(home.path());
+        assert_eq!(names(&snapshots, "floe"), ["one"]);
+        if round == 1 {
+            snapshots.clean_up();
+        }
+        let kept = snapshots.files(&snapshots.get("floe", "one").unwrap());
+        assert_eq!(std::fs::read_to_string(kept.join("file")).unwrap(), "x");
+        assert_eq!(std::fs::read_dir(home.path().join("tmp")).unwrap().count(), 0);
+    }
+    let mut left: Vec<_> = std::fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["0", "0.d"]);
+}
+
+#[test]
+fn records_of_other_versions_are_read_or_refused_by_name_and_left_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, snapshots) = open(home.path());
+    snapshots.create_lazy(&new("floe", "layer", None), &lazy(1)).unwrap();
+    snapshots.create(&new("floe", "other", None), SnapshotKind::Active).unwrap();
+    drop((snapshots, store));
+    let file = home.path().join("snapshots/0");
+    let ours = std::fs::read(&file).unwrap();
+    let (mut fields, body) = (ours[..24].to_vec(), &ours[56..]);
+    fields[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    let sum = *blake3::Hasher::new().update(&fields).update(body).finalize().as_bytes();
+    // Its checksum may be where ours is, or elsewhere.
+    for theirs in [[&fields, &sum[..], body].concat(), [&fields, body, &sum[..]].concat()] {
+        std::fs::write(&file, &theirs).unwrap();
+        let store = Store::open(home.path()).unwrap();
+        let (snapshots, damaged) = Snapshots::open(&store).unwrap();
+        let said = damaged[0].to_string();
+        assert!(
+            damaged.len() == 1 && said.contains("version 2") && said.contains(file.to_str().unwrap()),
+            "{said}"
+        );
+        assert!(store.gc(GcMode::Remove).unwrap_err().to_string().contains("version 2"));
+        assert_eq!(names(&snapshots, "floe"), ["other"]);
+        snapshots.label("floe", "other", |labels| drop(labels.insert("a".into(), "b".into()))).unwrap();
+        snapshots.clean_up();
+        assert_eq!(std::fs::read(&file).unwrap(), theirs);
+    }
+
+    // As the first program that had snapshots wrote them, and with a field that it did not know.
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    for text in [text.clone(), text.replacen('{', "{\"later\":[1],", 1), text.replace(",\"usage\":null", "")]
+    {
+        let record = crate::record::encode(crate::record::Kind::Snapshot, text.as_bytes());
+        std::fs::write(&file, record).unwrap();
+        let (_store, snapshots) = open(home.path());
+        assert_eq!(snapshots.get("floe", "layer").unwrap().lazy, Some(lazy(1)));
+    }
+}
