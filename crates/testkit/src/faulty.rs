@@ -26,6 +26,11 @@ pub enum Fault {
         /// Bytes sent before.
         after: usize,
     },
+    /// Sends so many bytes of the body, and the rest once the server is healed.
+    Pause {
+        /// Bytes sent before.
+        after: usize,
+    },
     /// Sends so many bytes of the body, then closes the connection.
     Close {
         /// Bytes sent before.
@@ -206,6 +211,7 @@ impl Faulty {
     /// Behaves from now on: forgets all rules.
     pub fn heal(&self) {
         self.0.lock().rules.clear();
+        self.0.changed.notify_all();
     }
 
     /// Sets who may read.
@@ -291,16 +297,11 @@ impl Shared {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut writer = stream;
-        loop {
-            let seen = match read_request(&mut reader) {
-                Ok(Some(seen)) => seen,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    // Clients that begin with TLS wait for something that shows them plain HTTP.
-                    let _ = writer.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n"); // they may have gone
-                    return Err(error);
-                }
-            };
+        // A handshake of TLS. Whoever tries that first knows by such an answer what to try next.
+        if reader.fill_buf()?.first() == Some(&0x16) {
+            return writer.write_all(b"HTTP/1.1 400 Status\r\nContent-Length: 0\r\n\r\n");
+        }
+        while let Some(seen) = read_request(&mut reader)? {
             let head_only = seen.method == "HEAD";
             let answer = {
                 let mut state = self.lock();
@@ -320,6 +321,7 @@ impl Shared {
             self.lock().in_flight -= 1;
             result?;
         }
+        Ok(())
     }
 
     fn send(&self, writer: &mut TcpStream, answer: Answer, head_only: bool) -> io::Result<()> {
@@ -357,6 +359,15 @@ impl Shared {
                     }
                 }
                 return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            Some(Fault::Pause { after }) => {
+                writer.write_all(cut(after))?;
+                let mut state = self.lock();
+                while !state.rules.is_empty() && !self.stopped.load(Ordering::SeqCst) {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                drop(state);
+                writer.write_all(&answer.body[cut(after).len()..])?;
             }
             Some(Fault::Drip { piece }) => {
                 for piece in answer.body.chunks(piece.max(1)) {
