@@ -52,7 +52,7 @@ pub(super) enum NotLazy {
     #[error("opening the image: {0:#}")]
     Image(anyhow::Error),
     /// The image has no such layer with such a chain ID.
-    #[error("the image has no layer {layer} with the chain ID {target}")]
+    #[error("the image has no layer {layer} with the chain ID {target:?}")]
     NoSuchLayer {
         /// The layer's blob.
         layer: Digest,
@@ -86,7 +86,7 @@ impl Wish {
             .ok_or(NotLazy::Unlabelled)?;
         let nonsense = |(label, value): (&str, &str), what| NotLazy::Nonsense {
             label: label.to_owned(),
-            value: value.chars().take(256).collect(),
+            value: shortened(value),
             what,
         };
         let digest = layer.1.parse().map_err(|_| nonsense(layer, "digest"))?;
@@ -114,11 +114,13 @@ impl Wish {
             |n: &usize| ChainId::of(&diff_ids[..=*n]).is_some_and(|chain| chain.to_string() == target);
         let layers = image.layers();
         let found = (0..layers.len()).filter(|n| layers[*n].blob == self.layer).find(is_it);
-        found.ok_or_else(|| NotLazy::NoSuchLayer {
-            layer: self.layer,
-            target: target.chars().take(256).collect(),
-        })
+        found.ok_or_else(|| NotLazy::NoSuchLayer { layer: self.layer, target: shortened(target) })
     }
+}
+
+/// Returns as much of a label as is told in a log.
+pub(super) fn shortened(label: &str) -> String {
+    label.chars().take(256).collect()
 }
 
 /// Returns the label of this name, or the first that is made of it and a suffix.

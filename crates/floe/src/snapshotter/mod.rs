@@ -127,6 +127,7 @@ impl Snapshotter {
             match self.lazily(new, target) {
                 Ok(()) => return Err(SnapshotError::Exists(target.clone()).into()),
                 Err(why) => {
+                    let target = labels::shortened(target);
                     tracing::info!(target, snapshotter = new.owner, "the layer is not lazy: {why:#}");
                 }
             }

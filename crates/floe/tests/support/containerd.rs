@@ -266,6 +266,22 @@ impl<'a> Containerd<'a> {
         listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
     }
 
+    /// Has everything collected that nothing keeps, at once. It looks at a snapshotter only where something was removed.
+    pub fn collect(&self) {
+        // A list of what containerd knows to be none would ask no daemon.
+        let probe = |verb| ["snapshots", "--snapshotter", "floe", verb, "probe"];
+        until("a daemon serves containerd", || self.ctr(&probe("prepare")).status.success());
+        self.ok(&probe("rm"));
+        let lease = self.ok(&["leases", "create"]);
+        self.ok(&["leases", "rm", "--sync", lease.trim()]);
+    }
+
+    /// Has a daemon serve it: it has none that would start another, or that is doing so.
+    pub fn revive(&self) {
+        self.node.run(&["gc", "--dry-run"]); // whether that may be done or not
+        self.collect();
+    }
+
     /// Returns a client of the node's service.
     pub fn service(&self) -> Service {
         Service::at(&self.dir.join("floe.sock"))
@@ -335,11 +351,14 @@ impl Service {
             labels,
         };
         let answer = self.runtime.block_on(self.client.prepare(Request::new(asked)));
-        let mounts = answer.map_err(|status| status.code())?.into_inner().mounts;
-        Ok(mounts
-            .into_iter()
-            .map(|mount| format!("{} {} {}", mount.r#type, mount.source, mount.options.join(",")))
-            .collect())
+        Ok(shown(answer.map_err(|status| status.code())?.into_inner().mounts))
+    }
+
+    /// Returns what somebody has to mount who uses a snapshot.
+    pub fn mounts(&mut self, key: &str) -> Result<Vec<String>, Code> {
+        let asked = api::MountsRequest { snapshotter: "floe".into(), key: key.into() };
+        let answer = self.runtime.block_on(self.client.mounts(Request::new(asked)));
+        Ok(shown(answer.map_err(|status| status.code())?.into_inner().mounts))
     }
 
     pub fn commit(&mut self, name: &str, key: &str, parent: &str) -> Result<(), Code> {
@@ -357,6 +376,13 @@ impl Service {
     pub fn remove(&mut self, key: &str) -> Result<(), Code> {
         let asked = api::RemoveSnapshotRequest { snapshotter: "floe".into(), key: key.into() };
         let answer = self.runtime.block_on(self.client.remove(Request::new(asked)));
+        answer.map(|_| ()).map_err(|status| status.code())
+    }
+
+    /// Has what is left of removed snapshots taken away.
+    pub fn clean_up(&mut self) -> Result<(), Code> {
+        let asked = api::CleanupRequest { snapshotter: "floe".into() };
+        let answer = self.runtime.block_on(self.client.cleanup(Request::new(asked)));
         answer.map(|_| ()).map_err(|status| status.code())
     }
 
@@ -401,4 +427,11 @@ impl Service {
         let answer = self.runtime.block_on(self.client.usage(Request::new(asked)));
         answer.map(|usage| usage.into_inner().size).map_err(|status| status.code())
     }
+}
+
+fn shown(mounts: Vec<containerd::types::Mount>) -> Vec<String> {
+    let shown = |mount: containerd::types::Mount| {
+        format!("{} {} {}", mount.r#type, mount.source, mount.options.join(","))
+    };
+    mounts.into_iter().map(shown).collect()
 }
