@@ -19,6 +19,7 @@ pub mod image;
 pub mod readers;
 pub mod servers;
 pub mod storage;
+pub mod strike;
 pub mod systemd;
 
 use std::fs::{self, File};
@@ -400,6 +401,11 @@ impl Running {
 
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Returns what it has complained so far.
+    pub fn said(&self) -> String {
+        lossy(&self.err)
     }
 
     /// Waits for the end.
