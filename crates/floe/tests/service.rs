@@ -13,10 +13,11 @@ mod support;
 use serde_json::json;
 use support::containerd::Release;
 use support::cri::Cri;
-use support::image;
+use support::image::{self, Layer, Pack, TestImage};
 use support::servers::Embedded;
 use support::systemd::{FLOE, Host, cannot_boot};
 use support::until;
+use testkit::tar::Entry;
 
 macro_rules! needs_host {
     ($release:expr) => {
@@ -24,6 +25,15 @@ macro_rules! needs_host {
             testkit::skip!("{why}");
         }
     };
+}
+
+/// Has a host believe the registry of an image, and fetch only what is read.
+fn believe(host: &Host<'_>, reference: &str) {
+    let registry_host = reference.split_once('/').unwrap().0;
+    host.sh(&format!(
+        "mkdir -p /etc/floe && printf '[registry.\"{registry_host}\"]\\ntrust = \"registry\"\\n[fetch]\\nbackground = false\\n' \
+         >/etc/floe/config.toml"
+    ));
 }
 
 /// Says whether a unit runs.
@@ -35,6 +45,7 @@ each_release!(
     a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing,
     the_configuration_of_containerd_stays_its_administrators,
     what_was_installed_is_gone_at_once_where_nothing_uses_it,
+    containers_that_read_notice_no_restart_and_no_upgrade,
 );
 
 fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Release) {
@@ -51,11 +62,7 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Re
     if !host.has_cgroups() {
         testkit::skip!("containers can have no cgroups on a host in the small");
     }
-    let registry_host = reference.split_once('/').unwrap().0;
-    host.sh(&format!(
-        "mkdir -p /etc/floe && printf '[registry.\"{registry_host}\"]\\ntrust = \"registry\"\\n[fetch]\\nbackground = false\\n' \
-         >/etc/floe/config.toml"
-    ));
+    believe(&host, &reference);
     host.ok(&["systemctl", "enable", "--now", "containerd"]);
 
     let said = host.ok(&[FLOE, "install"]);
@@ -110,6 +117,77 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Re
     assert!(!host.ok(&["containerd", "config", "dump"]).contains("floe"));
     host.reboot();
     assert_eq!(host.sh("ls -A /var/lib/floe; ls /etc/tmpfiles.d | grep floe || true"), "");
+}
+
+/// Containers that read at once, and the files that each of them reads.
+const READERS: u64 = 4;
+const FILES: u64 = 48;
+
+/// Bytes per second of the registry while daemons come and go: there is always something that is not here.
+const SLOW: u64 = 1 << 20;
+
+/// Returns an image that reads: `FILES` files, each with its sum beside it.
+fn checked() -> Option<TestImage> {
+    let base = image::runnable(&json!({ "Env": ["PATH=/bin"] }))?.layers.swap_remove(0);
+    let mut entries = vec![Entry::dir("data/"), Entry::dir("sums/")];
+    for n in 0..FILES {
+        let bytes = image::noise(500 + n, 1_000_000);
+        let sum = format!("{}  /data/{n}\n", format::Digest::of(&bytes).hex());
+        entries.extend([Entry::file(format!("sums/{n}"), sum), Entry::file(format!("data/{n}"), bytes)]);
+    }
+    Some(TestImage::new(vec![base, Layer::of(&entries, Pack::Gzip)], &json!({ "Env": ["PATH=/bin"] })))
+}
+
+fn containers_that_read_notice_no_restart_and_no_upgrade(release: Release) {
+    let node = kernel_node!("");
+    needs_host!(release);
+    let Some(image) = checked() else { testkit::skip!("there is no busybox") };
+    let (registry, reference) = Embedded::with_index(&node, &image);
+    node.ok(&["daemon", "stop"]); // the store becomes the host's
+    let host = Host::boot(release, &node);
+    if !host.has_cgroups() {
+        testkit::skip!("containers can have no cgroups on a host in the small");
+    }
+    believe(&host, &reference);
+    host.ok(&["systemctl", "enable", "--now", "containerd"]);
+    host.ok(&[FLOE, "install"]);
+    host.ok(&["floe", "pull", "--to", "containerd", &reference]);
+    registry.rate(Some(SLOW));
+
+    let daemon = || host.ok(&["systemctl", "show", "--property=MainPID", "floe"]);
+    let read = |n: u64| {
+        // Each begins elsewhere, and ends at the first sum that is another, or cannot be made.
+        let files: Vec<_> = (0..FILES).map(|k| ((k + n * FILES / READERS) % FILES).to_string()).collect();
+        let script =
+            format!("for n in {}; do busybox sha256sum -c /sums/$n || exit 1; done", files.join(" "));
+        let name = format!("reader{n}");
+        let run = ["ctr", "run", "--rm", "--snapshotter", "floe", &reference, &name, "sh", "-c", &script];
+        host.run(&run)
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS).map(|n| scope.spawn(move || read(n))).collect();
+        let running = || host.ok(&["ctr", "task", "ls"]).matches("RUNNING").count() as u64;
+        until("all read", || running() == READERS);
+        for round in 0..3 {
+            let other =
+                format!("cp {FLOE} /opt/floe/other; echo {round} >>/opt/floe/other; /opt/floe/other install");
+            for change in ["systemctl restart floe", "floe daemon upgrade", &other] {
+                let (sent, before) = (registry.stats().bytes_sent, daemon());
+                host.sh(change);
+                assert_ne!(daemon(), before, "{change}");
+                until("more is fetched", || registry.stats().bytes_sent > sent + 100_000);
+                assert_eq!(running(), READERS, "{change}: {}", host.journal());
+            }
+        }
+        registry.rate(None);
+        for reader in readers {
+            let outcome = reader.join().unwrap();
+            let right = outcome.text().matches(": OK").count() as u64;
+            assert!(outcome.status.success() && right == FILES, "{outcome:?}\n{}", host.journal());
+        }
+    });
+    let status = host.ok(&["floe", "status"]);
+    assert!(!status.contains("ALERT"), "{status}");
 }
 
 fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
