@@ -70,7 +70,9 @@ impl Mounts {
             }
             ours
         });
-        direct::sweep(&shop.mnt, |name| records.iter().any(|record| record.name == name));
+        for place in [&shop.mnt, &shop.watch] {
+            direct::sweep(place, |name| records.iter().any(|record| record.name == name));
+        }
         let below = |dir: &Path, place: &Path| records.iter().any(|record| dir == place.join(&record.name));
         let known = |dir: &Path| below(dir, &shop.mnt) || below(dir, &shop.watch);
         detach(points.iter().filter(|point| {

@@ -59,12 +59,18 @@ pub(in crate::engine) fn place(dir: &Path) -> PathBuf {
     std::fs::read_link(dir).unwrap_or_else(|_| dir.to_owned())
 }
 
-/// Forgets the links that a daemon before us has left and nothing is known of; what it mounted is the user's to take away.
-pub(super) fn sweep(mnt: &Path, known: impl Fn(&str) -> bool) {
-    for entry in std::fs::read_dir(mnt).into_iter().flatten().flatten() {
-        if entry.path().is_symlink() && !entry.file_name().to_str().is_some_and(&known) {
-            let _ = std::fs::remove_file(entry.path()); // it only takes a name that another mount may have
+/// Forgets the links, and the empty directories, that a daemon before us has left and nothing is known of; what it mounted at a
+/// link is the user's to take away. One of a mount that is still there stays.
+pub(super) fn sweep(place: &Path, known: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(&known) {
+            continue;
         }
+        // It only takes a name that another mount may have. Whoever is mounted there is not asked.
+        let _ = match entry.file_type() {
+            Ok(kind) if kind.is_symlink() => std::fs::remove_file(entry.path()),
+            _ => std::fs::remove_dir(entry.path()),
+        };
     }
 }
 
