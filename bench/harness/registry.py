@@ -6,6 +6,7 @@ is finished later (or cut by the client's end), so it is counted by the share of
 import json
 import os
 import shutil
+import ssl
 import urllib.error
 import urllib.request
 import uuid
@@ -18,6 +19,7 @@ from harness.process import Child, Failed, run, until
 ADDRESS = f"{network.REGISTRY_HOST}:5000"
 BEHIND = f"{network.REGISTRY_HOST}:5002"  # where it is when ADDRESS is the far end of a long line
 DEBUG = f"{network.REGISTRY_HOST}:5001"
+TLS, TLS_BEHIND, TLS_DEBUG = (f"{network.REGISTRY_HOST}:{port}" for port in (5443, 5442, 5441))  # the same by HTTPS, for clients that know no other
 CONFIG = """\
 version: 0.1
 log:
@@ -32,6 +34,7 @@ http:
   addr: "{address}"
   debug: {{addr: "{debug}", prometheus: {{enabled: true}}}}
 """
+CERTIFIED = '  tls: {{certificate: "{0}/certificate.pem", key: "{0}/key.pem"}}\n'
 MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 
 
@@ -92,39 +95,36 @@ class Registry:
 
     address = ADDRESS
 
-    def __init__(self, home, drop, delay=0):
-        """`drop` names the top-level repositories that must not survive from earlier runs; `delay` is in ms each way."""
-        self._delay = delay
-        self._between = None
+    def __init__(self, home, drop, delay=0, tls=False):
+        """`drop` names the top-level repositories that must not survive from earlier runs; `delay` is in ms each way; `tls` says
+        whether it answers by HTTPS too, with a certificate that is made for the occasion."""
         self._home = home
-        self._data = os.path.join(home, "data")
-        self._log = os.path.join(home, "log")
+        self.certificate = os.path.join(home, "certificate.pem")
+        self._servers = [_Server(home, "log", ADDRESS, BEHIND, DEBUG, delay)]
+        if tls:
+            self._servers.append(_Server(home, "log.tls", TLS, TLS_BEHIND, TLS_DEBUG, delay, tls=True))
+        self._tls = tls
         for name in drop:
-            shutil.rmtree(os.path.join(self._data, "docker/registry/v2/repositories", name), ignore_errors=True)
-        self._child = None
+            shutil.rmtree(os.path.join(home, "data/docker/registry/v2/repositories", name), ignore_errors=True)
 
     def __enter__(self):
-        os.makedirs(self._data, exist_ok=True)
-        config = os.path.join(self._home, "config.yml")
-        with open(config, "w") as out:
-            out.write(CONFIG.format(data=self._data, address=BEHIND if self._delay else ADDRESS, debug=DEBUG))
-        open(self._log, "w").close()
-        space = ["nsenter", f"--net=/run/netns/{network.REGISTRY}", "--"]
-        self._child = Child(space + ["docker-registry", "serve", config], stderr=self._log)
-        if self._delay:
-            proxy = ["python3", os.path.join(os.path.dirname(os.path.abspath(__file__)), "delay.py")]
-            self._between = Child(space + proxy + [ADDRESS, BEHIND, self._delay], stderr=self._log + ".delay")
+        os.makedirs(os.path.join(self._home, "data"), exist_ok=True)
+        if self._tls:
+            run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7", "-subj", "/CN=bench",
+                 "-addext", f"subjectAltName=IP:{network.REGISTRY_HOST}", "-keyout", f"{self._home}/key.pem", "-out", self.certificate])
         try:
-            until(self._answers, f"the registry (its log is {self._log})", 20)
+            for server in self._servers:
+                server.start()
+            for server in self._servers:
+                until(server.answers, f"the registry (its log is {server.log})", 20)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
-        self._child.stop()
-        if self._between:
-            self._between.stop()
+        for server in self._servers:
+            server.stop()
 
     def push(self, image, repository):
         """Pushes an image's layout under a repository name, unless it is there."""
@@ -137,22 +137,11 @@ class Registry:
 
     def mark(self):
         """Returns a place in the log; `since` reads from it."""
-        return os.path.getsize(self._log)
+        return [os.path.getsize(server.log) for server in self._servers]
 
     def since(self, mark):
         """Returns the log's lines after a mark, once no response is under way."""
-        until(lambda: self._in_flight() == 0, "the registry's last response", 30)
-        # The log line follows the counter. Nobody else is asking, so when a request of ours is logged, so are the others.
-        word = uuid.uuid4().hex
-        self._get(f"http://{ADDRESS}/v2/?mark={word}")
-
-        def lines():
-            with open(self._log, errors="replace") as log:
-                log.seek(mark)
-                text = log.read()
-            return text.splitlines() if word in text else None
-
-        return until(lines, "the registry's log", 10)
+        return [line for server, place in zip(self._servers, mark) for line in server.since(place)]
 
     def fetch(self, image):
         """Downloads an image's largest layer and returns its size: a measure of the link."""
@@ -163,28 +152,74 @@ class Registry:
                 size += len(piece)
         return size
 
-    def _get(self, url, accept=None):
-        request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return response.headers, response.read()
-
-    def _answers(self):
-        if self._child.ended():
-            raise self._child.complaint()
-        try:
-            return self._get(f"http://{ADDRESS}/v2/")
-        except OSError:
-            return None
-
     def _digest(self, repository, tag):
         try:
-            return self._get(f"http://{ADDRESS}/v2/{repository}/manifests/{tag}", MANIFESTS)[0]["Docker-Content-Digest"]
+            return _get(f"http://{ADDRESS}/v2/{repository}/manifests/{tag}", MANIFESTS)[0]["Docker-Content-Digest"]
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
             raise
 
+
+class _Server:
+    """One docker-registry at one address, on the storage that all share."""
+
+    def __init__(self, home, log, address, behind, debug, delay, tls=False):
+        self._home, self._address, self._behind, self._debug, self._delay, self._tls = home, address, behind, debug, delay, tls
+        self.log = os.path.join(home, log)
+        self._children = []
+
+    def start(self):
+        config = f"{self.log}.yml"
+        with open(config, "w") as out:
+            out.write(CONFIG.format(data=os.path.join(self._home, "data"), address=self._behind if self._delay else self._address, debug=self._debug))
+            out.write(CERTIFIED.format(self._home) if self._tls else "")
+        open(self.log, "w").close()
+        space = ["nsenter", f"--net=/run/netns/{network.REGISTRY}", "--"]
+        self._children.append(Child(space + ["docker-registry", "serve", config], stderr=self.log))
+        if self._delay:
+            proxy = ["python3", os.path.join(os.path.dirname(os.path.abspath(__file__)), "delay.py")]
+            self._children.append(Child(space + proxy + [self._address, self._behind, self._delay], stderr=f"{self.log}.delay"))
+
+    def stop(self):
+        for child in self._children:
+            child.stop()
+
+    def answers(self):
+        if self._children[0].ended():
+            raise self._children[0].complaint()
+        try:
+            return self._ask("/v2/")
+        except OSError:
+            return None
+
+    def since(self, mark):
+        """Returns the log's lines after a place in it, once no response is under way."""
+        until(lambda: self._in_flight() == 0, "the registry's last response", 30)
+        # The log line follows the counter. Nobody else is asking, so when a request of ours is logged, so are the others.
+        word = uuid.uuid4().hex
+        self._ask(f"/v2/?mark={word}")
+
+        def lines():
+            with open(self.log, errors="replace") as log:
+                log.seek(mark)
+                text = log.read()
+            return text.splitlines() if word in text else None
+
+        return until(lines, "the registry's log", 10)
+
+    def _ask(self, path):
+        scheme, trusted = ("https", ssl.create_default_context(cafile=f"{self._home}/certificate.pem")) if self._tls else ("http", None)
+        with urllib.request.urlopen(f"{scheme}://{self._address}{path}", timeout=10, context=trusted) as response:
+            return response.read()
+
     def _in_flight(self):
-        _, metrics = self._get(f"http://{DEBUG}/metrics")
+        _, metrics = _get(f"http://{self._debug}/metrics")
         return sum(float(line.split()[-1]) for line in metrics.decode().splitlines()
                    if line.startswith("registry_http_in_flight_requests"))
+
+
+def _get(url, accept=None):
+    request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return response.headers, response.read()
