@@ -17,7 +17,7 @@ CONFIG = """\
 version = 2
 root = "{root}/root"
 state = "{root}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
+disabled_plugins = [{disabled}"io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
 address = "{root}/socket"
@@ -30,7 +30,7 @@ class Containerd:
     repositories = ()  # of its own: none, it pulls the plain image
 
     def __init__(self, home, deadline):
-        self._root = os.path.join(home, "containerd")
+        self._root = os.path.join(home, self.name)
         self._deadline = deadline
 
     def prepare(self, images, registry_):
@@ -42,7 +42,7 @@ class Containerd:
         machine.retire(self._root)
         os.makedirs(self._root)
         try:
-            with closing(Session(self._root, image, self._deadline)) as session:
+            with closing(self.SESSION(self._root, image, self._deadline)) as session:
                 yield session
         finally:
             machine.retire(self._root)
@@ -52,24 +52,38 @@ class Session:
     """A containerd on a root of its own, and one image pulled and run there."""
 
     SNAPSHOTTER = "overlayfs"
+    PODS = False  # whether it has CRI
 
     def __init__(self, root, image, deadline, more=""):
         """`more` is added to its configuration."""
-        self._image, self._deadline = image, deadline
+        self._root, self._image, self._deadline, self._more = root, image, deadline, more
         self._log = f"{root}/log"
         self.ctr = ["ctr", "--address", f"{root}/socket"]
         self._clients = []
         self._pulled = None
         config = f"{root}/config.toml"
         with open(config, "w") as out:
-            out.write(CONFIG.format(root=root) + more)
+            disabled = "" if self.PODS else '"io.containerd.grpc.v1.cri", '
+            out.write(CONFIG.format(root=root, disabled=disabled) + self.more())
         self._daemon = Child(["containerd", "--config", config, "--log-level", "warn"], stderr=self._log)
         try:
             until(lambda: os.path.exists(f"{root}/socket"), "containerd's socket", 20)
             run([*self.ctr, "version"], deadline=30)
+            self.up()
+            self.rest()
         except BaseException:
-            self._daemon.stop()
+            self.close()
             raise
+
+    def more(self):
+        """Returns what is added to the configuration."""
+        return self._more
+
+    def up(self):
+        """What else has to be there before the clock starts."""
+
+    def rest(self):
+        """CPU counts from here on."""
         self._before = procfs.cpu_seconds(self._daemon.pid, children=True)
 
     def to_ready(self):
@@ -117,3 +131,6 @@ class Session:
         client = Child(argv, stderr=self._log, **options)
         self._clients.append(client)
         return client
+
+
+Containerd.SESSION = Session

@@ -9,9 +9,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, "..", "lab", "images.sh")
 PORT = 8088
 
-# nginx answers on a port, the others print a line and end. bulk is only read.
+# nginx answers on a port, the others print a line and end. bulk is only read, pause is what sandboxes of pods run.
 READY = {"nginx": f"port:{PORT}", "node": "line:READY", "pysci-v1": "line:READY", "pysci-v2": "line:READY", "pytf": "line:READY",
-         "readall": "line:READY", "bulk": None}
+         "readall": "line:READY", "bulk": None, "pause": None}
 
 
 @dataclass(frozen=True)

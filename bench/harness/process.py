@@ -49,13 +49,13 @@ def until(condition, what, seconds, every=0.01):
 class Child:
     """A running command. Its stdout is read as it comes, each line with the time it came; stderr goes to a file."""
 
-    def __init__(self, argv, stderr, **options):
+    def __init__(self, argv, stderr, stdin=subprocess.DEVNULL, **options):
         self.argv = [str(word) for word in argv]
         self.stderr = stderr
         self.lines = []  # (monotonic time, text)
         self._cpu = 0.0  # what it had used when it was reaped
         with open(stderr, "ab") as err:
-            self._popen = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err,
+            self._popen = subprocess.Popen(self.argv, stdin=stdin, stdout=subprocess.PIPE, stderr=err,
                                            start_new_session=True, **options)
         self.pid = self._popen.pid
         self._pump = threading.Thread(target=self._read, daemon=True)
@@ -64,6 +64,14 @@ class Child:
     def _read(self):
         for raw in self._popen.stdout:
             self.lines.append((time.monotonic(), raw.decode(errors="replace").rstrip("\n")))
+
+    def tell(self, text):
+        """Writes a line to its stdin, which must have been made a pipe."""
+        try:
+            self._popen.stdin.write(f"{text}\n".encode())
+            self._popen.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; who waits for its answer sees that
 
     def ended(self):
         """Whether it has ended. It is not reaped, so /proc/PID still tells what it used."""

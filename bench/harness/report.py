@@ -2,25 +2,29 @@
 from harness.network import bits_per_second, rate_text
 from harness.sample import Estimate, paired_ratios
 
-BASELINE = "containerd"
+BASELINES = {"cri-": "cri-containerd", "": "containerd"}  # what a system is compared with, by how its name begins
 COLUMNS = ("seconds", "bytes", "requests", "link_bytes", "anonymous", "file", "cpu_seconds", "machine_cpu_seconds")
 
 
 def summarize(result):
     """Returns {image: {system: {column: Estimate, "share": Estimate or None}}} in the result's order of images and systems.
 
-    `share` is the time as a part of the full pull's in the same round. What never succeeded is left out.
+    `share` is the time as a part of the full pull's in the same round; starts through CRI are compared with the full pull through CRI. What never succeeded is left out.
     """
     summary, samples = {}, result["samples"]
     for image in result["images"]:
-        baseline = _seconds(samples, image, BASELINE)
         for system in result["systems"]:
             if mine := _good(samples, image, system):
                 row = {column: Estimate([s[column] for s in mine]) for column in COLUMNS}
-                ratios = paired_ratios(_seconds(samples, image, system), baseline)
-                row["share"] = Estimate(ratios) if ratios and system != BASELINE else None
+                ratios = paired_ratios(_seconds(samples, image, system), _seconds(samples, image, baseline(system)))
+                row["share"] = Estimate(ratios) if ratios and system != baseline(system) else None
                 summary.setdefault(image, {})[system] = row
     return summary
+
+
+def baseline(system):
+    """Returns the name of the full pull that a system is compared with."""
+    return next(name for prefix, name in BASELINES.items() if system.startswith(prefix))
 
 
 def rows(result):
@@ -30,7 +34,7 @@ def rows(result):
     for image, systems in summarize(result).items():
         for system, row in systems.items():
             table.append([
-                image, result["systems"][system], _seconds_text(row["seconds"]), "1" if system == BASELINE else _share_text(row["share"]),
+                image, result["systems"][system], _seconds_text(row["seconds"]), "1" if system == baseline(system) else _share_text(row["share"]),
                 f"{row['bytes'].median / 1e6:.1f}", f"{row['requests'].median:.0f}",
                 f"{row['anonymous'].median / 1e6:.0f} + {row['file'].median / 1e6:.0f}", f"{row['cpu_seconds'].median:.1f}"])
     return header, table

@@ -24,10 +24,11 @@ class Soci:
 
     name = "soci"
     title = "containerd with SOCI, index in the registry"
-    repositories = (name,)
+    MORE = ""  # configuration
 
     def __init__(self, home, deadline, programs):
-        self._home, self._deadline, self._programs = os.path.join(home, "soci"), deadline, programs
+        self.repositories = (self.name,)
+        self._home, self._deadline, self._programs = os.path.join(home, self.name), deadline, programs
         self._certificate = None
 
     def prepare(self, images, registry_):
@@ -46,17 +47,14 @@ class Soci:
     def session(self, image):
         """Daemon and containerd that have never seen anything."""
         with _home(self._home), self._service() as daemon:
-            with closing(self.started(self._home, image, self._deadline, daemon)) as session:
+            with closing(self.SESSION(self._home, image, self._deadline, daemon, self._programs, self.name)) as session:
                 yield session
-
-    def started(self, root, image, deadline, daemon):
-        return Session(root, image, deadline, daemon, self._programs, self.name)
 
     @contextmanager
     def _service(self):
         home = self._home
         with open(f"{home}/soci.toml", "w") as out:
-            out.write(IN_THE_CLEAR)
+            out.write(IN_THE_CLEAR + self.MORE)
         os.makedirs(f"{home}/hosts/{registry.TLS}")
         with open(f"{home}/hosts/{registry.TLS}/hosts.toml", "w") as out:
             out.write(f'[host."http://{registry.ADDRESS}"]\ncapabilities = ["pull", "resolve"]\n')
@@ -80,7 +78,10 @@ class Session(containerd.Session):
         self._command = [f"{programs}/usr/bin/soci", "--address", f"{root}/socket", "image", "rpull"]
         self._repository = repository
         super().__init__(root, image, deadline, PLUGIN.format(root))
-        self._used = procfs.cpu_seconds(daemon.pid, children=True)
+
+    def rest(self):
+        super().rest()
+        self._used = procfs.cpu_seconds(self._soci.pid, children=True)
 
     def reference(self):
         return f"{registry.TLS}/{self._repository}/{self._image.name}:{self._image.tag}"
@@ -93,6 +94,9 @@ class Session(containerd.Session):
 
     def cpu_seconds(self):
         return super().cpu_seconds() + procfs.cpu_seconds(self._soci.pid, children=True) - self._used
+
+
+Soci.SESSION = Session
 
 
 @contextmanager

@@ -25,18 +25,21 @@ class Through(floe.Floe):
                 store.command("gc", "--dry-run")  # starts the daemon
                 plugin = f'[proxy_plugins.floe]\ntype = "snapshot"\naddress = "{socket}"\n'
                 reference = self._reference(image).removeprefix("docker://")
-                with closing(_Session(root, image, self._deadline, plugin, store, reference)) as session:
+                with closing(self.SESSION(root, image, self._deadline, plugin, store, reference)) as session:
                     yield session
         finally:
             machine.retire(root)
 
 
-class _Session(containerd.Session):
+class Session(containerd.Session):
     SNAPSHOTTER = "floe"
 
     def __init__(self, root, image, deadline, plugin, store, reference):
         self.store, self._reference, self.socket = store, reference, f"{root}/socket"
         super().__init__(root, image, deadline, plugin)
+
+    def rest(self):
+        super().rest()
         self._used = sum(procfs.cpu_seconds(pid) for pid in self.store.pids())
 
     def reference(self):
@@ -51,3 +54,6 @@ class _Session(containerd.Session):
     def cpu_seconds(self):
         daemon = {*self.store.pids()} - {client.pid for client in self._clients}
         return super().cpu_seconds() + sum(procfs.cpu_seconds(pid) for pid in daemon) - self._used
+
+
+Through.SESSION = Session

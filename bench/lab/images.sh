@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# images.sh NAME…   builds real multi-layer OCI layouts under $LAB/images: nginx node pysci-v1 pysci-v2 pytf readall bulk
+# images.sh NAME…   builds real multi-layer OCI layouts under $LAB/images: nginx node pysci-v1 pysci-v2 pytf readall bulk pause
 #
 # Made of Debian, PyPI and npm packages, so that no image registry is needed. Layers are gzip as pigz writes it. Every image
 # has a Cmd that prints READY or, for nginx, answers on 127.0.0.1:8088. Every layer is cached under $LAB/layers and built
 # once; delete its folder there, and its two files under $LAB/blobs, to build it again.
-# Root. Needs mmdebstrap, pigz, python3 and, for node, npm.
+# Root. Needs mmdebstrap, pigz, python3 and, for node, npm, for pause busybox-static.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export LAB=${LAB:-$HOME/.cache/floe-lab}
@@ -94,11 +94,20 @@ bulk() { # one file of 500 MB that no compressor makes smaller
   pack bulk v1 "{\"Cmd\":[\"none\"]}" bulk
 }
 
+pause() { # what the sandbox of a pod runs: it sleeps
+  if [ ! -e "$LAB/layers/pause/.done" ]; then
+    rm -rf "$LAB/layers/pause"; mkdir -p "$LAB/layers/pause"/{bin,dev,etc,proc,sys}
+    cp /bin/busybox "$LAB/layers/pause/bin/busybox"
+    touch "$LAB/layers/pause/.done"
+  fi
+  pack pause v1 '{"Cmd":["/bin/busybox","sleep","infinity"],"Env":["PATH=/bin"]}' pause
+}
+
 umask 022 # modes are part of the layers
 base
 for image in "$@"; do
   case $image in
-    nginx | node | pytf | readall | bulk) "$image" ;;
+    nginx | node | pytf | readall | bulk | pause) "$image" ;;
     pysci-v1) pysci v1 'numpy==1.26.2 scipy==1.11.4 pandas==2.1.3 scikit-learn==1.3.2' ;;
     pysci-v2) pysci v1 'numpy==1.26.2 scipy==1.11.4 pandas==2.1.3 scikit-learn==1.3.2'
               pysci v2 'numpy==1.26.4 scipy==1.12.0 pandas==2.2.1 scikit-learn==1.4.1.post1' ;;
