@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from harness import containerd, ready, registry, soci, through
+from harness import containerd, machine, ready, registry, soci, through
 from harness.process import Child, Failed, until
 
 PACKAGES = ["python3-grpcio", "busybox-static"]
@@ -59,9 +59,7 @@ class Pods:
                 self._kubelet.wait(20)  # what it does not take away, machine.retire ends
             self._kubelet.stop()
         super().close()
-        for place in _kept():
-            with suppress(OSError):
-                os.rmdir(place)  # if it is empty: somebody else's pods have it too
+        machine.release("k8s.io")
 
     def _sandbox(self):
         return f"{self.HOST}/{SANDBOX}:v1"
@@ -76,12 +74,6 @@ class Pods:
             return None
 
         return until(when, f"kubelet.py to say {what}", seconds)
-
-
-def _kept():
-    """Returns the folders that runc and the cgroups keep of a namespace."""
-    groups = [entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir()]
-    return [f"{folder}/k8s.io" for folder in [*groups, "/sys/fs/cgroup", "/run/containerd/runc"]]
 
 
 class PlainSession(Pods, containerd.Session):

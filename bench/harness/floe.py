@@ -77,15 +77,15 @@ class Floe:
 
 
 @contextmanager
-def fresh_store(binary, root, path="auto", containerd=None):
+def fresh_store(binary, root, path="auto", containerd=None, layers=None):
     """A store that has never seen anything, and beside it an empty directory to mount on; its daemon serves containerd at a socket,
-    if one is given."""
+    and shows layers to buildah in a directory, if one is given."""
     places = (root, f"{root}.mnt")
     for place in places:
         machine.retire(place)
         os.makedirs(place)
     try:
-        with closing(_Store(binary, *places, path, containerd)) as store:
+        with closing(_Store(binary, *places, path, containerd, layers)) as store:
             yield store
     finally:
         for place in reversed(places):
@@ -109,15 +109,19 @@ def mounted(binary, home, image, path="auto"):
 class _Store:
     """One store of floe's, and the commands on it."""
 
-    def __init__(self, binary, root, point, path, containerd):
+    def __init__(self, binary, root, point, path, containerd, layers):
         self.binary, self.root, self.point = binary, root, point
         self.log = f"{root}.log"  # beside the store: a store wants a directory of its own
         self.timings = f"{root}.timings"
         self.config = f"{root}.toml"
         with open(self.config, "w") as out:
             out.write(CONFIG)
-            if containerd:  # its layers are shared, so an unsigned index has to be trusted
-                out.write(f'trust = "registry"\n[containerd]\nsocket = "{containerd}"\nroot = "{root}"\n')
+            if containerd or layers:  # their layers are shared, so an unsigned index has to be trusted
+                out.write('trust = "registry"\n')
+            if containerd:
+                out.write(f'[containerd]\nsocket = "{containerd}"\nroot = "{root}"\n')
+            if layers:
+                out.write(f'[layers]\ndir = "{layers}"\nroot = "{root}"\n')
             out.write(f'[mount]\npath = "{path}"\n')
 
     def argv(self, *words):

@@ -1,17 +1,19 @@
 """The machine: packages, cold caches, leftovers, and the facts that belong beside a number."""
+import ctypes
 import os
 import platform
 import shutil
 import signal
 import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from harness import procfs
 from harness.process import Failed, run, talk, until
 
 GRAVES = "retired"
 POLICY = "/usr/sbin/policy-rc.d"
+CLONE_NEWNS = 0x00020000
 
 
 def need_root():
@@ -37,6 +39,14 @@ def install(packages):
     finally:
         if ours:
             os.unlink(POLICY)
+
+
+def own_mounts():
+    """Gives this process, and what it starts from here on, mounts of its own: what is mounted elsewhere stays, what is mounted here goes with us."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise Failed(f"a mount namespace of its own: {os.strerror(ctypes.get_errno())}")
+    run(["mount", "--make-rprivate", "/"])
 
 
 def drop_caches():
@@ -90,6 +100,15 @@ def _end_all(root):
         run(["umount", "-l", path])
     if left := mounts(root):
         raise Failed(f"still mounted: {', '.join(left)}")  # rmtree would go through it
+
+
+def release(namespace):
+    """Removes the folders that runc and the cgroups keep of a namespace of containerd's, where they are empty."""
+    groups = [entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir()]
+    for folder in [*groups, "/sys/fs/cgroup", "/run/containerd/runc"]:
+        for place in (f"{folder}/{namespace}/buildkit", f"{folder}/{namespace}"):
+            with suppress(OSError):  # somebody else's containers are in it, or it is not there
+                os.rmdir(place)
 
 
 @contextmanager

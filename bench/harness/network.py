@@ -25,9 +25,9 @@ def down():
     run([SCRIPT, "down"])
 
 
-def rate(limit):
-    """Shapes what the registry sends: a rate as tc writes it, or None."""
-    run([SCRIPT, "rate", limit or "none"])
+def rate(limit, both=False):
+    """Shapes what the registry sends, or what both send: a rate as tc writes it, or None."""
+    run([SCRIPT, "rate-both" if both else "rate", limit or "none"])
 
 
 def bits_per_second(limit):
@@ -63,14 +63,32 @@ def enter():
 
 def parse_received(text, device="veth0"):
     """Returns the received bytes of a device in the text of /proc/net/dev."""
-    for line in text.splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == device:
-            return int(counters.split()[0])
-    raise Failed(f"/proc/net/dev has no {device}")
+    return _counters(text, device)[0]
+
+
+def parse_sent(text, device="veth0"):
+    """Returns the sent bytes of a device in the text of /proc/net/dev."""
+    return _counters(text, device)[8]
 
 
 def received():
     """Returns the bytes the client has received over the link, headers included."""
+    return parse_received(_dev())
+
+
+def sent():
+    """Returns the bytes the client has sent over the link, headers included."""
+    return parse_sent(_dev())
+
+
+def _dev():
     with open("/proc/thread-self/net/dev") as dev:
-        return parse_received(dev.read())
+        return dev.read()
+
+
+def _counters(text, device):
+    for line in text.splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == device:
+            return [int(counter) for counter in counters.split()]
+    raise Failed(f"/proc/net/dev has no {device}")

@@ -16,6 +16,19 @@ class Failed(Exception):
     """Something did not go as it must; the message says what and to which thing."""
 
 
+def interruptible():
+    """Makes the first signal to end a KeyboardInterrupt; a second must not cut the cleaning up short."""
+    signs = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupted(*_):
+        for sign in signs:
+            signal.signal(sign, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for sign in signs:
+        signal.signal(sign, interrupted)
+
+
 def run(argv, *, deadline=600, **options):
     """Runs a command to its end and returns its stdout; a failure carries the end of its stderr."""
     argv = [str(word) for word in argv]

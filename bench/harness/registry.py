@@ -1,7 +1,8 @@
 """Debian's docker-registry behind the shaped link, and what its log says it sent.
 
 The log has one JSON line per finished response with the bytes written and the time taken. A response still running at READY
-is finished later (or cut by the client's end), so it is counted by the share of its time that lies before READY.
+is finished later (or cut by the client's end), so it is counted by the share of its time that lies before READY; in the same way one that was
+running already when the span began.
 """
 import json
 import os
@@ -35,7 +36,7 @@ http:
   debug: {{addr: "{debug}", prometheus: {{enabled: true}}}}
 """
 CERTIFIED = '  tls: {{certificate: "{0}/certificate.pem", key: "{0}/key.pem"}}\n'
-MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def traffic(lines, begin, end):
         started = finished - parse_duration(entry["http.response.duration"])
         if finished < begin or started >= end:
             continue
-        requests += 1
-        share = 1.0 if finished <= end else (end - started) / (finished - started)
+        requests += started >= begin
+        whole = started >= begin and finished <= end
+        share = 1.0 if whole else (min(end, finished) - max(begin, started)) / (finished - started)
         sent += entry["http.response.written"] * share
     return Traffic(requests, round(sent))
 
@@ -134,6 +136,11 @@ class Registry:
              f"oci:{image.layout}:{image.tag}", f"docker://{ADDRESS}/{repository}:{image.tag}"])
         if (there := self._digest(repository, image.tag)) != image.digest:
             raise Failed(f"pushing {repository}: the registry has {there}, not {image.digest}")
+
+    def layers(self, reference):
+        """Returns the digests of the layers of what it has by a reference, bottom first."""
+        repository, _, tag = reference.removeprefix(f"{ADDRESS}/").rpartition(":")
+        return [layer["digest"] for layer in json.loads(_get(f"http://{ADDRESS}/v2/{repository}/manifests/{tag}", MANIFESTS)[1])["layers"]]
 
     def mark(self):
         """Returns a place in the log; `since` reads from it."""

@@ -30,6 +30,10 @@ class TestReport(unittest.TestCase):
     def test_the_full_pull_has_no_share_of_itself(self):
         self.assertIsNone(report.summarize(result())["nginx"]["containerd"]["share"])
 
+    def test_starts_through_cri_are_compared_with_the_full_pull_through_cri(self):
+        self.assertEqual([report.baseline(name) for name in ("cri-index", "cri-containerd", "ctr-index", "soci", "containerd")],
+                         ["cri-containerd", "cri-containerd", "containerd", "containerd", "containerd"])
+
     def test_failures_are_told(self):
         self.assertIn("1 of 8 starts failed", report.plain(result()))
 

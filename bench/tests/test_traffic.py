@@ -26,6 +26,10 @@ class TestTraffic(unittest.TestCase):
         # It ran from 1.5 to 5.5 s; ready was at 2.5 s, a quarter of the way.
         self.assertEqual(traffic([line(5, "4s", 1000)], BASE, BASE + 2.5), Traffic(1, 250))
 
+    def test_a_response_under_way_at_the_begin_counts_by_its_time_and_is_no_request_of_the_span(self):
+        self.assertEqual(traffic([line(5, "4s", 1000)], BASE + 4.5, BASE + 10), Traffic(0, 250))
+        self.assertEqual(traffic([line(5, "4s", 1000)], BASE + 2.5, BASE + 3.5), Traffic(0, 250))
+
     def test_what_begins_later_or_ended_before_does_not_count(self):
         lines = [line(5, "1s", 1000), line(0, "1ms", 7)]
         self.assertEqual(traffic(lines, BASE + 1, BASE + 4.5), Traffic(0, 0))
@@ -58,6 +62,7 @@ class TestCounters(unittest.TestCase):
     def test_received_bytes_of_a_device(self):
         text = "Inter-|   Receive\n face |bytes packets\n    lo: 12 1 0\n veth0: 345678 9 0 0 0 0 0 0 11 1\nveth01:5 6\n"
         self.assertEqual(network.parse_received(text), 345678)
+        self.assertEqual(network.parse_sent(text), 11)
         with self.assertRaises(Failed):
             network.parse_received(text, "eth9")
 
