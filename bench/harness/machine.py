@@ -62,7 +62,7 @@ def retire(root):
     ext4 passes over inodes that were freed in the last minutes, one by one at every creation (`recently_deleted`, fs/ext4/ialloc.c):
     who makes thousands of files just after thousands were removed waits 0.3 to 0.5 ms for each, instead of 0.02.
     """
-    _end_all(root)
+    end_all(root)
     if not os.path.exists(root):
         return
     for at, _, names in os.walk(root):
@@ -84,12 +84,13 @@ def bury(home):
 def wipe(root):
     """Ends every process that has `root` in its arguments, with its descendants (a container is its shim's child), unmounts
     what is mounted below it, and removes it."""
-    _end_all(root)
+    end_all(root)
     if os.path.exists(root):
         shutil.rmtree(root)
 
 
-def _end_all(root):
+def end_all(root):
+    """Ends every process that has `root` in its arguments, with its descendants, and unmounts what is mounted below it."""
     for pid in procfs.with_descendants(procfs.processes(root)):
         try:
             os.kill(pid, signal.SIGKILL)

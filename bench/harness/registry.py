@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
-from harness import network
+from harness import machine, network
 from harness.process import Child, Failed, run, until
 
 ADDRESS = f"{network.REGISTRY_HOST}:5000"
@@ -111,6 +111,7 @@ class Registry:
 
     def __enter__(self):
         os.makedirs(os.path.join(self._home, "data"), exist_ok=True)
+        machine.end_all(self._home)  # what a killed bench left
         if self._tls:
             run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7", "-subj", "/CN=bench",
                  "-addext", f"subjectAltName=IP:{network.REGISTRY_HOST}", "-keyout", f"{self._home}/key.pem", "-out", self.certificate])

@@ -103,7 +103,7 @@ Soci.SESSION = Session
 def _home(root):
     """An empty folder that is, as long as it is used, also where SOCI's programs look."""
     machine.retire(root)
-    if os.path.islink(HOME) and os.readlink(HOME) == f"{root}/store":
+    if os.path.islink(HOME) and os.readlink(HOME).startswith(f"{os.path.dirname(root)}/"):
         os.unlink(HOME)  # a killed bench left it
     if os.path.lexists(HOME):
         raise Failed(f"{HOME} is there: this machine has a SOCI of its own, whose state the bench would get into")
