@@ -21,10 +21,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use format::{DiffId, Digest, IndexId};
 
+use crate::content::Content;
 use crate::error::Error;
 use crate::limits;
 use crate::manifest::{Descriptor, ImageManifest, Manifest, media_type};
-use crate::push::Content;
 
 const CREATED: &str = "org.opencontainers.image.created";
 const LAYER: &str = "dev.floe.layer";
@@ -92,7 +92,7 @@ pub struct NewLayerIndex {
 
 impl NewArtifact {
     /// Returns the manifest and the blobs it names, the empty config first.
-    pub(crate) fn build(&self) -> Result<(Manifest, ImageManifest, Vec<Content>), Error> {
+    pub(crate) fn build(&self) -> Result<(Manifest, Vec<Content>), Error> {
         let what = format!("index artifact of {}", self.subject.digest);
         if !is_moment(&self.created) {
             return Err(Error::invalid(
@@ -137,7 +137,7 @@ impl NewArtifact {
         };
         let bytes = serde_json::to_vec(&parsed).map_err(|error| Error::invalid(&what, error.to_string()))?;
         let manifest = Manifest::verify(bytes.into(), None, Some(media_type::MANIFEST), &what)?;
-        Ok((manifest, parsed, blobs))
+        Ok((manifest, blobs))
     }
 
     /// Whether an artifact that is there already holds the same.
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn what_is_built_is_read_back() {
         let new = sample(T, Some(b"{}"));
-        let (manifest, _, blobs) = new.build().unwrap();
+        let (manifest, blobs) = new.build().unwrap();
         assert_eq!(blobs.len(), 5);
         let read = IndexArtifact::parse(&manifest, &new.subject.digest).unwrap();
         assert!(new.is(&read));

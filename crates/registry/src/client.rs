@@ -181,6 +181,21 @@ impl Repository {
         }
     }
 
+    /// Returns what a name leads to in the registry itself, whatever its mirrors have.
+    pub(crate) async fn has(&self, pick: &Pick) -> Result<Option<Digest>, Error> {
+        let mut call = self.manifest_call(Method::HEAD, pick);
+        call.scopes = Scopes::push(&self.name); // what follows needs it
+        let (endpoint, answer) = self.ask(Capability::Push, &call, 0).await?;
+        match answer.status {
+            status if status.is_success() => {
+                let digest = answer.header("docker-content-digest").and_then(|text| text.parse().ok());
+                Ok(digest.or(pick.digest().copied()))
+            }
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(answer.refusal(&endpoint, &call.what)),
+        }
+    }
+
     /// Returns a manifest, checked.
     pub async fn manifest(&self, pick: &Pick) -> Result<Manifest, Error> {
         let call = self.manifest_call(Method::GET, pick);
@@ -220,7 +235,8 @@ impl Repository {
 
     /// Whether the registry has a blob in this repository.
     pub async fn blob_exists(&self, blob: &Digest) -> Result<bool, Error> {
-        let call = self.call(Method::HEAD, format!("blobs/{blob}"), format!("blob {blob} of {self}"));
+        let mut call = self.call(Method::HEAD, format!("blobs/{blob}"), format!("blob {blob} of {self}"));
+        call.scopes = Scopes::push(&self.name); // whoever asks is about to send it
         let (endpoint, answer) = self.ask(Capability::Push, &call, 0).await?;
         match answer.status {
             status if status.is_success() => Ok(true),

@@ -13,16 +13,26 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use format::{Digest, limits as sizes};
+use tokio::sync::mpsc;
 
 use crate::archive::{self, Member};
 use crate::blob::RangeReader;
+use crate::content::{Content, Pieces};
 use crate::error::Error;
 use crate::limits;
 use crate::manifest::{Descriptor, ImageIndex, Manifest, is_manifest};
-use crate::names::LayoutName;
-use crate::push::Content;
+use crate::names::{LayoutName, Tag};
+use crate::push::Pushed;
+use crate::referrers::referrer;
 
-const NAME: &str = "org.opencontainers.image.ref.name";
+/// Pieces of a blob that are in memory while it is written.
+const PIECES: usize = 4;
+
+/// What `oci-layout` says.
+pub(crate) const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// The annotation that names an image.
+pub(crate) const NAME: &str = "org.opencontainers.image.ref.name";
 
 /// An OCI layout that was opened. Clones share it.
 #[derive(Debug, Clone)]
@@ -59,7 +69,7 @@ impl Layout {
                 if !target.join("index.json").exists() {
                     replace(&target, "index.json", &empty)?;
                 }
-                replace(&target, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+                replace(&target, "oci-layout", MARKER)?;
             }
             Ok(())
         })
@@ -115,10 +125,13 @@ impl Layout {
     /// Returns the image with this name, or the only one.
     pub async fn find(&self, name: Option<&LayoutName>) -> Result<Descriptor, Error> {
         let index = self.index().await?;
-        let images = index
-            .descriptors()
-            .filter(|entry| is_manifest(&entry.media_type) && entry.artifact_type.is_none());
-        let mut images: Vec<Descriptor> = images.collect();
+        // What belongs to an image has to be asked for by its name.
+        let beside = |entry: &Descriptor| {
+            let named = entry.annotations.get(NAME);
+            entry.artifact_type.is_some() || named.is_some_and(|name| Tag::is_about_a_manifest(name))
+        };
+        let images = index.descriptors().filter(|entry| is_manifest(&entry.media_type));
+        let mut images: Vec<Descriptor> = images.filter(|entry| name.is_some() || !beside(entry)).collect();
         let names: Vec<String> =
             images.iter().filter_map(|image| image.annotations.get(NAME).cloned()).collect();
         if let Some(name) = name {
@@ -161,22 +174,26 @@ impl Layout {
 
     /// Returns the manifests that refer to this one, and their descriptors.
     pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<(Descriptor, Manifest)>, Error> {
+        let all = self.all_referrers().await?.into_iter();
+        Ok(all.filter(|(of, ..)| of == subject).map(|(_, entry, manifest)| (entry, manifest)).collect())
+    }
+
+    /// Returns all manifests that refer to others, what they refer to, and their descriptors.
+    pub(crate) async fn all_referrers(&self) -> Result<Vec<(Digest, Descriptor, Manifest)>, Error> {
         let index = self.index().await?;
         let mut found = Vec::new();
         for entry in
             index.descriptors().filter(|entry| is_manifest(&entry.media_type)).take(limits::REFERRERS)
         {
             let manifest = match self.manifest(&entry.digest, Some(&entry.media_type)).await {
-                Ok(manifest) if !manifest.is_index() => manifest,
-                Ok(_) => continue,
+                Ok(manifest) => manifest,
                 Err(error) => {
                     tracing::warn!(layout = %self, manifest = %entry.digest, %error, "skipped");
                     continue;
                 }
             };
-            let parsed = manifest.image("").ok();
-            if parsed.and_then(|parsed| parsed.subject).is_some_and(|of| of.digest == *subject) {
-                found.push((entry, manifest));
+            if let Ok(Some((subject, _))) = referrer(&manifest, "") {
+                found.push((subject, entry, manifest));
             }
         }
         Ok(found)
@@ -193,17 +210,34 @@ impl Layout {
 
     /// Adds a blob. The content is checked against its digest on the way.
     pub async fn put_blob(&self, content: &Content) -> Result<(), Error> {
+        self.store(content).await.map(|_| ())
+    }
+
+    /// Adds a blob as [`Layout::put_blob`] does; says whether it was there.
+    pub(crate) async fn store(&self, content: &Content) -> Result<Pushed, Error> {
         self.writable()?;
-        let (dir, content) = (self.0.path.join("blobs/sha256"), content.clone());
-        if self.blob_exists(content.digest()).await? {
-            return Ok(());
+        let (dir, digest) = (self.0.path.join("blobs/sha256"), *content.digest());
+        // One of another length was cut off by somebody else; ours get their names when they are whole.
+        match self.place(&digest).await {
+            Ok((_, there)) if there.len == content.size() => return Ok(Pushed::Existed),
+            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
-        blocking("writing a blob", move || {
+        let (send, mut receive) = mpsc::channel(PIECES);
+        let write = blocking("writing a blob", move || {
             std::fs::create_dir_all(&dir)
                 .map_err(|error| Error::io(format!("creating {}", dir.display()), error))?;
-            write_durably(&dir, &content.digest().hex(), |file| content.copy_to(file))
-        })
-        .await
+            write_durably(&dir, &digest.hex(), |file| fill(file, &mut receive, &digest))
+        });
+        let (written, ()) = tokio::join!(write, feed(content.pieces(), send));
+        written.map(|()| Pushed::Sent)
+    }
+
+    /// Adds a manifest that is about another one, and its entry.
+    pub(crate) async fn put_referrer(&self, manifest: &Manifest) -> Result<(), Error> {
+        let what = format!("manifest {}", manifest.digest);
+        let entry = referrer(manifest, &what)?.map_or_else(|| manifest.descriptor(), |(_, entry)| entry);
+        self.put_manifest(manifest, entry, None).await
     }
 
     /// Adds a manifest and its entry, under a name if it is an image. An entry of that name is replaced.
@@ -306,7 +340,7 @@ impl std::fmt::Display for Layout {
     }
 }
 
-fn blob_name(digest: &Digest) -> String {
+pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
@@ -365,6 +399,37 @@ impl LocalRange {
         self.next += len;
         Ok(Some(piece))
     }
+}
+
+/// Passes content on to whoever writes it, then the word that all of it was right.
+async fn feed(mut pieces: Pieces, to: mpsc::Sender<Result<Option<Bytes>, Error>>) {
+    loop {
+        let piece = match pieces.next(limits::PIECE).await {
+            Ok(None) => pieces.verify().map(|()| None),
+            piece => piece,
+        };
+        let more = matches!(piece, Ok(Some(_)));
+        if to.send(piece).await.is_err() || !more {
+            return; // a writer that has gone says itself why
+        }
+    }
+}
+
+/// Writes what is passed on, until the word that it was right.
+fn fill(
+    file: &mut File,
+    from: &mut mpsc::Receiver<Result<Option<Bytes>, Error>>,
+    blob: &Digest,
+) -> Result<(), Error> {
+    while let Some(piece) = from.blocking_recv() {
+        match piece? {
+            Some(piece) => {
+                file.write_all(&piece).map_err(|error| Error::io(format!("writing blob {blob}"), error))?
+            }
+            None => return Ok(()),
+        }
+    }
+    Err(Error::invalid(format!("blob {blob}"), "it was given up"))
 }
 
 /// Runs file operations where they block nobody.

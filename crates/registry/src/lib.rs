@@ -13,6 +13,8 @@ mod budget;
 mod challenge;
 mod client;
 mod config;
+mod content;
+mod copy;
 mod credentials;
 mod error;
 #[doc(hidden)]
@@ -39,6 +41,8 @@ pub use blob::RangeReader;
 pub use budget::{Eager, HostStats, Priority};
 pub use client::{Client, Pick, Repository};
 pub use config::{Budgets, Config, HostConfig, Kubelet};
+pub use content::Content;
+pub use copy::{Copied, Watch};
 pub use credentials::{Handed, Login, Offer};
 pub use error::{Cause, Error};
 pub use layout::Layout;
@@ -47,7 +51,7 @@ pub use manifest::{
     media_type,
 };
 pub use names::{Host, LayoutName, NameError, RepositoryName, Tag};
-pub use push::{Content, Pushed};
+pub use push::Pushed;
 pub use reference::{ImageName, LayoutPath, Reference, ReferenceError};
 pub use secret::Secret;
 pub use server::{Server, ServerConfig, ServerStats};

@@ -71,6 +71,17 @@ pub const REFERRERS: usize = 1000;
 /// Index artifacts of one image that are fetched to choose from: each costs a request.
 pub const CANDIDATES: usize = 16;
 
+/// Manifests that are copied with one image: its platforms, and what is about any of them. Windows images of every
+/// build have some dozens, each with an attestation and signatures.
+pub const COPY_MANIFESTS: usize = 4096;
+
+/// All of these together, in bytes: they wait in memory until the blobs are there. A manifest has some kilobytes.
+pub const COPY_BYTES: u64 = 64 << 20;
+
+/// Blobs on their way at once when an image is copied: enough to fill a line, and each has a piece of an upload in
+/// memory.
+pub const COPY_BLOBS: usize = 4;
+
 /// Signatures of one index artifact.
 pub const SIGNATURES: usize = 64;
 

@@ -171,6 +171,9 @@ fn is_path_component(text: &str) -> bool {
         })
 }
 
+/// What cosign knows of a manifest: signatures, attestations, a list of its parts.
+const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
+
 /// A tag: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -186,6 +189,21 @@ impl Tag {
     /// Returns the tag under which registries without a referrers API keep the referrers of a manifest.
     pub fn referrers(subject: &format::Digest) -> Self {
         Self(format!("sha256-{}", subject.hex()).into())
+    }
+
+    /// Returns the tags under which cosign keeps what it knows of a manifest, where it makes no referrers.
+    pub fn cosign(subject: &format::Digest) -> [Self; 3] {
+        COSIGN.map(|kind| Self(format!("sha256-{}.{kind}", subject.hex()).into()))
+    }
+
+    /// Says whether a name is that of something about a manifest, and no image's.
+    pub(crate) fn is_about_a_manifest(name: &str) -> bool {
+        let Some((hex, rest)) = name.strip_prefix("sha256-").and_then(|rest| rest.split_at_checked(64))
+        else {
+            return false;
+        };
+        let about = rest.is_empty() || rest.strip_prefix('.').is_some_and(|kind| COSIGN.contains(&kind));
+        about && hex.bytes().all(|c| c.is_ascii_hexdigit())
     }
 }
 

@@ -5,121 +5,24 @@
 //! the fallback list exactly where the registry does not say that it keeps referrers itself (distribution spec
 //! 1.1, "Pushing Manifests with Subject").
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use format::{Digest, DigestHasher, limits as sizes};
+use format::{Digest, limits as sizes};
 use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
 use crate::auth::Scopes;
 use crate::client::{Inner, Pick, Repository};
+use crate::content::{Content, Pieces};
 use crate::error::{Error, Fault};
 use crate::hosts::Capability;
-use crate::layout::blocking;
 use crate::limits;
 use crate::manifest::{Manifest, is_manifest};
 use crate::names::RepositoryName;
+use crate::referrers::referrer;
 use crate::reply::{Answer, is_temporary};
 use crate::retry::Tries;
 use crate::transport::{Call, Endpoint, Target};
-
-/// Bytes to be stored as a blob: in memory or in a file.
-#[derive(Debug, Clone)]
-pub struct Content {
-    digest: Digest,
-    size: u64,
-    from: From,
-}
-
-#[derive(Debug, Clone)]
-enum From {
-    Memory(Bytes),
-    File(Arc<File>),
-}
-
-impl Content {
-    /// Returns bytes in memory as content.
-    pub fn bytes(bytes: Bytes) -> Self {
-        Self { digest: Digest::of(&bytes), size: bytes.len() as u64, from: From::Memory(bytes) }
-    }
-
-    /// Returns a file as content; reads it once for its digest.
-    pub async fn file(path: &Path) -> Result<Self, Error> {
-        let path = path.to_owned();
-        blocking("reading a file to push", move || {
-            let doing = |error| Error::io(format!("reading {}", path.display()), error);
-            let file = File::open(&path).map_err(doing)?;
-            let size = file.metadata().map_err(doing)?.len();
-            let mut content = Self { digest: Digest::of(b""), size, from: From::File(Arc::new(file)) };
-            let mut hasher = DigestHasher::new();
-            content.pieces(|piece| {
-                hasher.update(piece);
-                Ok(())
-            })?;
-            content.digest = hasher.finish();
-            Ok(content)
-        })
-        .await
-    }
-
-    /// Returns the digest.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// Returns the length in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn pieces(&self, mut each: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
-        let mut at = 0;
-        while at < self.size {
-            let piece = self.read(at, (self.size - at).min(limits::PIECE))?;
-            each(&piece)?;
-            at += piece.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn read(&self, at: u64, len: u64) -> Result<Bytes, Error> {
-        let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        match &self.from {
-            From::Memory(bytes) => Ok(bytes.slice(small(at)..small(at + len))),
-            From::File(file) => {
-                let mut piece = vec![0; small(len)];
-                file.read_exact_at(&mut piece, at)
-                    .map_err(|error| Error::io(format!("reading blob {}", self.digest), error))?;
-                Ok(piece.into())
-            }
-        }
-    }
-
-    /// Writes all into a file, and fails if it is not what the digest says.
-    pub(crate) fn copy_to(&self, file: &mut File) -> Result<(), Error> {
-        let mut hasher = DigestHasher::new();
-        self.pieces(|piece| {
-            hasher.update(piece);
-            file.write_all(piece).map_err(|error| Error::io(format!("writing blob {}", self.digest), error))
-        })?;
-        match hasher.finish() == self.digest {
-            true => Ok(()),
-            false => {
-                Err(Error::invalid(format!("blob {}", self.digest), "the file changed while it was read"))
-            }
-        }
-    }
-
-    async fn piece(&self, at: u64, len: u64) -> Result<Bytes, Error> {
-        let content = self.clone();
-        blocking("reading a blob to push", move || content.read(at, len)).await
-    }
-}
 
 /// What pushing a blob came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +33,31 @@ pub enum Pushed {
     Mounted,
     /// It was sent.
     Sent,
+}
+
+/// Why an upload ended without its blob.
+enum Stop {
+    /// It may be begun anew.
+    Anew(Fault),
+    /// It would end so again.
+    Final(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl Stop {
+    /// Says what a refusal by the registry means.
+    fn refused(error: Error) -> Self {
+        match error {
+            Error::NotFound { .. } => Self::Anew(Fault::Answer("the registry forgot the upload".into())),
+            Error::Refused { status: status @ (409 | 416), .. } => Self::Anew(Fault::Status(status)),
+            error => Self::Final(error),
+        }
+    }
 }
 
 impl Repository {
@@ -146,9 +74,8 @@ impl Repository {
         loop {
             let fault = match self.upload(&endpoint, content, from, &what).await {
                 Ok(done) => return Ok(done),
-                Err(Error::NotFound { .. }) => Fault::Answer("the registry forgot the upload".into()),
-                Err(Error::Refused { status: status @ (409 | 416), .. }) => Fault::Status(status),
-                Err(error) => return Err(error),
+                Err(Stop::Anew(fault)) => fault,
+                Err(Stop::Final(error)) => return Err(error),
             };
             tries.again(&limiter, fault, None).await?;
         }
@@ -160,7 +87,7 @@ impl Repository {
         content: &Content,
         from: Option<&RepositoryName>,
         what: &str,
-    ) -> Result<Pushed, Error> {
+    ) -> Result<Pushed, Stop> {
         let mut call = self.push_call(Method::POST, "blobs/uploads/".into(), what.into());
         if let Some(from) = from {
             call.target =
@@ -171,27 +98,29 @@ impl Repository {
         match answer.status {
             StatusCode::CREATED if from.is_some() => return Ok(Pushed::Mounted),
             StatusCode::ACCEPTED => {}
-            _ => return Err(answer.refusal(endpoint, what)),
+            _ => return Err(Stop::refused(answer.refusal(endpoint, what))),
         }
         let mut place = location(&answer, what)?;
-        let small = content.size() <= limits::UPLOAD_PIECE;
-        if !small {
-            place = self.upload_pieces(endpoint, content, place, what).await?;
+        let mut pieces = content.pieces();
+        let mut last = None;
+        if content.size() <= limits::UPLOAD_PIECE {
+            last = pieces.next(content.size()).await?;
+        } else {
+            place = self.upload_pieces(endpoint, &mut pieces, content.size(), place, what).await?;
         }
+        pieces.verify()?;
         place.query_pairs_mut().append_pair("digest", &content.digest().to_string());
         let mut call = self.push_call(Method::PUT, String::new(), what.into());
         call.target = Target::Url(place);
         call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        if small {
-            call.body = content.piece(0, content.size()).await?;
-        }
-        if call.body.is_empty() {
-            call.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        match last {
+            Some(last) => call.body = last,
+            None => drop(call.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"))),
         }
         let answer = self.send(endpoint, &call).await?;
         match answer.status {
             StatusCode::CREATED => Ok(Pushed::Sent),
-            _ => Err(answer.refusal(endpoint, what)),
+            _ => Err(Stop::refused(answer.refusal(endpoint, what))),
         }
     }
 
@@ -199,28 +128,32 @@ impl Repository {
     async fn upload_pieces(
         &self,
         endpoint: &Endpoint,
-        content: &Content,
+        pieces: &mut Pieces,
+        size: u64,
         mut place: Url,
         what: &str,
-    ) -> Result<Url, Error> {
+    ) -> Result<Url, Stop> {
         let Inner { net, auth, .. } = &*self.client.0;
         let limiter = net.endpoint_limiter(endpoint);
         let mut tries = self.tries(endpoint, what, true);
         let mut at = 0;
-        while at < content.size() {
-            let len = (content.size() - at).min(limits::UPLOAD_PIECE);
+        while at < size {
+            let Some(piece) = pieces.from(at, limits::UPLOAD_PIECE).await? else {
+                return Err(Stop::Anew(Fault::Answer("the registry lost a part of the upload".into())));
+            };
+            let end = at + piece.len() as u64;
             let mut call = self.push_call(Method::PATCH, String::new(), what.into());
             call.target = Target::Url(place.clone());
-            call.body = content.piece(at, len).await?;
+            call.body = piece;
             call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-            let range = HeaderValue::try_from(format!("{at}-{}", at + len - 1));
+            let range = HeaderValue::try_from(format!("{at}-{}", end - 1));
             call.headers.extend(range.ok().map(|range| (header::CONTENT_RANGE, range)));
             // Never sent twice blindly: the registry may have taken a part.
             let mut once = Tries::new(what, endpoint.host().as_str(), 0);
             let fault = match net.fetch(auth, endpoint, &call, &mut once, limits::ERROR_BODY).await {
                 Ok(answer) if answer.status == StatusCode::ACCEPTED => {
                     place = location(&answer, what)?;
-                    at += len;
+                    at = end;
                     tries.reset();
                     continue;
                 }
@@ -229,21 +162,21 @@ impl Repository {
                 {
                     Fault::Status(answer.status.as_u16())
                 }
-                Ok(answer) => return Err(answer.refusal(endpoint, what)),
+                Ok(answer) => return Err(Stop::refused(answer.refusal(endpoint, what))),
                 Err(Error::Unavailable { source, .. }) => Fault::Answer(source.to_string()),
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
             tries.again(&limiter, fault, None).await?;
             let mut call = self.push_call(Method::GET, String::new(), what.into());
             call.target = Target::Url(place.clone());
             let answer = self.send(endpoint, &call).await?;
             if !answer.status.is_success() {
-                return Err(answer.refusal(endpoint, what));
+                return Err(Stop::refused(answer.refusal(endpoint, what)));
             }
             // `0-99` is 100 bytes; nothing, or `0-0` from registries that cannot say "none", is none.
             let last =
                 answer.header(header::RANGE).and_then(|text| text.rsplit_once('-')?.1.parse::<u64>().ok());
-            at = last.filter(|&last| last > 0).map_or(0, |last| last + 1).min(content.size());
+            at = last.filter(|&last| last > 0).map_or(0, |last| last + 1).min(size);
             place = location(&answer, what).unwrap_or(place);
         }
         Ok(place)
@@ -253,13 +186,9 @@ impl Repository {
     pub async fn push_manifest(&self, manifest: &Manifest, pick: &Pick) -> Result<(), Error> {
         let what = format!("upload of manifest {} to {self}", manifest.digest);
         let answer = self.put_manifest(manifest, pick, &what).await?;
-        if manifest.is_index() {
-            return Ok(());
-        }
-        let parsed = manifest.image(&what)?;
-        match &parsed.subject {
-            Some(subject) if answer.header("oci-subject").is_none() => {
-                self.add_fallback_referrer(&subject.digest, manifest, &parsed).await
+        match referrer(manifest, &what)? {
+            Some((subject, entry)) if answer.header("oci-subject").is_none() => {
+                self.add_fallback_referrer(&subject, &entry).await
             }
             _ => Ok(()),
         }

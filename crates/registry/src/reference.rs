@@ -3,7 +3,7 @@
 //! ```text
 //! [docker://][host[:port]/]name[:tag][@digest]     a registry; the default
 //! oci:DIR[:NAME]                                    an OCI layout
-//! oci-archive:FILE[:NAME]                           an OCI layout in a tar file
+//! oci-archive:FILE[:NAME]                           an OCI layout in a tar file; written to, `-` is standard output
 //! ```
 //! The transports are skopeo's, the shorthand is docker's: `nginx` is `docker://docker.io/library/nginx:latest`.
 //! A path ends at the first colon, as in skopeo. An image that is called like a transport needs `docker://`.
@@ -152,6 +152,11 @@ impl LayoutPath {
     /// Returns the directory or file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Says whether it is no file but standard output, for an archive that is written.
+    pub fn is_stdout(&self) -> bool {
+        self.path == Path::new("-")
     }
 
     /// Returns the name of the image inside.

@@ -3,14 +3,17 @@
 //! A registry that has no such list answers 404; then it is an image index under the tag `sha256-<hex>`, which
 //! whoever pushes a referrer reads, extends and writes back.
 
+use std::collections::BTreeMap;
+
 use format::{Digest, limits as sizes};
 use http::{HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
 
 use crate::client::{Pick, Repository, next_page};
 use crate::error::Error;
 use crate::hosts::Capability;
 use crate::limits;
-use crate::manifest::{Descriptor, ImageIndex, ImageManifest, Manifest, media_type};
+use crate::manifest::{Descriptor, ImageIndex, Manifest, media_type};
 use crate::names::Tag;
 
 /// How often a list is written again because somebody else wrote it in between.
@@ -102,15 +105,13 @@ impl Repository {
     pub(crate) async fn add_fallback_referrer(
         &self,
         subject: &Digest,
-        manifest: &Manifest,
-        parsed: &ImageManifest,
+        entry: &Descriptor,
     ) -> Result<(), Error> {
         let what = format!("list of referrers of {self}@{subject}");
-        let entry = referrer_entry(manifest, parsed);
         let _alone = self.client.0.fallback_lists.lock().await;
         for _ in 0..ROUNDS {
             let mut list = self.fallback(subject).await?.unwrap_or_else(ImageIndex::empty);
-            if !list.put(&entry, |old| old.digest == entry.digest) {
+            if !list.put(entry, |old| old.digest == entry.digest) {
                 return Ok(());
             }
             let bytes =
@@ -130,13 +131,30 @@ impl Repository {
     }
 }
 
-/// How a referrer is listed: with its type and annotations, so that a reader need not fetch it to choose.
-pub(crate) fn referrer_entry(manifest: &Manifest, parsed: &ImageManifest) -> Descriptor {
-    let kind = parsed.artifact_type.clone().unwrap_or_else(|| parsed.config.media_type.clone());
-    let mut entry = manifest.descriptor();
-    entry.artifact_type = Some(kind);
-    entry.annotations = parsed.annotations.clone();
-    entry
+/// Returns what a manifest is about and how it is listed, if it is about another one: with its type and annotations, so
+/// that a reader need not fetch it to choose.
+pub(crate) fn referrer(manifest: &Manifest, what: &str) -> Result<Option<(Digest, Descriptor)>, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct About {
+        subject: Option<Descriptor>,
+        artifact_type: Option<String>,
+        config: Option<Config>,
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Config {
+        media_type: String,
+    }
+    let about: About = serde_json::from_slice(&manifest.bytes)
+        .map_err(|error| Error::invalid(what, format!("not a manifest: {error}")))?;
+    Ok(about.subject.map(|subject| {
+        let mut entry = manifest.descriptor();
+        entry.artifact_type = about.artifact_type.or(about.config.map(|config| config.media_type));
+        entry.annotations = about.annotations.unwrap_or_default();
+        (subject.digest, entry)
+    }))
 }
 
 fn is_unknown_path(status: StatusCode) -> bool {

@@ -16,9 +16,8 @@ use crate::error::Error;
 use crate::layout::Layout;
 use crate::limits;
 use crate::manifest::{self, Descriptor, Image, Manifest, Platform, media_type};
-use crate::names::LayoutName;
+use crate::names::{LayoutName, Tag};
 use crate::reference::Reference;
-use crate::referrers::referrer_entry;
 use crate::urgency::Urgency;
 
 /// Where one image is. Clones are cheap.
@@ -106,7 +105,8 @@ impl Source {
         Err(Error::invalid(what, "image indexes are nested too deep"))
     }
 
-    async fn root(&self) -> Result<Manifest, Error> {
+    /// Returns the manifest that the reference leads to: of an image index or an image.
+    pub async fn root(&self) -> Result<Manifest, Error> {
         match &self.0 {
             Place::Registry(repository, pick) => repository.manifest(pick).await,
             Place::Layout(layout, name) => {
@@ -130,6 +130,41 @@ impl Source {
                 format!("manifest {}", descriptor.digest),
                 format!("{size} bytes, not {}", descriptor.size),
             )),
+        }
+    }
+
+    /// Returns what a tag beside the image leads to, if there is such a tag.
+    pub(crate) async fn beside(&self, tag: &Tag) -> Result<Option<Manifest>, Error> {
+        let found = match &self.0 {
+            Place::Registry(repository, _) => repository.manifest(&Pick::Tag(tag.clone())).await,
+            Place::Layout(layout, _) => match tag.as_str().parse::<LayoutName>() {
+                Ok(name) => match layout.find(Some(&name)).await {
+                    Ok(entry) => layout.manifest(&entry.digest, Some(&entry.media_type)).await,
+                    Err(error) => Err(error),
+                },
+                Err(_) => return Ok(None), // no name, and so nobody's
+            },
+        };
+        match found {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the registry and repository that it is in, if it is in one.
+    pub(crate) fn repository(&self) -> Option<&Repository> {
+        match &self.0 {
+            Place::Registry(repository, _) => Some(repository),
+            Place::Layout(..) => None,
+        }
+    }
+
+    /// Returns the layout that it is in, if it is in one.
+    pub(crate) fn layout(&self) -> Option<&Layout> {
+        match &self.0 {
+            Place::Registry(..) => None,
+            Place::Layout(layout, _) => Some(layout),
         }
     }
 
@@ -205,7 +240,7 @@ impl Source {
         if let Some(same) = there.iter().find(|there| new.is(there)) {
             return Ok(same.digest);
         }
-        let (manifest, parsed, blobs) = new.build()?;
+        let (manifest, blobs) = new.build()?;
         match &self.0 {
             Place::Registry(repository, _) => {
                 for blob in &blobs {
@@ -217,7 +252,7 @@ impl Source {
                 for blob in &blobs {
                     layout.put_blob(blob).await?;
                 }
-                layout.put_manifest(&manifest, referrer_entry(&manifest, &parsed), None).await?;
+                layout.put_referrer(&manifest).await?;
             }
         }
         Ok(manifest.digest)

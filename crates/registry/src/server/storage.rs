@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::layout::replace;
 use crate::manifest::{Descriptor, ImageIndex, Manifest};
 use crate::names::{RepositoryName, Tag};
-use crate::referrers::referrer_entry;
+use crate::referrers::referrer;
 
 const VERSION: &str = "1\n";
 
@@ -180,7 +180,6 @@ impl Storage {
             return Err(Refusal::ManifestInvalid(format!("its media type is {}", manifest.media_type)));
         }
         let dir = self.repository(name);
-        let mut referrer = None;
         if manifest.is_index() {
             for entry in manifest.index("manifest").map_err(invalid)?.descriptors() {
                 if !exists(&dir.join("_manifests").join(entry.digest.hex()))? {
@@ -196,9 +195,8 @@ impl Storage {
                     return Err(Refusal::ManifestBlobUnknown(part.digest));
                 }
             }
-            let entry = referrer_entry(&manifest, &parsed);
-            referrer = parsed.subject.map(|subject| (subject.digest, entry));
         }
+        let referrer = referrer(&manifest, "manifest").map_err(invalid)?;
         replace(&self.root.join("blobs/sha256"), &digest.hex(), &manifest.bytes)?;
         self.create(&dir.join("_manifests"))?;
         replace(&dir.join("_manifests"), &digest.hex(), manifest.media_type.as_bytes())?;
@@ -224,7 +222,7 @@ impl Storage {
             Pick::Digest(digest) => digest,
         };
         let subject = match self.manifest(name, pick) {
-            Ok(manifest) => manifest.image("manifest").ok().and_then(|parsed| parsed.subject),
+            Ok(manifest) => referrer(&manifest, "manifest").ok().flatten().map(|(subject, _)| subject),
             Err(Refusal::Failed(_)) => None, // damaged; it can be removed all the same
             Err(other) => return Err(other),
         };
@@ -235,7 +233,7 @@ impl Storage {
             }
         }
         if let Some(subject) = subject {
-            let entry = dir.join("_referrers").join(subject.digest.hex()).join(digest.hex());
+            let entry = dir.join("_referrers").join(subject.hex()).join(digest.hex());
             match remove(&entry, Refusal::ManifestUnknown) {
                 Ok(()) | Err(Refusal::ManifestUnknown) => {}
                 Err(other) => return Err(other),

@@ -4,6 +4,8 @@
 //! GNU tar's `tar.h`), pax `path` and `size`, GNU long names. Payload is skipped, never read. Links and holes
 //! are not followed: no tool that writes OCI archives makes them.
 
+pub(crate) mod write;
+
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom};
 

@@ -1,0 +1,171 @@
+//! Where a copy goes: a registry, an OCI layout, an OCI archive.
+
+use std::sync::Arc;
+
+use super::plan::Plan;
+use crate::archive::write::Writer;
+use crate::client::{Client, Pick, Repository};
+use crate::content::Content;
+use crate::error::Error;
+use crate::layout::{self, Layout};
+use crate::limits;
+use crate::manifest::Manifest;
+use crate::names::{LayoutName, Tag};
+use crate::push::Pushed;
+use crate::reference::Reference;
+use crate::referrers::referrer;
+use crate::source::Source;
+
+/// The destination of a copy.
+#[derive(Debug)]
+pub(super) enum Target {
+    Registry(Repository, Option<Tag>),
+    Layout(Layout, Option<LayoutName>),
+    /// Written from its beginning to its end, one thing after the other.
+    Archive(Arc<Writer>, Option<LayoutName>),
+}
+
+impl Target {
+    /// Makes a destination ready; nothing is named there.
+    pub(super) async fn open(
+        client: &Client,
+        to: &Reference,
+        plan: &Plan,
+        source: &Source,
+    ) -> Result<Self, Error> {
+        if let Some(wanted) = to.digest().filter(|wanted| **wanted != plan.root) {
+            let why = format!("{source} is {}, and no copy can be {wanted}", plan.root);
+            return Err(Error::invalid(to.to_string(), why));
+        }
+        Ok(match to {
+            Reference::Registry(name) => {
+                Self::Registry(client.repository(name.host(), name.repository()), name.tag().cloned())
+            }
+            Reference::Layout(place) => {
+                Self::Layout(Layout::create_dir(place.path()).await?, place.name().cloned())
+            }
+            Reference::Archive(place) => {
+                let path = Some(place.path().to_owned()).filter(|_| !place.is_stdout());
+                let writer =
+                    layout::blocking("creating an OCI archive", move || Writer::create(path)).await?;
+                Self::Archive(Arc::new(writer), place.name().cloned())
+            }
+        })
+    }
+
+    /// Returns how many blobs it takes at once.
+    pub(super) fn takes_at_once(&self) -> usize {
+        match self {
+            Self::Registry(..) | Self::Layout(..) => limits::COPY_BLOBS,
+            Self::Archive(..) => 1,
+        }
+    }
+
+    /// Says whether it is on the host of a source.
+    pub(super) fn shares_host_with(&self, source: &Source) -> bool {
+        match (self, source.repository()) {
+            (Self::Registry(to, _), Some(from)) => to.host == from.host,
+            _ => false,
+        }
+    }
+
+    /// Stores a blob.
+    pub(super) async fn put(&self, content: &Content, source: &Source) -> Result<Pushed, Error> {
+        match self {
+            Self::Registry(to, _) => {
+                let near = source.repository().filter(|from| from.host == to.host && from.name != to.name);
+                to.push_blob(content, near.map(Repository::name)).await
+            }
+            Self::Layout(layout, _) => layout.store(content).await,
+            Self::Archive(writer, _) => {
+                write_blob(writer, content).await?;
+                Ok(Pushed::Sent)
+            }
+        }
+    }
+
+    /// Stores the manifests, then names them, the image last.
+    pub(super) async fn name(&self, plan: &Plan) -> Result<(), Error> {
+        match self {
+            Self::Registry(repository, tag) => name_in_registry(repository, tag.as_ref(), plan).await,
+            Self::Layout(layout, name) => {
+                for manifest in &plan.manifests {
+                    layout.put_blob(&Content::bytes(manifest.bytes.clone())).await?;
+                    if is_referrer(manifest)? && manifest.digest != plan.root {
+                        layout.put_referrer(manifest).await?;
+                    }
+                }
+                for (tag, digest) in &plan.tags {
+                    let (manifest, name) = (plan.manifest(digest)?, layout_name(tag)?);
+                    layout.put_manifest(manifest, manifest.descriptor(), Some(&name)).await?;
+                }
+                let root = plan.root_manifest()?;
+                layout.put_manifest(root, root.descriptor(), name.as_ref()).await
+            }
+            Self::Archive(writer, name) => {
+                let mut entries = Vec::new();
+                for manifest in &plan.manifests {
+                    write_blob(writer, &Content::bytes(manifest.bytes.clone())).await?;
+                    if manifest.digest != plan.root {
+                        entries.extend(referrer(manifest, "")?.map(|(_, entry)| (entry, None)));
+                    }
+                }
+                for (tag, digest) in &plan.tags {
+                    entries.push((plan.manifest(digest)?.descriptor(), Some(layout_name(tag)?)));
+                }
+                entries.push((plan.root_manifest()?.descriptor(), name.clone()));
+                let writer = writer.clone();
+                layout::blocking("completing an OCI archive", move || writer.finish(entries)).await
+            }
+        }
+    }
+}
+
+/// Stores manifests, then moves tags that lead elsewhere.
+async fn name_in_registry(repository: &Repository, tag: Option<&Tag>, plan: &Plan) -> Result<(), Error> {
+    for manifest in &plan.manifests {
+        let pick = Pick::Digest(manifest.digest);
+        // What refers to another is always sent: an earlier copy may have ended before it was in the list.
+        if is_referrer(manifest)? || !leads_to(repository, &pick, manifest).await? {
+            repository.push_manifest(manifest, &pick).await?;
+        }
+    }
+    let image = tag.map(|tag| (tag, &plan.root));
+    for (tag, digest) in plan.tags.iter().map(|(tag, digest)| (tag, digest)).chain(image) {
+        let (pick, manifest) = (Pick::Tag(tag.clone()), plan.manifest(digest)?);
+        // A tag that may not be moved can be copied to all the same, if it is there.
+        if !leads_to(repository, &pick, manifest).await? {
+            repository.put_manifest(manifest, &pick, &format!("tag {repository}:{tag}")).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Says whether the registry itself has a manifest by a name.
+async fn leads_to(repository: &Repository, pick: &Pick, manifest: &Manifest) -> Result<bool, Error> {
+    Ok(repository.has(pick).await?.is_some_and(|digest| digest == manifest.digest))
+}
+
+fn is_referrer(manifest: &Manifest) -> Result<bool, Error> {
+    Ok(referrer(manifest, &format!("manifest {}", manifest.digest))?.is_some())
+}
+
+fn layout_name(tag: &Tag) -> Result<LayoutName, Error> {
+    tag.as_str().parse().map_err(|error| Error::invalid(format!("tag {tag}"), format!("{error}")))
+}
+
+/// Writes a blob that is not in an archive yet.
+async fn write_blob(writer: &Arc<Writer>, content: &Content) -> Result<(), Error> {
+    let (own, blob, size) = (writer.clone(), *content.digest(), content.size());
+    if !layout::blocking("writing an OCI archive", move || own.begin(&blob, size)).await? {
+        return Ok(());
+    }
+    let mut pieces = content.pieces();
+    while let Some(piece) = pieces.next(limits::PIECE).await? {
+        let own = writer.clone();
+        layout::blocking("writing an OCI archive", move || own.write(&piece)).await?;
+    }
+    pieces.verify()?;
+    let own = writer.clone();
+    layout::blocking("writing an OCI archive", move || own.end(size)).await
+}
