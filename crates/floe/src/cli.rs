@@ -54,6 +54,22 @@ pub enum Command {
     /// Builds the index of an image, so that others start it lazily
     #[command(after_help = "Example: floe index docker://registry.example/app:v1 --push --sign key.pem")]
     Index(Index),
+    /// Copies an image and all that belongs to it: every platform, indexes, signatures, whatever refers to it
+    ///
+    /// Every byte stays as it is, and so do digests. What is at the destination is not sent again: a copy that failed goes on
+    /// where it was. Blobs go from one repository of a registry to another without being sent, where it allows that. No
+    /// daemon is needed. A copy to oci-archive:- goes to stdout, and the result to stderr.
+    #[command(
+        after_help = "Example: floe copy docker://registry.example/app:v1 docker://mirror.example/app:v1"
+    )]
+    Copy {
+        /// The image: docker://…, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+        #[arg(value_name = "SRC")]
+        from: String,
+        /// Where it goes, written in the same way
+        #[arg(value_name = "DST")]
+        to: String,
+    },
     /// Shows an image: layers, where its indexes come from, what is local
     #[command(after_help = "Example: floe inspect docker://registry.example/app:v1")]
     Inspect {

@@ -9,6 +9,7 @@
 //! | 125 | `floe run` failed before the container's process ran |
 //! | 126 | `floe run` found the command but could not execute it |
 //! | 127 | `floe run` did not find the command in the image |
+//! | 130 | `floe copy` was interrupted, and has tidied up |
 //! | 128+n | the container's process was ended by signal n |
 //! | other | `floe run` passes on what the container's process returned |
 //!
@@ -34,6 +35,8 @@ pub enum Code {
     NotExecutable,
     /// The container's command does not exist.
     NotFound,
+    /// The user has ended it, and it has tidied up.
+    Interrupted,
     /// What a container returned.
     Container(u8),
 }
@@ -49,6 +52,7 @@ impl Code {
             Self::NotStarted => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
+            Self::Interrupted => 130,
             Self::Container(code) => code,
         }
     }
@@ -160,6 +164,7 @@ mod tests {
             (Code::NotStarted, 125),
             (Code::NotExecutable, 126),
             (Code::NotFound, 127),
+            (Code::Interrupted, 130),
             (Code::Container(143), 143),
         ];
         for (code, number) in table {

@@ -1,6 +1,7 @@
 //! What each command does on the side of the user: asks the daemon, shows the answer.
 
 mod browse;
+mod copy;
 mod doctor;
 mod manage;
 mod rootless;
@@ -87,6 +88,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Mount(args) => manage::mount(&session, args),
         Command::Umount { dir } => manage::umount(&session, &dir),
         Command::Pull(args) => manage::pull(&session, args),
+        Command::Copy { from, to } => copy::copy(&session, &from, &to),
         Command::Index(args) => manage::index(&session, args),
         Command::Verify { image, rebuild } => manage::verify(&session, image, rebuild),
         Command::Rm { image } => manage::rm(&session, image),

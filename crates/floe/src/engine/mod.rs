@@ -60,6 +60,7 @@ use self::keeping::Keeping;
 use self::live::Workshop;
 use self::mounts::{Held, LiveMount, Mounts, ReadPath};
 use self::names::NamesMount;
+pub(crate) use self::open::parse;
 use self::open::{OpenImage, Purpose};
 use self::profile::Profile;
 use self::record::Shape;

@@ -174,7 +174,7 @@ pub(super) fn canonical(image: &str) -> anyhow::Result<String> {
     Ok(parse(image)?.to_string())
 }
 
-pub(super) fn parse(image: &str) -> anyhow::Result<Reference> {
+pub(crate) fn parse(image: &str) -> anyhow::Result<Reference> {
     image.parse().with_context(|| {
         Hint::new(
             format!("understanding the image name {image:?}"),
