@@ -193,6 +193,10 @@ pub struct Pull {
     /// CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE and CONTAINERD_SNAPSHOTTER [default: floe]
     #[arg(long, value_name = "containerd[=SOCKET]")]
     pub to: Option<String>,
+    /// Also put the layers' blobs into containerd's content store, as the registry has them: then the image can be
+    /// exported, saved and pushed. What is there already is not fetched
+    #[arg(long, requires = "to")]
+    pub blobs: bool,
 }
 
 /// `floe run`.

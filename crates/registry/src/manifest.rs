@@ -222,6 +222,12 @@ impl Manifest {
         matches!(&*self.media_type, media_type::INDEX | media_type::DOCKER_LIST)
     }
 
+    /// Returns what an image index lists, as far as it is understood; of an image nothing.
+    pub fn children(&self) -> Vec<Descriptor> {
+        let index = self.is_index().then(|| self.index("").ok()).flatten();
+        index.map_or(Vec::new(), |index| index.descriptors().collect())
+    }
+
     pub(crate) fn index(&self, what: &str) -> Result<ImageIndex, Error> {
         serde_json::from_slice(&self.bytes)
             .map_err(|error| Error::invalid(what, format!("not an image index: {error}")))
@@ -353,8 +359,8 @@ pub struct LayerBlob {
 pub struct Image {
     /// The image manifest.
     pub manifest: Manifest,
-    /// The digest that the reference led to: an index's, or the manifest's own.
-    pub resolved: Digest,
+    /// The image indexes that led from the reference to it, the outermost first; none where it led to the manifest.
+    pub indexes: Vec<Manifest>,
     /// The digest of the config, which is Docker's image id.
     pub config_digest: Digest,
     /// The bytes of the config.
@@ -366,7 +372,7 @@ pub struct Image {
 impl Image {
     /// Puts together what was fetched; manifest and config must say the same.
     pub(crate) fn new(
-        resolved: Digest,
+        indexes: Vec<Manifest>,
         manifest: Manifest,
         parsed: ImageManifest,
         config: Bytes,
@@ -395,7 +401,7 @@ impl Image {
             diff_id,
             annotations: layer.annotations,
         });
-        Ok(Self { manifest, resolved, config_digest: parsed.config.digest, config, layers: layers.collect() })
+        Ok(Self { manifest, indexes, config_digest: parsed.config.digest, config, layers: layers.collect() })
     }
 }
 

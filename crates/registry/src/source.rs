@@ -75,14 +75,14 @@ impl Source {
     pub async fn image_seen(&self, platform: &Platform, seen: impl FnOnce(&Digest)) -> Result<Image, Error> {
         let what = self.to_string();
         let mut manifest = self.root().await?;
-        let resolved = manifest.digest;
+        let mut indexes = Vec::new();
         for _ in 0..limits::INDEX_DEPTH {
             if !manifest.is_index() {
                 let parsed = manifest.image(&what)?;
                 manifest::check_image(&parsed, &what)?;
                 seen(&manifest.digest);
                 let config = self.read_blob(&parsed.config, sizes::CONFIG, Priority::Demand).await?;
-                return Image::new(resolved, manifest, parsed, config, &what);
+                return Image::new(indexes, manifest, parsed, config, &what);
             }
             let index = manifest.index(&what)?;
             let chosen = match index.choose(platform) {
@@ -100,7 +100,8 @@ impl Source {
                     }
                 },
             };
-            manifest = self.manifest(&chosen).await?;
+            let outer = std::mem::replace(&mut manifest, self.manifest(&chosen).await?);
+            indexes.push(outer);
         }
         Err(Error::invalid(what, "image indexes are nested too deep"))
     }

@@ -43,14 +43,14 @@ pub(super) fn umount(session: &Session, dir: &Path) -> anyhow::Result<Code> {
 }
 
 pub(super) fn pull(session: &Session, args: cli::Pull) -> anyhow::Result<Code> {
-    let to = args.to.as_deref().map(containerd).transpose()?;
+    let to = args.to.as_deref().map(|to| containerd(to, args.blobs)).transpose()?;
     let report: ImageReport = session.ask(Call::Pull { image: user_image(args.image), to })?;
     session.print(&report, show::image)?;
     Ok(Code::Done)
 }
 
-/// Returns the containerd that `--to` names.
-fn containerd(to: &str) -> anyhow::Result<Target> {
+/// Returns the containerd that `--to` names, which is to have the layers' blobs or not.
+fn containerd(to: &str, blobs: bool) -> anyhow::Result<Target> {
     let address = match to.strip_prefix("containerd") {
         Some("") => None,
         Some(rest) if rest.starts_with("=/") => Some(rest[1..].to_owned()),
@@ -65,6 +65,7 @@ fn containerd(to: &str) -> anyhow::Result<Target> {
         address: address.unwrap_or_else(|| or("CONTAINERD_ADDRESS", ADDRESS)).into(),
         namespace: or("CONTAINERD_NAMESPACE", "default"),
         snapshotter: or("CONTAINERD_SNAPSHOTTER", "floe"),
+        blobs,
     })
 }
 

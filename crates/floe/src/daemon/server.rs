@@ -270,7 +270,7 @@ impl Server {
             }
             Call::Umount { dir } => reply(&engine.umount(&dir)?),
             Call::Pull { image, to: None } => reply(&engine.pull(&image, talk)?),
-            Call::Pull { image, to: Some(target) } => reply(&engine.register(&image, &target)?),
+            Call::Pull { image, to: Some(target) } => reply(&engine.register(&image, &target, talk)?),
             Call::Index { image, push, out, sign, profile } => {
                 let wanted =
                     Wanted { push, out: out.as_deref(), sign: sign.as_deref(), profile: profile.as_deref() };

@@ -590,7 +590,13 @@ fn ref_name(canonical: &str) -> anyhow::Result<RefName> {
 }
 
 /// Says how far a step is; stops it where nobody listens any more.
-fn say(talk: &Talk<'_>, step: &str, what: &format::Digest, done: u64, total: u64) -> anyhow::Result<()> {
+pub(crate) fn say(
+    talk: &Talk<'_>,
+    step: &str,
+    what: &format::Digest,
+    done: u64,
+    total: u64,
+) -> anyhow::Result<()> {
     let what = what.hex()[..12].to_owned();
     talk(Event::Progress(Progress { step: step.to_owned(), what, done, total }))
 }

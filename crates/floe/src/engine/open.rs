@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use format::{Digest, IndexId};
-use registry::{Descriptor, Image, Reference, Source};
+use registry::{Descriptor, Image, Manifest, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
 
 use super::layers::{FoundLayer, Place};
@@ -28,6 +28,8 @@ struct LastOpening {
     again: bool,
     /// Why what the store knew of the reference was taken for true, if it was.
     unasked: Option<String>,
+    /// What led from the reference to the manifest, which may change while that stays.
+    indexes: Vec<Manifest>,
 }
 
 /// An image that can be mounted.
@@ -142,6 +144,12 @@ impl OpenImage {
         self.last().times.mount += time;
     }
 
+    /// Returns the image indexes that led to it the last time, the outermost first; nothing where nobody was asked.
+    pub(super) fn indexes(&self) -> Option<Vec<Manifest>> {
+        let last = self.last();
+        last.unasked.is_none().then(|| last.indexes.clone())
+    }
+
     fn last(&self) -> MutexGuard<'_, LastOpening> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,6 +202,8 @@ pub(super) struct Resolved {
     pub(super) artifacts: Option<Artifacts>,
     /// Why this is what the store knew, if it is and the registry could know better.
     unasked: Option<String>,
+    /// The image indexes that led to it, the outermost first.
+    indexes: Vec<Manifest>,
 }
 
 impl Engine {
@@ -221,6 +231,7 @@ impl Engine {
                 times: Opening { resolve, ..Opening::default() },
                 again: purpose == Purpose::Start,
                 unasked: resolved.unasked,
+                indexes: resolved.indexes,
             };
             known.touch();
             known.hurry(self, purpose);
@@ -270,6 +281,7 @@ impl Engine {
                 times: Opening { resolve, index, mount: begun.elapsed() },
                 again: false,
                 unasked: resolved.unasked,
+                indexes: resolved.indexes,
             }),
             source: resolved.source,
             profile,
@@ -421,6 +433,7 @@ impl Resolved {
             source: Some(source),
             artifacts,
             unasked: None,
+            indexes: image.indexes,
         }
     }
 
@@ -433,6 +446,7 @@ impl Resolved {
             source,
             artifacts: None,
             unasked: None,
+            indexes: Vec::new(),
         }
     }
 }

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use format::DiffId;
+use registry::{Manifest, Source};
 use store::{MetaKey, RefLayer, Usage};
 
-use super::Engine;
 use super::layers::{FoundLayer, Place};
 use super::live::{LiveMount, Recipe};
 use super::open::{OpenImage, Purpose};
 use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin};
+use super::{Engine, Talk};
 use crate::snapshotter::register::Target;
 
 /// How often there is a look whether a start is over.
@@ -62,6 +63,16 @@ impl Lent {
         self.0.manifest_descriptor()
     }
 
+    /// Returns the image indexes that led to it, the outermost first; nothing where its registry could not be asked.
+    pub(crate) fn indexes(&self) -> Option<Vec<Manifest>> {
+        self.0.indexes()
+    }
+
+    /// Returns where its blobs are.
+    pub(crate) fn source(&self) -> Option<&Arc<Source>> {
+        self.0.source.as_ref()
+    }
+
     /// Returns the reference it was opened by, as everything here names it.
     pub(crate) fn reference(&self) -> &str {
         self.0.reference()
@@ -87,9 +98,14 @@ impl Engine {
     }
 
     /// Makes an image known to a containerd that has this daemon as a snapshotter.
-    pub(crate) fn register(self: &Arc<Self>, image: &str, target: &Target) -> anyhow::Result<ImageReport> {
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        image: &str,
+        target: &Target,
+        talk: &Talk<'_>,
+    ) -> anyhow::Result<ImageReport> {
         let lent = self.lend(image)?;
-        self.net.run(crate::snapshotter::register::register(target, &lent))?;
+        self.net.run(crate::snapshotter::register::register(target, &lent, talk))?;
         Ok(self.report(&lent.0))
     }
 

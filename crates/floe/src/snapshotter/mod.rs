@@ -15,6 +15,7 @@
 //! whose value is the chain ID it would commit. Where the layer is had here, a committed snapshot of that name is made, and the
 //! answer is that it exists already; then nobody fetches or unpacks the layer.
 
+mod blobs;
 mod labels;
 pub mod register;
 mod remap;

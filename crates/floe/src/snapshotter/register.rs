@@ -1,8 +1,8 @@
 //! Makes an image known to a containerd without its layers: `floe pull --to containerd`.
 //!
-//! What containerd's own pull does, in its order: a lease, so that nothing is collected meanwhile; manifest and config into the
-//! content store; each layer's snapshot, which the snapshotter, this daemon, says is there already; the name. Layers
-//! are fetched by containerd itself should somebody export the image.
+//! What containerd's own pull does, in its order: a lease, so that nothing is collected meanwhile; each layer's snapshot,
+//! which the snapshotter, this daemon, says is there already; config, manifest and the image index that the tag stands for into the
+//! content store; the name. The blobs of layers come last, and where they are asked for only ([`super::blobs`]).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,13 @@ use containerd::services::{
 };
 use containerd::types::Descriptor;
 use format::{ChainId, Digest};
+use registry::Manifest;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::labels::{LAYER, REFERENCE, SNAPSHOT_REF};
+use crate::engine::Talk;
 use crate::engine::stack::Lent;
 use crate::exit::Hint;
 
@@ -42,10 +44,13 @@ pub struct Target {
     pub namespace: String,
     /// The name by which it knows the snapshotter that this daemon is.
     pub snapshotter: String,
+    /// Whether it is to have the layers' blobs too.
+    #[serde(default)]
+    pub blobs: bool,
 }
 
 /// Makes an open image known.
-pub(crate) async fn register(target: &Target, image: &Lent) -> anyhow::Result<()> {
+pub(crate) async fn register(target: &Target, image: &Lent, talk: &Talk<'_>) -> anyhow::Result<()> {
     let name = image.reference().strip_prefix("docker://").context(Hint::new(
         "naming the image",
         "containerd knows images of registries only: docker://host/name:tag",
@@ -53,8 +58,14 @@ pub(crate) async fn register(target: &Target, image: &Lent) -> anyhow::Result<()
     let channel = connect(&target.address).await?;
     let mut session = Session { target, channel, lease: None };
     session.lease().await?;
-    let registered = session.register(name, image).await;
-    session.end().await;
+    let mut registered = session.register(name, image).await;
+    if target.blobs && registered.is_ok() {
+        registered = session.blobs(name, image, talk).await.context("fetching the blobs of its layers");
+    }
+    // What was begun is left to whoever tries again; the lease, which keeps it, ends by itself.
+    if registered.is_ok() || !target.blobs {
+        session.end().await;
+    }
     registered.with_context(|| format!("making {name} known to containerd at {}", target.address.display()))
 }
 
@@ -76,9 +87,10 @@ pub async fn connect(address: &Path) -> anyhow::Result<Channel> {
     })
 }
 
-struct Session<'a> {
+/// A containerd that is being told, under a lease.
+pub(super) struct Session<'a> {
     target: &'a Target,
-    channel: Channel,
+    pub(super) channel: Channel,
     lease: Option<String>,
 }
 
@@ -124,11 +136,20 @@ impl Session<'_> {
         let refers = std::iter::once(("config".to_owned(), config_digest)).chain(refers);
         let refers =
             refers.map(|(what, digest)| (format!("containerd.io/gc.ref.content.{what}"), digest.to_string()));
-        let (host, repository) = name.split_once('/').unwrap_or((name, ""));
-        let repository = repository.split(['@', ':']).next().unwrap_or(repository);
-        let source = (format!("containerd.io/distribution.source.{host}"), repository.to_owned());
-        self.blob(manifest, refers.chain([source])).await.context("storing the manifest")?;
-        self.name(name, image).await
+        self.blob(manifest, refers.chain([source(name)])).await.context("storing the manifest")?;
+        let Some(indexes) = image.indexes() else {
+            // What the tag stands for could not be asked, so a name that is there says more than the manifest.
+            return self.name(name, image.manifest_descriptor(), false).await;
+        };
+        for index in indexes.iter().rev() {
+            let refers = index.children().into_iter().enumerate();
+            // All of them, as containerd has it: what is fetched later is kept too, and it minds none that is missing.
+            let refers = refers
+                .map(|(n, child)| (format!("containerd.io/gc.ref.content.m.{n}"), child.digest.to_string()));
+            self.blob(&index.bytes, refers.chain([source(name)])).await.context("storing the image index")?;
+        }
+        let outermost = indexes.first().map(Manifest::descriptor);
+        self.name(name, outermost.as_ref().unwrap_or(image.manifest_descriptor()), true).await
     }
 
     /// Has a layer's snapshot made.
@@ -187,18 +208,22 @@ impl Session<'_> {
             Err(status) if status.code() == Code::AlreadyExists => {}
             written => return Ok(written?),
         }
+        Ok(self.label(digest, labels).await?)
+    }
+
+    /// Adds labels to what is in the content store.
+    pub(super) async fn label(&self, digest: String, labels: HashMap<String, String>) -> Result<(), Status> {
+        let mut client = content::content_client::ContentClient::new(self.channel.clone());
         let mask = labels.keys().map(|key| format!("labels.{key}")).collect();
         let update = content::UpdateRequest {
             info: Some(content::Info { digest, labels, ..Default::default() }),
             update_mask: Some(prost_types::FieldMask { paths: mask }),
         };
-        client.update(self.request(update)?).await?;
-        Ok(())
+        client.update(self.request(update)?).await.map(|_| ())
     }
 
-    async fn name(&self, name: &str, image: &Lent) -> anyhow::Result<()> {
+    async fn name(&self, name: &str, descriptor: &registry::Descriptor, replace: bool) -> anyhow::Result<()> {
         let mut client = images::images_client::ImagesClient::new(self.channel.clone());
-        let descriptor = image.manifest_descriptor();
         let named = images::Image {
             name: name.to_owned(),
             target: Some(Descriptor {
@@ -212,6 +237,7 @@ impl Session<'_> {
         let create = images::CreateImageRequest { image: Some(named.clone()), ..Default::default() };
         match client.create(self.request(create)?).await {
             Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::AlreadyExists && !replace => Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {
                 let mask = prost_types::FieldMask { paths: vec!["target".into()] };
                 let update = images::UpdateImageRequest {
@@ -226,7 +252,7 @@ impl Session<'_> {
         }
     }
 
-    fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
+    pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
         let header =
             |text: &str| text.parse().map_err(|_| Status::invalid_argument(format!("{text:?} is no header")));
@@ -236,6 +262,13 @@ impl Session<'_> {
         }
         Ok(request)
     }
+}
+
+/// Returns the label that says where content of an image came from: who pushes it there has nothing to send.
+pub(super) fn source(name: &str) -> (String, String) {
+    let (host, repository) = name.split_once('/').unwrap_or((name, ""));
+    let repository = repository.split(['@', ':']).next().unwrap_or(repository);
+    (format!("containerd.io/distribution.source.{host}"), repository.to_owned())
 }
 
 fn nanos() -> u128 {
