@@ -160,7 +160,7 @@ fn a_password_may_change_and_go_under_a_container(release: Release) {
     let docker = node.path("home/.docker");
     fs::create_dir(&docker).unwrap();
     let node_knows = |password: &str| {
-        let auth = testkit::faulty::base64(format!("node:{password}").as_bytes());
+        let auth = testkit::base64::encode(format!("node:{password}").as_bytes());
         let auths = json!({ "auths": { (server.host()): { "auth": auth } } });
         fs::write(docker.join("config.json"), auths.to_string()).unwrap();
     };

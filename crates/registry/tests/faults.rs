@@ -384,7 +384,7 @@ async fn passwords_open_basic_and_token_servers() {
     let login = |fixture: &Fixture, user: &str| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.json");
-        let auth = testkit::faulty::base64(user.as_bytes());
+        let auth = testkit::base64::encode(user.as_bytes());
         std::fs::write(&file, format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fixture.server.host()))
             .unwrap();
         let config = Config { credentials: Some(vec![file]), ..fixture.config() };

@@ -1,6 +1,7 @@
 //! Development only: generators, faults and models for the tests.
 
 pub mod arbitrary;
+pub mod base64;
 pub mod certificates;
 pub mod dice;
 pub mod dump;

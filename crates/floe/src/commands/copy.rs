@@ -29,7 +29,7 @@ struct Report {
 
 pub(super) fn copy(session: &Session, from: &str, to: &str) -> anyhow::Result<Code> {
     let (from, to) = (parse(from)?, parse(to)?);
-    let net = Net::new(&session.config)?;
+    let net = Net::new(&session.config, None)?;
     let bars = Arc::new(Bars { progress: Progress::stderr(), bars: Mutex::default() });
     let copied = net.run(async {
         let mut end = signal(SignalKind::terminate()).context("watching for SIGTERM")?;

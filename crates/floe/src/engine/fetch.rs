@@ -11,8 +11,8 @@ use store::{CompleteError, Priority};
 
 use super::layers::FoundLayer;
 use super::open::OpenImage;
-use super::{Engine, Talk, say};
-use crate::daemon::protocol::{Event, Settled};
+use super::{Engine, Talk};
+use crate::daemon::protocol::{Event, Progress, Settled};
 use crate::exit::Hint;
 
 /// How long a whole image may take in the background; then the rest stays lazy.
@@ -253,6 +253,18 @@ fn numbers(segments: &[u32]) -> String {
         text += &format!(" and {rest} more");
     }
     text
+}
+
+/// Says how far a step is; stops it where nobody listens any more.
+pub(crate) fn say(
+    talk: &Talk<'_>,
+    step: &str,
+    what: &format::Digest,
+    done: u64,
+    total: u64,
+) -> anyhow::Result<()> {
+    let what = what.hex()[..12].to_owned();
+    talk(Event::Progress(Progress { step: step.to_owned(), what, done, total }))
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ use anyhow::{Context, bail};
 use format::IndexId;
 use store::{GarbageKind, GcMode, MetaKey, ReadThrough, RefName, Segments, Snapshots, Store, Workers};
 
+pub(crate) use self::fetch::say;
 use self::keeping::Keeping;
 use self::live::Workshop;
 use self::mounts::{Held, LiveMount, Mounts, ReadPath};
@@ -68,7 +69,7 @@ use self::report::{Fallback, ImageReport, MountTrace, Status, Timings, Traffic};
 use self::room::{InUse, Room};
 use crate::config::Config;
 use crate::daemon::client::Address;
-use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Progress, Ready, Segment};
+use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Ready, Segment};
 use crate::exit::Hint;
 use crate::origin::Net;
 use crate::trust::Rule;
@@ -587,16 +588,4 @@ fn named(garbage: &GarbageKind) -> String {
 
 fn ref_name(canonical: &str) -> anyhow::Result<RefName> {
     RefName::parse(canonical).with_context(|| format!("naming {canonical:?}"))
-}
-
-/// Says how far a step is; stops it where nobody listens any more.
-pub(crate) fn say(
-    talk: &Talk<'_>,
-    step: &str,
-    what: &format::Digest,
-    done: u64,
-    total: u64,
-) -> anyhow::Result<()> {
-    let what = what.hex()[..12].to_owned();
-    talk(Event::Progress(Progress { step: step.to_owned(), what, done, total }))
 }
