@@ -63,7 +63,7 @@ pub enum Command {
         after_help = "Example: floe copy docker://registry.example/app:v1 docker://mirror.example/app:v1"
     )]
     Copy {
-        /// The image: docker://…, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+        /// The image: `docker://…`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`
         #[arg(value_name = "SRC")]
         from: String,
         /// Where it goes, written in the same way

@@ -91,6 +91,8 @@ struct SlotState {
 struct Grant {
     header: HeaderValue,
     until: Instant,
+    /// What it was got with, of what was handed over.
+    by: Option<Credential>,
 }
 
 impl Authorizer {
@@ -133,7 +135,9 @@ impl Authorizer {
         {
             return Err(failure.clone());
         }
-        let result = self.obtain(net, endpoint, &challenge, &scopes, refused).await;
+        let by = state.grant.as_ref().filter(|grant| refused == Some(&grant.header));
+        let by = by.and_then(|grant| grant.by.clone());
+        let result = self.obtain(net, endpoint, &challenge, &scopes, by.as_ref()).await;
         state.grant = result.as_ref().ok().cloned();
         state.failure = result.as_ref().err().cloned();
         slot.ended.fetch_add(1, Ordering::Release);
@@ -148,31 +152,50 @@ impl Authorizer {
         Arc::clone(slots.entry(key).or_default())
     }
 
-    /// Asks with what was handed over, one after the other, then with what the node has.
+    /// Asks with what was handed over, one after the other, and with what the node has; first with what comes after the one
+    /// that was `refused`.
     async fn obtain(
         &self,
         net: &Net,
         endpoint: &Endpoint,
         challenge: &Challenge,
         scopes: &Scopes,
-        refused: Option<&HeaderValue>,
+        refused: Option<&Credential>,
     ) -> Result<Grant, Error> {
-        let mut before = None;
-        let handed = self.sources.handed(endpoint.host(), scopes.repository.as_ref(), refused.is_some());
-        for credential in handed {
-            let found = Some(Found { credential, life: None });
-            let result = self.ask(net, endpoint, challenge, scopes, found).await;
-            match &result {
-                Ok(grant) if refused != Some(&grant.header) => return result,
-                Ok(_) | Err(Error::Denied { .. }) => before = Some(result),
-                Err(_) => return result,
+        let handed = self.sources.handed(endpoint.host(), scopes.repository.as_ref());
+        let from = handed.iter().position(|one| Some(one) == refused).map_or(0, |at| at + 1);
+        let (before, after) = handed.split_at(from);
+        let ask = |credential: &Credential| {
+            let found = Found { credential: credential.clone(), life: None };
+            self.ask(net, endpoint, challenge, scopes, Some(found))
+        };
+        let mut said = None;
+        for credential in after {
+            match ask(credential).await {
+                Ok(grant) => return Ok(Grant { by: Some(credential.clone()), ..grant }),
+                Err(error) => said = Some(passing(error)?),
             }
         }
         let found = self.credential(endpoint, scopes).await?;
-        match before {
-            Some(before) if found.is_none() => before,
-            _ => self.ask(net, endpoint, challenge, scopes, found).await,
+        if found.is_some() || handed.is_empty() {
+            match self.ask(net, endpoint, challenge, scopes, found).await {
+                Err(error) if !before.is_empty() => said = Some(passing(error)?),
+                result => return result,
+            }
         }
+        for credential in before {
+            match ask(credential).await {
+                Ok(grant) => return Ok(Grant { by: Some(credential.clone()), ..grant }),
+                Err(error) => said = Some(passing(error)?),
+            }
+        }
+        Err(said.unwrap_or_else(|| Error::invalid("credentials", "there are none")))
+    }
+
+    /// Returns how many credentials there may be for a repository besides the node's.
+    pub(crate) fn choices(&self, endpoint: &Endpoint, scopes: &Scopes) -> u32 {
+        let handed = self.sources.handed(endpoint.host(), scopes.repository.as_ref());
+        u32::try_from(handed.len()).unwrap_or(u32::MAX)
     }
 
     async fn ask(
@@ -192,9 +215,9 @@ impl Authorizer {
         };
         let until = Instant::now() + life;
         match (challenge, credential) {
-            (_, Some(Credential::Bearer(token))) => Ok(Grant { header: bearer(&token)?, until }),
+            (_, Some(Credential::Bearer(token))) => Ok(Grant { header: bearer(&token)?, until, by: None }),
             (Challenge::Basic, Some(Credential::Password(user, password))) => {
-                Ok(Grant { header: basic(&user, &password)?, until })
+                Ok(Grant { header: basic(&user, &password)?, until, by: None })
             }
             (Challenge::Basic, Some(Credential::Identity(_))) => {
                 Err(denied("there is an identity token, but the registry wants a password"))
@@ -214,7 +237,7 @@ impl Authorizer {
                     [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
                 let token = token.ok_or_else(|| Error::invalid(what(), "the answer holds no token"))?;
                 let life = answer.expires_in.map_or(limits::TOKEN_LIFE, Duration::from_secs);
-                Ok(Grant { header: bearer(&token)?, until: begun + usable(life) })
+                Ok(Grant { header: bearer(&token)?, until: begun + usable(life), by: None })
             }
         }
     }
@@ -227,6 +250,14 @@ impl Authorizer {
         let repository = scopes.repository.clone();
         let found = tokio::task::spawn_blocking(move || sources.find(&host, repository.as_ref())).await;
         found.map_err(|error| Error::io("looking for credentials", std::io::Error::other(error)))?
+    }
+}
+
+/// Returns an error that another credential may not have; any other ends the asking.
+fn passing(error: Error) -> Result<Error, Error> {
+    match error {
+        Error::Denied { .. } | Error::Invalid { .. } => Ok(error),
+        error => Err(error),
     }
 }
 

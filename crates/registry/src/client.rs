@@ -198,8 +198,13 @@ impl Repository {
 
     /// Returns a manifest, checked.
     pub async fn manifest(&self, pick: &Pick) -> Result<Manifest, Error> {
-        let call = self.manifest_call(Method::GET, pick);
         let capability = if pick.digest().is_some() { Capability::Pull } else { Capability::Resolve };
+        self.manifest_of(pick, capability).await
+    }
+
+    /// Returns a manifest, checked, from an endpoint that can do something.
+    pub(crate) async fn manifest_of(&self, pick: &Pick, capability: Capability) -> Result<Manifest, Error> {
+        let call = self.manifest_call(Method::GET, pick);
         let (endpoint, answer) = self.ask(capability, &call, sizes::MANIFEST).await?;
         if !answer.status.is_success() {
             return Err(answer.refusal(&endpoint, &call.what));

@@ -174,26 +174,39 @@ impl Layout {
 
     /// Returns the manifests that refer to this one, and their descriptors.
     pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<(Descriptor, Manifest)>, Error> {
-        let all = self.all_referrers().await?.into_iter();
-        Ok(all.filter(|(of, ..)| of == subject).map(|(_, entry, manifest)| (entry, manifest)).collect())
+        let skipped = |manifest: &Digest, error: &Error| {
+            tracing::warn!(layout = %self, %manifest, %error, "skipped");
+        };
+        let all = self.all_referrers(skipped).await?;
+        let mut found = Vec::new();
+        for (_, entry) in all.into_iter().filter(|(of, _)| of == subject).take(limits::REFERRERS) {
+            let manifest = self.manifest(&entry.digest, Some(&entry.media_type)).await?;
+            found.push((entry, manifest));
+        }
+        Ok(found)
     }
 
-    /// Returns all manifests that refer to others, what they refer to, and their descriptors.
-    pub(crate) async fn all_referrers(&self) -> Result<Vec<(Digest, Descriptor, Manifest)>, Error> {
+    /// Returns the descriptors of all manifests that refer to others, and what they refer to; tells which could not be
+    /// read.
+    pub(crate) async fn all_referrers(
+        &self,
+        skipped: impl Fn(&Digest, &Error),
+    ) -> Result<Vec<(Digest, Descriptor)>, Error> {
         let index = self.index().await?;
-        let mut found = Vec::new();
-        for entry in
-            index.descriptors().filter(|entry| is_manifest(&entry.media_type)).take(limits::REFERRERS)
-        {
+        let (mut found, mut seen) = (Vec::new(), std::collections::HashSet::new());
+        for entry in index.descriptors().filter(|entry| is_manifest(&entry.media_type)) {
+            if !seen.insert(entry.digest) {
+                continue;
+            }
             let manifest = match self.manifest(&entry.digest, Some(&entry.media_type)).await {
                 Ok(manifest) => manifest,
                 Err(error) => {
-                    tracing::warn!(layout = %self, manifest = %entry.digest, %error, "skipped");
+                    skipped(&entry.digest, &error);
                     continue;
                 }
             };
             if let Ok(Some((subject, _))) = referrer(&manifest, "") {
-                found.push((subject, entry, manifest));
+                found.push((subject, entry));
             }
         }
         Ok(found)
@@ -266,6 +279,7 @@ impl Layout {
             };
             if index.put(&entry, same) {
                 let text = serde_json::to_vec(&index).map_err(|error| doing(error.into()))?;
+                fits(&text)?;
                 replace(&dir, "index.json", &text)?;
             }
             Ok(())
@@ -316,15 +330,14 @@ impl Layout {
                     std::io::ErrorKind::NotFound => missing(),
                     _ => Error::io(format!("opening {name} in {self}"), error),
                 };
-                let file = File::open(self.0.path.join(name)).map_err(doing)?;
-                let meta = file.metadata().map_err(doing)?;
-                // A pipe here would block for ever.
-                let len = if meta.is_file() {
-                    Ok(meta.len())
-                } else {
-                    Err(Error::invalid(format!("{name} in {self}"), "no file"))
-                };
-                Ok((Arc::new(file), Member { offset: 0, len: len? }))
+                let path = self.0.path.join(name);
+                // Opening a pipe would block for ever.
+                if !std::fs::metadata(&path).map_err(doing)?.is_file() {
+                    return Err(Error::invalid(format!("{name} in {self}"), "no file"));
+                }
+                let file = File::open(path).map_err(doing)?;
+                let len = file.metadata().map_err(doing)?.len();
+                Ok((Arc::new(file), Member { offset: 0, len }))
             }
         }
     }
@@ -447,6 +460,12 @@ pub(crate) fn replace(dir: &Path, name: &str, content: &[u8]) -> Result<(), Erro
     })
 }
 
+/// Makes sure that an `index.json` is one that can be read again.
+pub(crate) fn fits(index: &[u8]) -> Result<(), Error> {
+    let (what, size, limit) = ("index.json".to_owned(), index.len() as u64, sizes::MANIFEST);
+    if size > limit { Err(Error::TooLarge { what, size, limit }) } else { Ok(()) }
+}
+
 /// Writes a file under another name, makes it durable, then gives it its name.
 pub(crate) fn write_durably(
     dir: &Path,
@@ -457,8 +476,8 @@ pub(crate) fn write_durably(
     let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let draft = dir.join(format!(".tmp-{}-{count}-{}", std::process::id(), &name[..name.len().min(16)]));
     let doing = |error| Error::io(format!("writing {}", dir.join(name).display()), error);
-    let written = File::create_new(&draft).map_err(doing).and_then(|mut file| {
-        write(&mut file)?;
+    let mut file = File::create_new(&draft).map_err(doing)?;
+    let written = write(&mut file).and_then(|()| {
         file.sync_all().map_err(doing)?;
         std::fs::rename(&draft, dir.join(name)).map_err(doing)?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(doing)

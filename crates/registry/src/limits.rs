@@ -29,8 +29,11 @@ pub const HELPER_OUTPUT: u64 = 256 << 10;
 /// How long a credential is used that does not say how long it is good: then somebody may have logged in anew.
 pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(300);
 
-/// Repositories whose credentials are kept that pods have: of more than any node's.
+/// Credentials of pods that are kept: of more repositories than any node's pods are of.
 pub const HANDED: usize = 1024;
+
+/// Longest of them, in bytes. Tokens of clouds have 3 KB.
+pub const CREDENTIAL: usize = 64 << 10;
 
 /// How long a credential helper may take: some ask a cloud, none should ask a person.
 pub const HELPER_TIME: Duration = Duration::from_secs(30);

@@ -41,9 +41,10 @@ impl Repository {
             |list: Option<ImageIndex>| list.map_or(Vec::new(), |list| list.descriptors().collect());
         let (listed, fallback) = match self.client.lists_referrers(&self.host) {
             Some(true) => (self.listed(subject, kind).await?, None),
-            Some(false) => return Ok(descriptors(self.fallback(subject).await?)),
+            Some(false) => return Ok(descriptors(self.fallback(subject, Capability::Resolve).await?)),
             None => {
-                let (listed, fallback) = tokio::join!(self.listed(subject, kind), self.fallback(subject));
+                let (listed, fallback) =
+                    tokio::join!(self.listed(subject, kind), self.fallback(subject, Capability::Resolve));
                 (listed?, Some(fallback))
             }
         };
@@ -51,7 +52,7 @@ impl Repository {
         match (listed, fallback) {
             (Some(listed), _) => Ok(listed),
             (None, Some(fallback)) => Ok(descriptors(fallback?)),
-            (None, None) => Ok(descriptors(self.fallback(subject).await?)),
+            (None, None) => Ok(descriptors(self.fallback(subject, Capability::Resolve).await?)),
         }
     }
 
@@ -90,9 +91,10 @@ impl Repository {
         Ok(Some(found))
     }
 
-    async fn fallback(&self, subject: &Digest) -> Result<Option<ImageIndex>, Error> {
+    /// Returns the fallback list, as an endpoint has it that can do something.
+    async fn fallback(&self, subject: &Digest, capability: Capability) -> Result<Option<ImageIndex>, Error> {
         let pick = Pick::Tag(Tag::referrers(subject));
-        match self.manifest(&pick).await {
+        match self.manifest_of(&pick, capability).await {
             Ok(list) => Ok(Some(list.index(&format!("referrers of {self}@{subject}"))?)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -110,7 +112,9 @@ impl Repository {
         let what = format!("list of referrers of {self}@{subject}");
         let _alone = self.client.0.fallback_lists.lock().await;
         for _ in 0..ROUNDS {
-            let mut list = self.fallback(subject).await?.unwrap_or_else(ImageIndex::empty);
+            // Not as a mirror has it: what it does not know yet would be overwritten.
+            let list = self.fallback(subject, Capability::Push).await?;
+            let mut list = list.unwrap_or_else(ImageIndex::empty);
             if !list.put(entry, |old| old.digest == entry.digest) {
                 return Ok(());
             }
@@ -121,7 +125,7 @@ impl Repository {
         }
         // Seen after the last write as well?
         match self
-            .fallback(subject)
+            .fallback(subject, Capability::Push)
             .await?
             .is_some_and(|list| list.descriptors().any(|old| old.digest == entry.digest))
         {

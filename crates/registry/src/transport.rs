@@ -341,8 +341,14 @@ impl Net {
                 }
             };
             match reply.status() {
-                StatusCode::UNAUTHORIZED if reply.elsewhere.is_none() && refusals < 2 => {
-                    // Twice: a token may have been refused because it lacked a scope that is only now known.
+                status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if reply.elsewhere.is_none() => {
+                    // Twice: a token may have been refused because it lacked a scope that is only now known. More often where there
+                    // are more credentials; then also for a 403, which some registries say of an expired token.
+                    let choices = auth.choices(endpoint, &call.scopes);
+                    let most = if status == StatusCode::UNAUTHORIZED { 2 + choices } else { choices };
+                    if refusals >= most || (status == StatusCode::FORBIDDEN && header.is_none()) {
+                        return Ok(reply);
+                    }
                     refusals += 1;
                     refused = header.or(refused);
                 }

@@ -59,7 +59,7 @@ fn interrupted(why: anyhow::Result<()>) -> anyhow::Error {
     let error = why.err().unwrap_or_else(|| {
         anyhow::anyhow!("interrupted").context(Hint::new(
             "copying was given up",
-            "begun anew, it goes on where it was: blobs that have arrived are not sent again",
+            "begun anew, blobs that have arrived in a registry or a layout are not sent again",
         ))
     });
     error.context(Coded::new(Code::Interrupted, "copying"))
@@ -75,10 +75,11 @@ fn advised(error: Error, from: &Reference, to: &Reference) -> anyhow::Error {
             "{host}, or a proxy before it, does not take requests of 8 MiB: raise its limit (nginx: client_max_body_size)"
         )),
         error if error.is_temporary() => {
-            Some("begun anew, it goes on where it was: blobs that have arrived are not sent again".into())
+            Some("begun anew, blobs that have arrived in a registry or a layout are not sent again".into())
         }
         Error::Invalid { .. } => Some(
-            "nothing was named at the destination; floe verify, or pushing it again, mends a source".into(),
+            "nothing was named at the destination; where the source is damaged, pushing it again mends it"
+                .into(),
         ),
         Error::NotFound { .. } => {
             Some("is the name right? where only a part of the image is missing, push it there again".into())

@@ -13,7 +13,7 @@ use format::Digest;
 
 use super::BLOCK;
 use crate::error::Error;
-use crate::layout::{MARKER, NAME, blob_name};
+use crate::layout::{MARKER, NAME, blob_name, fits};
 use crate::manifest::{Descriptor, ImageIndex};
 use crate::names::LayoutName;
 
@@ -47,12 +47,21 @@ impl Writer {
         let out = match &path {
             None => Out::Stdout,
             Some(path) => {
-                let mut name = std::ffi::OsString::from(format!(".tmp-{}-", std::process::id()));
-                name.push(path.file_name().unwrap_or_default());
-                let draft = path.with_file_name(name);
-                let file = File::create(&draft)
-                    .map_err(|error| Error::io(format!("creating {}", draft.display()), error))?;
-                Out::Draft(file, draft, path.clone())
+                let doing = |error| Error::io(format!("creating {}", path.display()), error);
+                // A device or a pipe would be replaced, and so would what a link leads to.
+                let is_free = match std::fs::symlink_metadata(path) {
+                    Ok(there) => there.is_file(),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => path.file_name().is_some(),
+                    Err(error) => return Err(doing(error)),
+                };
+                if !is_free {
+                    return Err(doing(io::Error::other("there is something that is no file")));
+                }
+                // Nobody has it, or a link of its name.
+                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let nanos = since.unwrap_or_default().as_nanos();
+                let draft = path.with_file_name(format!(".tmp-{}-{nanos}", std::process::id()));
+                Out::Draft(File::create_new(&draft).map_err(doing)?, draft, path.clone())
             }
         };
         let state = Mutex::new(State { out, there: HashSet::new() });
@@ -97,6 +106,7 @@ impl Writer {
             index.put(&entry, |_| false);
         }
         let text = serde_json::to_vec(&index).map_err(|error| self.failed(error.into()))?;
+        fits(&text)?;
         self.member("index.json", &text)?;
         self.write(&[0; 1024])?;
         let mut state = self.state();

@@ -37,7 +37,8 @@ pub(super) struct Plan {
 struct Walk<'a> {
     source: &'a Source,
     watch: &'a dyn Watch,
-    seen: HashMap<Digest, u64>,
+    /// How long each is, and whether it is named as a manifest; some name a manifest as a blob.
+    seen: HashMap<(Digest, bool), u64>,
     held: u64,
     manifests: Vec<Manifest>,
     blobs: Vec<Descriptor>,
@@ -47,6 +48,11 @@ struct Walk<'a> {
 enum Step {
     Enter(Descriptor, u32),
     Leave(Manifest),
+}
+
+/// Returns what somebody else has written, for a line on a terminal.
+fn told(text: &str) -> String {
+    format!("{:?}", text.chars().take(256).collect::<String>())
 }
 
 impl Plan {
@@ -81,14 +87,14 @@ impl Walk<'_> {
     /// Takes in a manifest, and before it all below it.
     async fn tree(&mut self, root: Manifest) -> Result<(), Error> {
         let mut steps = Vec::new();
-        if self.enter(&root.descriptor())? {
+        if self.enter(&root.descriptor(), true)? {
             self.below(root, 0, &mut steps)?;
         }
         while let Some(step) = steps.pop() {
             match step {
                 Step::Leave(manifest) => self.manifests.push(manifest),
                 Step::Enter(descriptor, depth) => {
-                    if self.enter(&descriptor)? {
+                    if self.enter(&descriptor, true)? {
                         let manifest = self.source.manifest(&descriptor).await?;
                         self.below(manifest, depth, &mut steps)?;
                     }
@@ -98,9 +104,10 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Says whether something has not been seen before; whoever names it again must give it the same length.
-    fn enter(&mut self, descriptor: &Descriptor) -> Result<bool, Error> {
-        match self.seen.insert(descriptor.digest, descriptor.size) {
+    /// Says whether something has not been seen before, as a manifest or as a blob; whoever names it again must give it
+    /// the same length.
+    fn enter(&mut self, descriptor: &Descriptor, manifest: bool) -> Result<bool, Error> {
+        match self.seen.insert((descriptor.digest, manifest), descriptor.size) {
             None => Ok(true),
             Some(size) if size == descriptor.size => Ok(false),
             Some(size) => Err(Error::invalid(
@@ -154,7 +161,7 @@ impl Walk<'_> {
     fn blob(&mut self, blob: Descriptor, of: &Digest) -> Result<(), Error> {
         let elsewhere = ["foreign", "nondistributable"].iter().any(|kind| blob.media_type.contains(kind));
         if elsewhere && !blob.urls.is_empty() {
-            let (digest, url) = (blob.digest, &blob.urls[0]);
+            let (digest, url) = (blob.digest, told(&blob.urls[0]));
             self.watch.left_out(&format!("layer {digest} of {of} is kept outside of registries, at {url}"));
             return Ok(());
         }
@@ -162,7 +169,7 @@ impl Walk<'_> {
             let (what, size) = (format!("blob {}", blob.digest), blob.size);
             return Err(Error::TooLarge { what, size, limit: format::limits::LAYER });
         }
-        if self.enter(&blob)? {
+        if self.enter(&blob, false)? {
             self.blobs.push(blob);
         }
         Ok(())
@@ -171,7 +178,12 @@ impl Walk<'_> {
     /// Takes in what is about the manifests so far, of which so many are the image's own, and about that in turn.
     async fn beside(&mut self, own: usize) -> Result<Vec<(Tag, Digest)>, Error> {
         let known = match self.source.layout() {
-            Some(layout) => Some(layout.all_referrers().await?),
+            Some(layout) => {
+                let skipped = |manifest: &Digest, error: &Error| {
+                    self.watch.left_out(&format!("manifest {manifest}, which cannot be read: {error}"));
+                };
+                Some(layout.all_referrers(skipped).await?)
+            }
             None => None,
         };
         let mut tags = Vec::new();
@@ -181,8 +193,8 @@ impl Walk<'_> {
             let listed = async {
                 match (&known, source.repository()) {
                     (Some(known), _) => {
-                        let about = known.iter().filter(|(of, ..)| *of == subject);
-                        Ok(about.map(|(_, entry, _)| entry.clone()).collect())
+                        let about = known.iter().filter(|(of, _)| *of == subject);
+                        Ok(about.map(|(_, entry)| entry.clone()).collect())
                     }
                     (None, Some(repository)) => repository.referrers(&subject, None).await,
                     (None, None) => Ok(Vec::new()), // it is in the one or the other
@@ -217,14 +229,14 @@ impl Walk<'_> {
         }
         for entry in listed {
             let digest = entry.digest;
-            if self.seen.contains_key(&digest) {
+            if self.seen.contains_key(&(digest, true)) {
                 continue;
             }
             let left_out = |why: &str| {
                 self.watch.left_out(&format!("{digest}, listed as referring to {subject}: {why}"))
             };
             if !is_manifest(&entry.media_type) {
-                left_out(&format!("manifests of type {} are not known", entry.media_type));
+                left_out(&format!("manifests of type {} are not known", told(&entry.media_type)));
                 continue;
             }
             let manifest = match self.source.manifest(&entry).await {

@@ -1,9 +1,12 @@
 //! Credentials that are handed over for single repositories: those of pods, which kubelet sends along when it has an
 //! image pulled.
 //!
-//! What is offered counts while it is tried, and is kept once a registry has accepted it. It is kept in a file that is its owner's
-//! alone, so that a daemon that is started anew has it; whoever opens us chooses a place that does not outlive a boot.
+//! What is offered counts while it is tried, and is kept once the pull that it came with has succeeded. That need not mean that a registry
+//! has seen it: a mirror may have answered, or a repository be open to everybody. So the latest ones of a repository are kept, not the
+//! last, and are tried one after the other. They are kept in a file that is its owner's alone, so that a daemon that is started anew has
+//! them; whoever opens us chooses a place that does not outlive a boot.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,8 +22,8 @@ use crate::names::{Host, RepositoryName};
 use crate::reference::ImageName;
 use crate::secret::Secret;
 
-/// How many are tried one after the other.
-const TRIED: usize = 3;
+/// How many are kept of one repository.
+const KEPT: usize = 3;
 
 /// What clients of registries are given to show who they are, as docker's files and the container runtime interface have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -47,7 +50,7 @@ pub struct Handed {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Of one repository one, the latest last.
+    /// The latest last.
     kept: Vec<Entry>,
     offered: Vec<(u64, Entry)>,
     /// The number of the last offer.
@@ -94,6 +97,9 @@ impl Handed {
             return None;
         }
         let credential = login.credential().ok().flatten()?;
+        if credential.len() > limits::CREDENTIAL {
+            return None;
+        }
         let repository = key(image.host(), image.repository());
         let mut state = self.state();
         state.last += 1;
@@ -104,19 +110,23 @@ impl Handed {
 
     /// Says whether there is something for an image.
     pub fn has(&self, image: &ImageName) -> bool {
-        !self.find(image.host(), image.repository(), false).is_empty()
+        !self.find(image.host(), image.repository()).is_empty()
     }
 
-    /// Returns what there is for a repository: what was accepted before, and what is being tried; that first where the other
-    /// was `refused`.
-    pub(super) fn find(&self, host: &Host, repository: &RepositoryName, refused: bool) -> Vec<Credential> {
+    /// Returns what there is for a repository: what was kept, the latest first, then what is being tried.
+    pub(super) fn find(&self, host: &Host, repository: &RepositoryName) -> Vec<Credential> {
         let wanted = key(host, repository);
         let state = self.state();
-        let kept = state.kept.iter();
         let offered = state.offered.iter().rev().map(|(_, entry)| entry);
-        let all: Vec<_> = if refused { offered.chain(kept).collect() } else { kept.chain(offered).collect() };
-        let its = all.into_iter().filter(|entry| entry.repository == wanted);
-        its.map(|entry| entry.credential.clone()).take(TRIED).collect()
+        let its = state.kept.iter().rev().chain(offered).filter(|entry| entry.repository == wanted);
+        let mut found: Vec<Credential> = Vec::new();
+        for entry in its {
+            if !found.contains(&entry.credential) {
+                found.push(entry.credential.clone());
+            }
+        }
+        found.truncate(2 * KEPT);
+        found
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,20 +147,42 @@ impl Handed {
 }
 
 impl Offer {
-    /// Keeps it: the registry has accepted it. The latest of a repository counts.
+    /// Keeps it, as the latest of its repository.
     pub fn accept(self) -> Result<(), Error> {
         let mut state = self.handed.state();
         let offer = state.offered.iter().find(|(number, _)| *number == self.number);
         let Some((_, entry)) = offer.cloned() else { return Ok(()) };
-        if state.kept.contains(&entry) {
+        if state.kept.last() == Some(&entry) {
             return Ok(());
         }
-        state.kept.retain(|kept| kept.repository != entry.repository);
-        if state.kept.len() >= limits::HANDED {
-            state.kept.remove(0);
+        state.kept.retain(|kept| *kept != entry);
+        let of_its = state.kept.iter().filter(|kept| kept.repository == entry.repository).count();
+        if of_its >= KEPT {
+            state.forget_of(|kept| kept.repository == entry.repository);
+        } else if state.kept.len() >= limits::HANDED {
+            // Whoever has filled the table makes room.
+            let mut counts = HashMap::new();
+            state.kept.iter().for_each(|kept| *counts.entry(kept.host().to_owned()).or_insert(0) += 1);
+            let fullest = counts.into_iter().max_by_key(|(_, count)| *count).map(|(host, _)| host);
+            state.forget_of(|kept| Some(kept.host()) == fullest.as_deref());
         }
         state.kept.push(entry);
         self.handed.write(&state.kept)
+    }
+}
+
+impl State {
+    /// Forgets the oldest of some.
+    fn forget_of(&mut self, of: impl Fn(&Entry) -> bool) {
+        if let Some(at) = self.kept.iter().position(of) {
+            self.kept.remove(at);
+        }
+    }
+}
+
+impl Entry {
+    fn host(&self) -> &str {
+        self.repository.split_once('/').map_or("", |(host, _)| host)
     }
 }
 
@@ -220,9 +252,9 @@ mod tests {
         Login { username: Some("pod".into()), password: Some(Secret::new(password)), ..Login::default() }
     }
 
-    fn found(handed: &Handed, name: &str, refused: bool) -> Vec<String> {
+    fn found(handed: &Handed, name: &str) -> Vec<String> {
         let image = image(name);
-        let found = handed.find(image.host(), image.repository(), refused);
+        let found = handed.find(image.host(), image.repository());
         let password = |found: Credential| match found {
             Credential::Password(_, secret) => secret.expose().to_owned(),
             other => panic!("{other:?}"),
@@ -238,30 +270,29 @@ mod tests {
         let file = dir.path().join("credentials");
         let handed = Handed::open(&file);
         let first = handed.offer(&image(APP), &login("first"), "").unwrap();
-        assert_eq!(found(&handed, APP, false), ["first"]);
+        assert_eq!(found(&handed, APP), ["first"]);
         drop(first);
-        assert!(found(&handed, APP, false).is_empty());
+        assert!(found(&handed, APP).is_empty());
         handed.offer(&image(APP), &login("good"), "https://registry.example/v2/").unwrap().accept().unwrap();
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
-        // What is being tried stands back until the other is refused.
+        // What is being tried stands back.
         let other = handed.offer(&image(APP), &login("other"), "registry.example").unwrap();
-        assert_eq!(found(&handed, APP, false), ["good", "other"]);
-        assert_eq!(found(&handed, APP, true), ["other", "good"]);
+        assert_eq!(found(&handed, APP), ["good", "other"]);
         drop(other);
-        assert_eq!(found(&handed, APP, true), ["good"]);
+        assert_eq!(found(&handed, APP), ["good"]);
 
         assert!(handed.has(&image(APP)) && !handed.has(&image("registry.example/other")));
 
         // It is this repository's, for whoever opens it next, too.
         let next = Handed::open(&file);
         let digest = format!("registry.example/team/app@{}", format::Digest::of(b""));
-        assert_eq!(found(&next, &digest, false), ["good"]);
+        assert_eq!(found(&next, &digest), ["good"]);
         for other in ["registry.example/team", "registry.example/team/app/b", "other.example/team/app"] {
-            assert!(found(&next, other, false).is_empty(), "{other}");
+            assert!(found(&next, other).is_empty(), "{other}");
         }
         fs::write(&file, "[{}]").unwrap();
-        assert!(found(&Handed::open(&file), APP, false).is_empty());
+        assert!(found(&Handed::open(&file), APP).is_empty());
     }
 
     #[test]
@@ -273,8 +304,22 @@ mod tests {
         }
         assert!(handed.offer(&image(APP), &Login::default(), "").is_none());
         let hub = handed.offer(&image("nginx"), &login("x"), "https://index.docker.io/v1/");
-        assert_eq!(found(&handed, "registry-1.docker.io/library/nginx", false), ["x"]);
+        assert_eq!(found(&handed, "registry-1.docker.io/library/nginx"), ["x"]);
         drop(hub);
+    }
+
+    #[test]
+    fn no_pod_drives_another_ones_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let handed = Handed::open(&dir.path().join("credentials"));
+        let keep = |name: &str, password: &str| {
+            handed.offer(&image(name), &login(password), "").unwrap().accept().unwrap();
+        };
+        ["a", "b", "a", "c", "d"].iter().for_each(|password| keep(APP, password));
+        assert_eq!(found(&handed, APP), ["d", "c", "a"]);
+        (0..=limits::HANDED).for_each(|n| keep(&format!("greedy.example/{n}"), "x"));
+        assert_eq!(found(&handed, APP), ["d", "c", "a"]);
+        assert!(handed.offer(&image(APP), &login(&"x".repeat(limits::CREDENTIAL)), "").is_none());
     }
 
     #[test]
@@ -283,7 +328,7 @@ mod tests {
         let handed = Handed::open(&dir.path().join("credentials"));
         let keep = |name: &str| handed.offer(&image(name), &login("x"), "").unwrap().accept().unwrap();
         (0..=limits::HANDED).for_each(|n| keep(&format!("registry.example/{n}")));
-        assert!(found(&handed, "registry.example/0", false).is_empty());
-        assert_eq!(found(&handed, &format!("registry.example/{}", limits::HANDED), false), ["x"]);
+        assert!(found(&handed, "registry.example/0").is_empty());
+        assert_eq!(found(&handed, &format!("registry.example/{}", limits::HANDED)), ["x"]);
     }
 }

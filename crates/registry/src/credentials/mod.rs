@@ -32,6 +32,16 @@ pub(crate) enum Credential {
     Bearer(Secret),
 }
 
+impl Credential {
+    /// Returns its bytes.
+    fn len(&self) -> usize {
+        match self {
+            Self::Password(user, secret) => user.len() + secret.expose().len(),
+            Self::Identity(secret) | Self::Bearer(secret) => secret.expose().len(),
+        }
+    }
+}
+
 /// A credential, and how long it may be used without asking again where that was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -53,16 +63,11 @@ impl Sources {
         self.kubelet.is_none() && self.files.is_empty()
     }
 
-    /// Returns the credentials that were handed over for a repository, in the order in which they are tried where one was `refused`
-    /// or not. They go before those of the node.
-    pub(crate) fn handed(
-        &self,
-        host: &Host,
-        repository: Option<&RepositoryName>,
-        refused: bool,
-    ) -> Vec<Credential> {
+    /// Returns the credentials that were handed over for a repository, in the order in which they are tried. They go before those of
+    /// the node.
+    pub(crate) fn handed(&self, host: &Host, repository: Option<&RepositoryName>) -> Vec<Credential> {
         match (&self.handed, repository) {
-            (Some(handed), Some(repository)) => handed.find(host, repository, refused),
+            (Some(handed), Some(repository)) => handed.find(host, repository),
             _ => Vec::new(),
         }
     }
