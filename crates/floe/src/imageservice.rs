@@ -2,8 +2,7 @@
 //! with the call that has it pulled, and nowhere else.
 //!
 //! kubelet is told to ask here (`--image-service-endpoint`). Every call goes on to containerd as it came, and so does the answer;
-//! of `PullImage` the credentials are noted, for the time of the call, and longer if it succeeds: then the registry
-//! has accepted them. No layer has to be fetched in that call for the image to be lazy, and what is read later is fetched with
+//! of `PullImage` the credentials are noted, for the time of the call, and longer if it succeeds. No layer has to be fetched in that call for the image to be lazy, and what is read later is fetched with
 //! them.
 //!
 //! They are kept until the next boot only. An image that was had with them, and is not all here, is not there after that as far as `ImageStatus`
@@ -101,9 +100,12 @@ impl Proxy {
         let status = status.or_else(|| Status::from_header_map(&head.headers));
         if let Some(offer) = offer
             && status.is_some_and(|status| status.code() == Code::Ok)
-            && let Err(error) = offer.accept()
         {
-            tracing::warn!("{error}; they are known until this daemon ends");
+            // A file is written.
+            let accepted = tokio::task::spawn_blocking(|| offer.accept()).await;
+            if let Ok(Err(error)) = accepted {
+                tracing::warn!("{error}; they are known until this daemon ends");
+            }
         }
         Ok(http::Response::from_parts(head, body.again()))
     }
@@ -113,14 +115,12 @@ impl Proxy {
         let body = held(body).await?;
         let asked = body.message().and_then(|asked: ImageStatusRequest| named(asked.image));
         if let Some(image) = asked {
-            let (engine, reference) = (self.engine.clone(), Reference::Registry(image).to_string());
-            let lacks = move || crate::snapshotter::lacks_secret(&engine, &reference).then_some(reference);
+            let engine = self.engine.clone();
+            let lacks = move || crate::snapshotter::lacks_secret(&engine, &image).then_some(image);
             // Files of the store are looked at.
-            if let Ok(Some(reference)) = tokio::task::spawn_blocking(lacks).await {
-                tracing::info!(
-                    image = reference,
-                    "kubelet is to pull it again: the pod's secret is not known any more"
-                );
+            if let Ok(Some(image)) = tokio::task::spawn_blocking(lacks).await {
+                let image = Reference::Registry(image);
+                tracing::info!(%image, "kubelet is to pull it again: the pod's secret is not known any more");
                 return Ok(nothing());
             }
         }

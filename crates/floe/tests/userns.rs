@@ -81,6 +81,9 @@ fn owners_are_shifted(node: &support::Node, release: Release) {
         mounts_of(&shifted).iter().filter(|mount| mount.contains(&at)).count()
     };
     until("only what runs is shown", || shown() == 1);
+    // Nobody else on the host gets there.
+    let mode = fs::metadata(&shifted).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o700);
     // Beside it one that has none, of the same mount; and the next daemon goes on for both.
     assert_eq!(run(&["--rm"], "plain", &["cat", "/etc/name"]), "tested\n");
     let before = node.daemon();
@@ -92,7 +95,15 @@ fn owners_are_shifted(node: &support::Node, release: Release) {
 
     until("a daemon serves containerd", || {
         containerd.ctr(&["snapshots", "--snapshotter", "floe", "ls"]).status.success()
+            && containerd.ctr(&["snapshots", "--snapshotter", "stargz", "ls"]).status.success()
     });
+    // Who does not know that we can changes the owners in a copy, and says the same; they are not shifted twice.
+    containerd.pull_as("stargz", &reference);
+    let copied = ["run", "--snapshotter", "stargz"];
+    let copied = [&copied[..], &mapped("--rm"), &[&reference, "copied", "sh", "-c", script]].concat();
+    let said = containerd.ok(&copied);
+    assert!(said.starts_with("tested\nx\ny\n"), "{said}");
+
     containerd.ok(&["tasks", "rm", "-f", "stays"]);
     containerd.ok(&["containers", "rm", "stays"]);
     until("nothing is shown any more", || shown() == 0);

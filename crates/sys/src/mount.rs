@@ -166,12 +166,12 @@ pub fn bind(source: &Path) -> Result<Detached, MountError> {
 }
 
 impl Detached {
-    /// Shows owners as they are in a user namespace (mount_setattr(2), `MOUNT_ATTR_IDMAP`): EROFS and most others can since
+    /// Shows owners as they are in a user namespace, read-only (mount_setattr(2), `MOUNT_ATTR_IDMAP`): EROFS and most others can since
     /// Linux 5.19, FUSE since 6.12 if its server agrees. To be called once, and before it is attached.
     pub fn shift(&self, users: &Users) -> Result<(), MountError> {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
         let attributes = libc::mount_attr {
-            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
             attr_clr: 0,
             propagation: 0,
             userns_fd: number(users.as_fd()).into(),
@@ -357,6 +357,9 @@ mod tests {
         assert_eq!((found.uid(), found.gid()), (100_003, 200_000));
         let below = fs::metadata(&file).unwrap();
         assert_eq!((below.uid(), below.gid()), (3, 0));
+        let refused =
+            rustix::fs::openat(&bound, "new", OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).unwrap_err();
+        assert_eq!(refused, rustix::io::Errno::ROFS);
         assert!(bound.shift(&Users::new(&map(1), &map(1)).unwrap()).is_err(), "once only");
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::{host, units};
-use crate::doctor::kernel;
+use crate::snapshotter::remap;
 
 /// Where containerd finds its configuration by itself.
 const MAIN: &str = "/etc/containerd/config.toml";
@@ -54,7 +54,7 @@ pub(super) fn tell(root: &Path) -> anyhow::Result<Told> {
 fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
     let (imported, wrapper, unit) = (Path::new(IMPORTED), Path::new(WRAPPER), Path::new(OVERRIDE));
     if !is_wrapped() {
-        host::write(imported, &units::plugin(root, kernel::shifts_owners()))?;
+        host::write(imported, &units::plugin(root, remap::can(root)))?;
         if dump(command)?.contains(units::SOCKET) {
             return Ok(Told::By(vec![imported.to_owned()]));
         }
@@ -65,7 +65,7 @@ fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
     }
     let main = main()?;
     let version = main.as_deref().map_or(Some(VERSION), version_of);
-    let text = units::wrapper(version, root, kernel::shifts_owners());
+    let text = units::wrapper(version, root, remap::can(root));
     host::write(wrapper, &text)?;
     let wrapped = [command[0].clone(), "--config".to_owned(), WRAPPER.to_owned()];
     if !dump(&wrapped)?.contains(units::SOCKET) {

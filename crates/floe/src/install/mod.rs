@@ -36,13 +36,17 @@ const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/loca
 const UNIT: &str = "/etc/systemd/system/floe.service";
 const SOCKET: &str = "/etc/systemd/system/floe.socket";
 
-/// Where kubelet is told what to do: by itself, by kubeadm, by an administrator.
-const KUBELET: [&str; 5] = [
+/// Where kubelet is told what to do, by itself, by kubeadm, by an administrator: files, and directories of such.
+const KUBELET: [&str; 9] = [
     "/var/lib/kubelet/config.yaml",
     "/var/lib/kubelet/kubeadm-flags.env",
     "/etc/kubernetes/kubelet-config.yaml",
+    "/etc/kubernetes/kubelet.conf.d",
     "/etc/default/kubelet",
     "/etc/sysconfig/kubelet",
+    "/etc/systemd/system/kubelet.service",
+    "/etc/systemd/system/kubelet.service.d",
+    "/usr/lib/systemd/system/kubelet.service.d",
 ];
 
 /// What takes the store away at the next boot, where something still uses it.
@@ -205,16 +209,20 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
 
 /// Returns the line by which kubelet asks for images here, if it is told so in one of the usual places.
 fn kubelet_wants() -> anyhow::Result<Option<String>> {
-    for file in KUBELET {
-        match std::fs::read_to_string(file) {
+    let within = |place: &&str| match std::fs::read_dir(place) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![PathBuf::from(place)],
+    };
+    for file in KUBELET.iter().flat_map(within) {
+        match std::fs::read_to_string(&file) {
             Ok(text) => {
                 let names_it = |line: &&str| line.contains(IMAGES) && !line.trim_start().starts_with('#');
                 if let Some(line) = text.lines().find(names_it) {
-                    return Ok(Some(format!("{file}: {}", line.trim())));
+                    return Ok(Some(format!("{}: {}", file.display(), line.trim())));
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("reading {file}")),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
         }
     }
     Ok(None)

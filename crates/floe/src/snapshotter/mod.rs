@@ -18,7 +18,7 @@
 mod blobs;
 mod labels;
 pub mod register;
-mod remap;
+pub(crate) mod remap;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,6 +43,9 @@ const REMOTE: &str = "containerd.io/snapshot/remote";
 
 /// The label of a layer that is had with what a pod's secret says.
 const SECRET: &str = "containerd.io/snapshot/floe.secret";
+
+/// Labels that say how a snapshot is mounted: clients do not take them away.
+const STAY: [&str; 4] = [SECRET, remap::CHANGED, remap::LABELS[0], remap::LABELS[1]];
 
 /// For how long what a reference means is taken from before: the layers of one image are asked for one after the other.
 const LENT: Duration = Duration::from_secs(60);
@@ -87,8 +90,9 @@ pub struct Snapshotter {
 
 impl Snapshotter {
     /// Returns the snapshotter of an engine; takes over what snapshots in use stand on.
-    pub fn new(engine: &Arc<Engine>, run: &Path) -> Arc<Self> {
+    pub fn new(engine: &Arc<Engine>, run: &Path) -> anyhow::Result<Arc<Self>> {
         let (snapshots, shifted) = (engine.snapshots(), run.join("shifted"));
+        remap::prepare(&shifted)?;
         let kept = engine.take_kept(Shape::Stack);
         let mut uses: HashMap<u64, Vec<_>> = HashMap::new();
         let in_use = snapshots.in_use();
@@ -100,14 +104,14 @@ impl Snapshotter {
         }
         // A record that cannot be read may be a container's.
         let _unclaimed = kept.into_iter().filter(|_| !snapshots.is_whole()).map(|(_, mount)| mount).collect();
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             engine: engine.clone(),
             uses: uses.into(),
             _unclaimed,
             shifted,
             showing: Mutex::default(),
             lent: Mutex::default(),
-        })
+        }))
     }
 
     /// Lets nobody be shown anything any more, unless there will be a successor.
@@ -210,8 +214,13 @@ impl Snapshotter {
         let is_changed = parent.is_some_and(|parent| parent.labels.contains_key(remap::CHANGED));
         match Remap::of(&snapshot.labels)? {
             Some(remap) if !is_changed => {
+                let below = self.shifted.join(snapshot.number().to_string());
                 let _one = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
-                let shown = remap.show(&lowers, &self.shifted.join(snapshot.number().to_string()));
+                let shown = remap.show(&lowers, &below);
+                let now = self.snapshots().get(&snapshot.owner, &snapshot.name);
+                if now.as_ref().map(Snapshot::number).ok() != Some(snapshot.number()) {
+                    remap::hide(&below); // removed meanwhile, it needs nothing
+                }
                 shown.map_err(|source| Failure::Mount { name: snapshot.name.clone(), source })
             }
             _ => Ok(lowers),
@@ -307,7 +316,10 @@ impl Snapshotter {
 
     /// Lets go what a snapshot stood on; with its last user that is unmounted.
     fn let_go(&self, snapshot: &Snapshot) {
-        remap::hide(&self.shifted.join(snapshot.number().to_string()));
+        {
+            let _one = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
+            remap::hide(&self.shifted.join(snapshot.number().to_string()));
+        }
         let gone = self.uses().remove(&snapshot.number());
         drop(gone); // without the lock: unmounting takes its time
     }
@@ -326,14 +338,29 @@ impl Snapshotter {
     }
 }
 
-/// Says whether an image that was had with a pod's secret can be no more: it is not known after a reboot, and not all layers are here.
-pub(crate) fn lacks_secret(engine: &Engine, reference: &str) -> bool {
-    if engine.has_secret(reference) {
+/// Says whether an image that was had with a pod's secret can be no more: that is not known after a reboot, and not all layers are
+/// here. A layer's record names the image that had it first: what the image's own layers stand on counts too; and of an image without
+/// any, whatever is of its repository.
+pub(crate) fn lacks_secret(engine: &Engine, image: &registry::ImageName) -> bool {
+    let reference = registry::Reference::Registry(image.clone()).to_string();
+    if engine.has_secret(&reference) {
         return false;
     }
-    let layers = engine.snapshots().of_image(reference).into_iter();
-    let had = layers.filter(|one| one.labels.contains_key(SECRET)).filter_map(|one| one.lazy);
-    had.into_iter().any(|lazy| !engine.is_here(&lazy.layer))
+    let snapshots = engine.snapshots();
+    let of_repository = |of: &str| match of.parse() {
+        Ok(registry::Reference::Registry(of)) => {
+            (of.host(), of.repository()) == (image.host(), image.repository())
+        }
+        _ => false,
+    };
+    let mut found = snapshots.of_image(|of| of == reference);
+    if found.is_empty() {
+        found = snapshots.of_image(of_repository);
+    }
+    let below = found.iter().flat_map(|one| snapshots.lineage(&one.owner, &one.name).unwrap_or_default());
+    let had = below.filter(|one| one.labels.contains_key(SECRET)).filter_map(|one| one.lazy);
+    let layers: HashMap<_, _> = had.map(|lazy| (lazy.layer.index, lazy.layer)).collect();
+    layers.values().any(|layer| !engine.is_here(layer))
 }
 
 /// Returns the key of the lazy stack that a snapshot stands on.

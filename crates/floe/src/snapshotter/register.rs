@@ -26,8 +26,9 @@ use crate::exit::Hint;
 /// The socket of containerd, unless said.
 pub const ADDRESS: &str = "/run/containerd/containerd.sock";
 
-/// How long a lease lives that its owner could not delete.
+/// How long a lease lives that its owner could not delete: longer than what is done under it, be it blobs over a slow line.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(3600);
+const LEASE_OF_BLOBS: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 /// How long connecting to a containerd may take.
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -97,7 +98,8 @@ pub(super) struct Session<'a> {
 impl Session<'_> {
     async fn lease(&mut self) -> anyhow::Result<()> {
         let id = format!("floe-{}-{}", std::process::id(), nanos());
-        let expire = crate::engine::publish::moment(std::time::SystemTime::now() + LEASE);
+        let lives = if self.target.blobs { LEASE_OF_BLOBS } else { LEASE };
+        let expire = crate::engine::publish::moment(std::time::SystemTime::now() + lives);
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire)]);
         let asked = self.request(leases::CreateRequest { id: id.clone(), labels })?;
         let mut client = leases::leases_client::LeasesClient::new(self.channel.clone());
@@ -138,6 +140,11 @@ impl Session<'_> {
             refers.map(|(what, digest)| (format!("containerd.io/gc.ref.content.{what}"), digest.to_string()));
         self.blob(manifest, refers.chain([source(name)])).await.context("storing the manifest")?;
         let Some(indexes) = image.indexes() else {
+            if self.target.blobs {
+                bail!(
+                    "the registry does not say what {name} stands for: its blobs cannot be asked for either"
+                );
+            }
             // What the tag stands for could not be asked, so a name that is there says more than the manifest.
             return self.name(name, image.manifest_descriptor(), false).await;
         };

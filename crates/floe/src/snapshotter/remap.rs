@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -32,7 +32,8 @@ pub(super) const CHANGING: &str = "-remap";
 pub(super) const CHANGED: &str = "containerd.io/snapshot/floe.remapped";
 
 /// The labels, of users and of groups. A value is `CONTAINER:HOST:LENGTH`, several of them with commas between.
-const LABELS: [&str; 2] = ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
+pub(super) const LABELS: [&str; 2] =
+    ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
 
 /// Which IDs stand for which.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,7 +83,8 @@ impl Remap {
                 };
                 mount.shift(users).context(Hint::new(
                     format!("showing {lower} to a user namespace"),
-                    "FUSE can since Linux 6.12; before, let containerd change the owners: no remap-ids among the capabilities",
+                    "its file system has to know idmapped mounts, FUSE since Linux 6.12; where it cannot, take remap-ids out of the \
+                     plugin's capabilities, and containerd changes the owners in a copy",
                 ))?;
                 mount.attach(&at)?;
             }
@@ -96,13 +98,25 @@ impl Remap {
     }
 }
 
-/// Says whether one directory is the other, mounted there.
+/// Says whether one directory is the other, mounted there. What is there may be of a server that has gone.
 fn is_same(lower: &Path, at: &Path) -> anyhow::Result<bool> {
-    let id = |path: &Path| -> anyhow::Result<_> {
-        let found = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
-        Ok((found.dev(), found.ino()))
-    };
-    Ok(id(lower)? == id(at)?)
+    let id = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let wanted = id(lower).with_context(|| format!("looking at {}", lower.display()))?;
+    Ok(id(at).is_ok_and(|there| there == wanted))
+}
+
+/// Makes the directory in which directories are shown. They hold setuid programs and what is not everybody's: nobody else gets here.
+pub(super) fn prepare(shifted: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(shifted).with_context(|| format!("making {}", shifted.display()))?;
+    fs::set_permissions(shifted, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("closing {} to other users", shifted.display()))
+}
+
+/// Says whether this kernel shows the owners of our mounts and of a directory's file system shifted.
+pub(crate) fn can(dir: &Path) -> bool {
+    let one = [Mapping { inside: 0, outside: 1, length: 1 }];
+    let tried = || -> anyhow::Result<()> { Ok(sys::mount::bind(dir)?.shift(&Users::new(&one, &one)?)?) };
+    crate::doctor::kernel::shifts_owners() && tried().is_ok()
 }
 
 /// Takes away what was shown below a directory.

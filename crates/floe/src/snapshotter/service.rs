@@ -15,7 +15,7 @@ use store::{NewSnapshot, Snapshot, SnapshotError, SnapshotKind, StoreError};
 use tonic::{Code, Request, Response, Status};
 
 use super::labels::SNAPSHOT_REF;
-use super::{Failure, Mount, Snapshotter};
+use super::{Failure, Mount, STAY, Snapshotter};
 use crate::daemon::grpc::{self, At, Socket};
 use crate::engine::Engine;
 
@@ -50,7 +50,7 @@ pub fn serve(engine: &Arc<Engine>, at: At<'_>) -> anyhow::Result<Serving> {
         }
     }
     let socket = Socket::listen(at, "snapshots")?;
-    let snapshotter = Snapshotter::new(engine, &run);
+    let snapshotter = Snapshotter::new(engine, &run)?;
     let service = api::snapshots_server::SnapshotsServer::new(Service(snapshotter.clone()));
     let services = || tonic::transport::Server::builder().add_service(service);
     Ok(Serving { grpc: socket.serve(services)?, snapshotter })
@@ -210,8 +210,19 @@ fn named<'a>(
     NewSnapshot { owner, name, parent: Some(parent).filter(|parent| !parent.is_empty()), labels }
 }
 
-/// Changes labels as a field mask says: all of them, or single ones, of which those without value go.
+/// Changes labels as a field mask says: all of them, or single ones, of which those without value go. Some stay as they are.
 fn relabel(labels: &mut BTreeMap<String, String>, paths: &[String], wanted: HashMap<String, String>) {
+    let stay = STAY.map(|label| (label, labels.get(label).cloned()));
+    change(labels, paths, wanted);
+    for (label, value) in stay {
+        match value {
+            Some(value) => drop(labels.insert(label.to_owned(), value)),
+            None => drop(labels.remove(label)),
+        }
+    }
+}
+
+fn change(labels: &mut BTreeMap<String, String>, paths: &[String], wanted: HashMap<String, String>) {
     if paths.is_empty() || paths.iter().any(|path| path == "labels") {
         *labels = wanted.into_iter().collect();
         return;

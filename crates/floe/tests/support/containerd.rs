@@ -163,9 +163,11 @@ impl<'a> Containerd<'a> {
             node.store().display()
         );
         fs::write(&config, fs::read_to_string(&config).unwrap() + &ours).unwrap();
+        // One of them is known to show owners shifted; of the other, clients change all owners.
         let plugin = |name| {
+            let capabilities = if name == "floe" { "capabilities = [\"remap-ids\"]\n" } else { "" };
             format!(
-                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\ncapabilities = [\"remap-ids\"]\n\
+                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n{capabilities}\
                  [proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n",
                 dir.join("floe.sock").display()
             )
