@@ -201,6 +201,11 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
         let refused = host.run(&["floe", "--root", "/srv/other", command]);
         assert!(!refused.status.success() && refused.stderr.contains("/var/lib/floe"), "{refused:?}");
     }
+    // What is brought up to date listens where the former did not.
+    host.sh("sed -i /images.sock/d /etc/systemd/system/floe.socket; systemctl daemon-reload; \
+             systemctl restart floe.socket floe.service; rm -f /run/floe/images.sock");
+    host.ok(&[FLOE, "install"]);
+    Cri::at(&host.path("/run/floe/images.sock")).image_fs();
     // A daemon of a command's goes as well.
     host.sh("systemctl stop floe.socket floe.service; mv /etc/systemd/system/floe.service /root; floe gc; \
              mv /root/floe.service /etc/systemd/system/; pgrep -xc floe");

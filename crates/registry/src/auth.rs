@@ -100,13 +100,15 @@ impl Authorizer {
         Self { sources: Arc::new(sources), slots: Mutex::default() }
     }
 
-    /// Returns the `Authorization` for a request; `refused` is one that the registry did not accept.
+    /// Returns the `Authorization` for a request; `refused` is one that the registry did not accept, `learned` says that it has said what it
+    /// wants for this request.
     pub(crate) async fn header(
         &self,
         net: &Net,
         endpoint: &Endpoint,
         scopes: &Scopes,
         refused: Option<&HeaderValue>,
+        learned: bool,
     ) -> Result<Option<HeaderValue>, Error> {
         let Some(challenge) = endpoint.challenge() else { return Ok(None) };
         let place = match &challenge {
@@ -118,7 +120,9 @@ impl Authorizer {
         let scopes = match &challenge {
             // One password serves all, except that files may have one per namespace.
             Challenge::Basic => Scopes { list: BTreeSet::new(), repository: scopes.repository.clone() },
-            Challenge::Bearer { scope, .. } if refused.is_some() => scopes.clone().and(scope.as_deref()),
+            Challenge::Bearer { scope, .. } if learned && refused.is_some() => {
+                scopes.clone().and(scope.as_deref())
+            }
             Challenge::Bearer { .. } => scopes.clone(),
         };
         let slot = self.slot(Key { place, scopes: scopes.clone() });
@@ -176,12 +180,16 @@ impl Authorizer {
                 Err(error) => said = Some(passing(error)?),
             }
         }
-        let found = self.credential(endpoint, scopes).await?;
-        if found.is_some() || handed.is_empty() {
-            match self.ask(net, endpoint, challenge, scopes, found).await {
-                Err(error) if !before.is_empty() => said = Some(passing(error)?),
-                result => return result,
-            }
+        let asked = match self.credential(endpoint, scopes).await {
+            Ok(None) if !handed.is_empty() => None,
+            Ok(found) => Some(self.ask(net, endpoint, challenge, scopes, found).await),
+            Err(error) => Some(Err(error)),
+        };
+        match asked {
+            // Whatever is wrong with the node's, there are others.
+            Some(Err(error)) if !before.is_empty() => said = Some(error),
+            Some(result) => return result,
+            None => {}
         }
         for credential in before {
             match ask(credential).await {

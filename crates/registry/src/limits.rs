@@ -33,7 +33,7 @@ pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(300);
 pub const HANDED: usize = 1024;
 
 /// Longest of them, in bytes. Tokens of clouds have 3 KB.
-pub const CREDENTIAL: usize = 64 << 10;
+pub const CREDENTIAL: usize = 16 << 10;
 
 /// How long a credential helper may take: some ask a cloud, none should ask a person.
 pub const HELPER_TIME: Duration = Duration::from_secs(30);

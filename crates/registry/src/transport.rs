@@ -312,12 +312,13 @@ impl Net {
             parse_url(&format!("{}://{}", self.scheme(endpoint, &call.urgency).await?, endpoint.host()))?;
         let mut refused: Option<HeaderValue> = None;
         let mut refusals = 0;
+        let mut learned = false;
         loop {
             let first = match endpoint.contact() {
                 Contact::Unknown => endpoint.first.acquire().await.ok(),
                 Contact::Open | Contact::Asked(_) => None,
             };
-            let header = auth.header(self, endpoint, &call.scopes, refused.as_ref()).await?;
+            let header = auth.header(self, endpoint, &call.scopes, refused.as_ref(), learned).await?;
             let result = self.follow(endpoint, &own, call, &url, header.as_ref()).await;
             if let Ok(reply) = &result {
                 endpoint.answers.fetch_add(1, Ordering::Relaxed);
@@ -345,12 +346,14 @@ impl Net {
                     // Twice: a token may have been refused because it lacked a scope that is only now known. More often where there
                     // are more credentials; then also for a 403, which some registries say of an expired token.
                     let choices = auth.choices(endpoint, &call.scopes);
-                    let most = if status == StatusCode::UNAUTHORIZED { 2 + choices } else { choices };
-                    if refusals >= most || (status == StatusCode::FORBIDDEN && header.is_none()) {
+                    let asked = status == StatusCode::UNAUTHORIZED;
+                    let most = if asked { 2 + choices } else { choices + choices.min(1) };
+                    if refusals >= most || (!asked && header.is_none()) {
                         return Ok(reply);
                     }
                     refusals += 1;
                     refused = header.or(refused);
+                    learned |= asked;
                 }
                 status if is_temporary(status) => {
                     let asked = throttle(&reply);

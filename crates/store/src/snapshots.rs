@@ -380,9 +380,9 @@ impl Snapshots {
         lazy.filter(|lazy| lazy.layer.blob == *blob && lazy.layer.diff_id == *diff_id).cloned().collect()
     }
 
-    /// Returns the lazy ones that were made of images with such references.
-    pub fn of_image(&self, is: impl Fn(&str) -> bool) -> Vec<Snapshot> {
-        let is_its = |one: &&Snapshot| one.lazy.as_ref().is_some_and(|lazy| is(&lazy.reference));
+    /// Returns the lazy ones that were made of an image.
+    pub fn of_image(&self, reference: &str) -> Vec<Snapshot> {
+        let is_its = |one: &&Snapshot| one.lazy.as_ref().is_some_and(|lazy| lazy.reference == reference);
         self.lock().snapshots.values().filter(is_its).cloned().collect()
     }
 

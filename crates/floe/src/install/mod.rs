@@ -210,12 +210,13 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
 /// Returns the line by which kubelet asks for images here, if it is told so in one of the usual places.
 fn kubelet_wants() -> anyhow::Result<Option<String>> {
     let within = |place: &&str| match std::fs::read_dir(place) {
-        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect(),
         Err(_) => vec![PathBuf::from(place)],
     };
     for file in KUBELET.iter().flat_map(within) {
-        match std::fs::read_to_string(&file) {
+        match std::fs::read(&file) {
             Ok(text) => {
+                let text = String::from_utf8_lossy(&text);
                 let names_it = |line: &&str| line.contains(IMAGES) && !line.trim_start().starts_with('#');
                 if let Some(line) = text.lines().find(names_it) {
                     return Ok(Some(format!("{}: {}", file.display(), line.trim())));

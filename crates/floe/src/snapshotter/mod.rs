@@ -339,24 +339,16 @@ impl Snapshotter {
 }
 
 /// Says whether an image that was had with a pod's secret can be no more: that is not known after a reboot, and not all layers are
-/// here. A layer's record names the image that had it first: what the image's own layers stand on counts too; and of an image without
-/// any, whatever is of its repository.
+/// here. A layer's record names the image that had it first; so what the image's own layers stand on counts too. One that has none
+/// of its own, for all are another's, counts as there.
 pub(crate) fn lacks_secret(engine: &Engine, image: &registry::ImageName) -> bool {
     let reference = registry::Reference::Registry(image.clone()).to_string();
     if engine.has_secret(&reference) {
         return false;
     }
     let snapshots = engine.snapshots();
-    let of_repository = |of: &str| match of.parse() {
-        Ok(registry::Reference::Registry(of)) => {
-            (of.host(), of.repository()) == (image.host(), image.repository())
-        }
-        _ => false,
-    };
-    let mut found = snapshots.of_image(|of| of == reference);
-    if found.is_empty() {
-        found = snapshots.of_image(of_repository);
-    }
+    let mut found = snapshots.of_image(&reference);
+    found.retain(|one| one.labels.contains_key(SECRET));
     let below = found.iter().flat_map(|one| snapshots.lineage(&one.owner, &one.name).unwrap_or_default());
     let had = below.filter(|one| one.labels.contains_key(SECRET)).filter_map(|one| one.lazy);
     let layers: HashMap<_, _> = had.map(|lazy| (lazy.layer.index, lazy.layer)).collect();

@@ -73,7 +73,12 @@ impl Remap {
         let mut shown = Vec::new();
         for (n, lower) in lowers.iter().enumerate() {
             let at = below.join(n.to_string());
-            fs::create_dir_all(&at).with_context(|| format!("making {}", at.display()))?;
+            fs::create_dir_all(below).with_context(|| format!("making {}", below.display()))?;
+            match fs::create_dir(&at) {
+                // It may be a mount whose server has gone: that is not looked into.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => made.with_context(|| format!("making {}", at.display()))?,
+            }
             if !is_same(Path::new(lower), &at)? {
                 while sys::mount::unmount(&at, Unmount::Lazy).is_ok() {} // of something that is mounted anew
                 let mount = sys::mount::bind(Path::new(lower))?;

@@ -160,7 +160,7 @@ impl Offer {
         if of_its >= KEPT {
             state.forget_of(|kept| kept.repository == entry.repository);
         } else if state.kept.len() >= limits::HANDED {
-            // Whoever has filled the table makes room.
+            // Whoever has filled the table makes room, unless he has as many hosts.
             let mut counts = HashMap::new();
             state.kept.iter().for_each(|kept| *counts.entry(kept.host().to_owned()).or_insert(0) += 1);
             let fullest = counts.into_iter().max_by_key(|(_, count)| *count).map(|(host, _)| host);
