@@ -30,22 +30,6 @@ fn owners_are_shifted_by_the_kernels_own_path(release: Release) {
     owners_are_shifted(&node, release);
 }
 
-#[test]
-fn owners_are_shifted_through_fuse() {
-    let node = node!("[fetch]\nbackground = false\n[mount]\npath = \"fuse\"\n");
-    if !idmapped_fuse() {
-        testkit::skip!("this kernel is older than 6.12");
-    }
-    owners_are_shifted(&node, Release::Installed);
-}
-
-/// Says whether the kernel shows owners of a FUSE mount shifted.
-fn idmapped_fuse() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
-}
-
 fn owners_are_shifted(node: &support::Node, release: Release) {
     if let Some(why) = release.cannot_run() {
         testkit::skip!("{why}");

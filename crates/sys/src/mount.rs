@@ -167,7 +167,7 @@ pub fn bind(source: &Path) -> Result<Detached, MountError> {
 
 impl Detached {
     /// Shows owners as they are in a user namespace, read-only (mount_setattr(2), `MOUNT_ATTR_IDMAP`): EROFS and most others can since
-    /// Linux 5.19, FUSE since 6.12 if its server agrees. To be called once, and before it is attached.
+    /// Linux 5.19, our FUSE mounts cannot. To be called once, and before it is attached.
     pub fn shift(&self, users: &Users) -> Result<(), MountError> {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
         let attributes = libc::mount_attr {

@@ -88,7 +88,7 @@ impl Remap {
                 };
                 mount.shift(users).context(Hint::new(
                     format!("showing {lower} to a user namespace"),
-                    "its file system has to know idmapped mounts, FUSE since Linux 6.12; where it cannot, take remap-ids out of the \
+                    "its file system has to know idmapped mounts, which mounts through FUSE do not; there take remap-ids out of the \
                      plugin's capabilities, and containerd changes the owners in a copy",
                 ))?;
                 mount.attach(&at)?;

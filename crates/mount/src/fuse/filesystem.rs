@@ -198,9 +198,7 @@ impl<B: AsRef<[u8]> + Send + Sync + 'static> Filesystem for Fs<B> {
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-            // Containers in user namespaces see the owners shifted (Linux 6.12): the kernel checks permissions, we never do.
-            | InitFlags::FUSE_ALLOW_IDMAP;
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
         // Access control lists cost a question for each inode that somebody else than its owner looks at, so the
         // kernel hears of them only where there are some.
         let wanted = if self.core.image.has_acls() { wanted | InitFlags::FUSE_POSIX_ACL } else { wanted };
