@@ -219,8 +219,7 @@ pub struct Metrics {
 impl Metrics {
     /// Returns the address if the daemon of this store tells there: of the daemons of a machine one.
     pub fn listen_of(&self, root: &Path) -> anyhow::Result<Option<std::net::SocketAddr>> {
-        let meant = is_meant(self.root.as_deref(), root)?;
-        Ok(self.listen.filter(|_| meant))
+        if_meant(self.listen, self.root.as_deref(), root)
     }
 }
 
@@ -245,14 +244,12 @@ pub struct Containerd {
 impl Containerd {
     /// Returns the socket if the daemon of this store serves there: of the daemons of a machine one.
     pub fn socket_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        let meant = is_meant(self.root.as_deref(), root)?;
-        Ok(self.socket.as_deref().filter(|_| meant))
+        if_meant(self.socket.as_deref(), self.root.as_deref(), root)
     }
 
     /// Returns the socket at which the daemon of this store hears kubelet.
     pub fn image_service_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        let meant = is_meant(self.root.as_deref(), root)?;
-        Ok(self.image_service.as_deref().filter(|_| meant))
+        if_meant(self.image_service.as_deref(), self.root.as_deref(), root)
     }
 
     /// Returns containerd's own socket.
@@ -276,17 +273,17 @@ pub struct Layers {
 impl Layers {
     /// Returns the directory if the daemon of this store shows layers: of the daemons of a machine one.
     pub fn dir_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        let meant = is_meant(self.root.as_deref(), root)?;
-        Ok(self.dir.as_deref().filter(|_| meant))
+        if_meant(self.dir.as_deref(), self.root.as_deref(), root)
     }
 }
 
-/// Says whether the store that a section names, or the usual one, is this.
-fn is_meant(named: Option<&Path>, root: &Path) -> anyhow::Result<bool> {
-    match named {
-        Some(named) => Ok(crate::daemon::run_dir(named)? == crate::daemon::run_dir(root)?),
-        None => Ok(root == Path::new(crate::home::STORE)),
-    }
+/// Returns a section's setting if it is for this store: the one that the section names, or the usual one.
+fn if_meant<T>(setting: Option<T>, named: Option<&Path>, root: &Path) -> anyhow::Result<Option<T>> {
+    let meant = match named {
+        Some(named) => crate::daemon::run_dir(named)? == crate::daemon::run_dir(root)?,
+        None => root == Path::new(crate::home::STORE),
+    };
+    Ok(setting.filter(|_| meant))
 }
 
 /// Reads a path that means the same wherever it is read.

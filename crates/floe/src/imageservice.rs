@@ -24,7 +24,7 @@ use tonic::server::NamedService;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::daemon::grpc::{At, Serving, Socket};
+use crate::daemon::grpc::{self, At, Serving, Socket};
 use crate::engine::Engine;
 
 /// The longest call or answer that is held here, in bytes: kubelet's own limit.
@@ -40,10 +40,7 @@ const STATUS: &str = "/runtime.v1.ImageService/ImageStatus";
 pub(crate) fn serve(engine: &Arc<Engine>, at: At<'_>, containerd: &Path) -> anyhow::Result<Serving> {
     let socket = Socket::listen(at, "images")?;
     let address = containerd.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let address = address.clone();
-        async move { tokio::net::UnixStream::connect(address).await.map(hyper_util::rt::TokioIo::new) }
-    });
+    let connector = tower::service_fn(move |_| grpc::dial(address.clone()));
     let services = || {
         let endpoint = tonic::transport::Endpoint::from_static("http://containerd");
         let channel = endpoint.connect_with_connector_lazy(connector);

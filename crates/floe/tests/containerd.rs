@@ -76,11 +76,7 @@ fn an_image_runs_under_containerd_without_its_layers(release: Release) {
         let mounts = node.status()["mounts"].clone();
         let seen = |mount: &serde_json::Value| mount["reference"] == format!("docker://{reference}");
         assert_eq!(mounts.as_array().unwrap().iter().filter(|mount| seen(mount)).count(), 1, "{mounts}");
-        let before = node.daemon();
-        node.kill_daemon();
-        until("the keeper has started another daemon", || {
-            node.daemon().is_some_and(|pid| Some(pid) != before)
-        });
+        node.replace_daemon();
         let path = format!("/data/{n}");
         let read = containerd.ctr(&["tasks", "exec", "--exec-id", "x", name, "cat", &path]);
         let wanted = [image::noise(9, 1_500_000), image::noise(10, 4_000_000)];

@@ -51,9 +51,7 @@ fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing(release: Relea
     assert!(cri.image_fs().used_bytes.unwrap().value > 0);
 
     // The daemon dies under the pod; the next one serves it, and another container.
-    let before = node.daemon();
-    node.kill_daemon();
-    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    node.replace_daemon();
     assert_eq!(cri.exec(&one, &["cat", "/etc/name"]), b"tested\n");
     // containerd connects again after a while; kubelet tries again as well.
     let mut three = None;

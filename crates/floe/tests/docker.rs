@@ -200,9 +200,7 @@ fn docker_runs_and_pushes_an_image_without_its_layers() {
     assert_eq!(docker.ok(&[&run[..], &["--rm", &reference]].concat()), "tested\n");
     assert!(node.received() < image.packed() / 4, "{} of {}", node.received(), image.packed());
     docker.ok(&[&run[..], &["--detach", "--name", "long", &reference, "sleep", "600"]].concat());
-    let before = node.daemon();
-    node.kill_daemon();
-    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    node.replace_daemon();
     let read = docker.docker(&["exec", "long", "cat", "/data/0"]);
     assert!(read.stdout == image::noise(9, 1_500_000), "{} bytes, {}", read.stdout.len(), read.stderr);
 

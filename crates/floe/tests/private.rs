@@ -91,9 +91,7 @@ fn a_password_may_change_and_go_under_a_mount() {
     assert!(node.log().contains(&scene.server.host()), "{}", node.log());
 
     // Neither does a daemon need it to come back.
-    let before = node.daemon();
-    node.kill_daemon();
-    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    node.replace_daemon();
     reads(&at, 61, 1);
     scene.node_knows("third");
     reads(&at, 61, 2);
@@ -158,9 +156,7 @@ fn what_a_pods_secret_opens_is_lazy(release: Release) {
 
     // Somebody else's secret changes nothing, nor does the daemon's end.
     assert!(cri.pull_as(secret("bad"), &reference).is_err());
-    let before = node.daemon();
-    node.kill_daemon();
-    until("the keeper has started another daemon", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    node.replace_daemon();
     assert!(cri.exec(&one, &["head", "-c", "100000", "/data/1"]) == large[..100_000]);
 
     // One that is good no longer is an error of what is missing, until a pod has the new one.
@@ -174,9 +170,7 @@ fn what_a_pods_secret_opens_is_lazy(release: Release) {
     // here, it is there.
     let forget = |cri: &mut Cri| {
         fs::remove_file(floe::daemon::run_dir(&node.store()).unwrap().join("pods")).unwrap();
-        let before = node.daemon();
-        node.kill_daemon();
-        until("another daemon runs", || node.daemon().is_some_and(|pid| Some(pid) != before));
+        node.replace_daemon();
         until("kubelet is heard", || cri.try_image_fs().is_ok());
     };
     forget(&mut cri);

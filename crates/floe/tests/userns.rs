@@ -70,9 +70,7 @@ fn owners_are_shifted(node: &support::Node, release: Release) {
     assert_eq!(mode & 0o777, 0o700);
     // Beside it one that has none, of the same mount; and the next daemon goes on for both.
     assert_eq!(run(&["--rm"], "plain", &["cat", "/etc/name"]), "tested\n");
-    let before = node.daemon();
-    node.kill_daemon();
-    until("another daemon runs", || node.daemon().is_some_and(|pid| Some(pid) != before));
+    node.replace_daemon();
     let exec = ["tasks", "exec", "--exec-id", "x", "stays", "cat", "/data/0"];
     assert!(containerd.ctr(&exec).stdout == image::noise(9, 1_500_000));
     assert!(node.received() < image.packed() / 2, "{} of {}", node.received(), image.packed());

@@ -174,26 +174,28 @@ impl Layout {
 
     /// Returns the manifests that refer to this one, and their descriptors.
     pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<(Descriptor, Manifest)>, Error> {
+        let mut found = Vec::new();
+        let take = |of: Digest, entry: Descriptor, manifest: Manifest| {
+            if of == *subject && found.len() < limits::REFERRERS {
+                found.push((entry, manifest));
+            }
+        };
         let skipped = |manifest: &Digest, error: &Error| {
             tracing::warn!(layout = %self, %manifest, %error, "skipped");
         };
-        let all = self.all_referrers(skipped).await?;
-        let mut found = Vec::new();
-        for (_, entry) in all.into_iter().filter(|(of, _)| of == subject).take(limits::REFERRERS) {
-            let manifest = self.manifest(&entry.digest, Some(&entry.media_type)).await?;
-            found.push((entry, manifest));
-        }
+        self.each_referrer(take, skipped).await?;
         Ok(found)
     }
 
-    /// Returns the descriptors of all manifests that refer to others, and what they refer to; tells which could not be
-    /// read.
-    pub(crate) async fn all_referrers(
+    /// Calls for each manifest that refers to another one with that, its descriptor and itself, and for each that cannot be
+    /// read. No more than one is in memory.
+    pub(crate) async fn each_referrer(
         &self,
+        mut take: impl FnMut(Digest, Descriptor, Manifest),
         skipped: impl Fn(&Digest, &Error),
-    ) -> Result<Vec<(Digest, Descriptor)>, Error> {
+    ) -> Result<(), Error> {
         let index = self.index().await?;
-        let (mut found, mut seen) = (Vec::new(), std::collections::HashSet::new());
+        let mut seen = std::collections::HashSet::new();
         for entry in index.descriptors().filter(|entry| is_manifest(&entry.media_type)) {
             if !seen.insert(entry.digest) {
                 continue;
@@ -206,10 +208,10 @@ impl Layout {
                 }
             };
             if let Ok(Some((subject, _))) = referrer(&manifest, "") {
-                found.push((subject, entry));
+                take(subject, entry, manifest);
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Whether a blob is there.

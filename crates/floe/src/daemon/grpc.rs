@@ -15,6 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Threads that read and write messages; what takes its time has others.
 const THREADS: usize = 2;
 
+/// Connects to somebody else's socket, for a channel.
+pub async fn dial(socket: PathBuf) -> std::io::Result<hyper_util::rt::TokioIo<tokio::net::UnixStream>> {
+    tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new)
+}
+
 /// Where clients connect to.
 pub enum At<'a> {
     /// A socket to be made.

@@ -217,9 +217,8 @@ impl Snapshotter {
                 let below = self.shifted.join(snapshot.number().to_string());
                 let _one = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
                 let shown = remap.show(&lowers, &below);
-                let now = self.snapshots().get(&snapshot.owner, &snapshot.name);
-                if now.as_ref().map(Snapshot::number).ok() != Some(snapshot.number()) {
-                    remap::hide(&below); // removed meanwhile, it needs nothing
+                if self.is_removed(snapshot) {
+                    remap::hide(&below); // it needs nothing
                 }
                 shown.map_err(|source| Failure::Mount { name: snapshot.name.clone(), source })
             }
@@ -289,11 +288,16 @@ impl Snapshotter {
         let mount = mount.map_err(|source| Failure::Mount { name: snapshot.name.clone(), source })?;
         let dir = text(mount.dir());
         self.uses().entry(snapshot.number()).or_default().push(mount);
-        let now = self.snapshots().get(&snapshot.owner, &snapshot.name);
-        if now.as_ref().map(Snapshot::number).ok() != Some(snapshot.number()) {
-            self.let_go(snapshot); // removed meanwhile, it needs nothing
+        if self.is_removed(snapshot) {
+            self.let_go(snapshot); // it needs nothing
         }
         Ok(dir)
+    }
+
+    /// Says whether a snapshot was removed meanwhile; another one may have its name.
+    fn is_removed(&self, snapshot: &Snapshot) -> bool {
+        let now = self.snapshots().get(&snapshot.owner, &snapshot.name);
+        now.as_ref().map(Snapshot::number).ok() != Some(snapshot.number())
     }
 
     fn commit(&self, new: &NewSnapshot<'_>, key: &str) -> Result<(), Failure> {
@@ -342,10 +346,10 @@ impl Snapshotter {
 /// here. A layer's record names the image that had it first; so what the image's own layers stand on counts too. One that has none
 /// of its own, for all are another's, counts as there.
 pub(crate) fn lacks_secret(engine: &Engine, image: &registry::ImageName) -> bool {
-    let reference = registry::Reference::Registry(image.clone()).to_string();
-    if engine.has_secret(&reference) {
+    if engine.handed().is_some_and(|handed| handed.has(image)) {
         return false;
     }
+    let reference = registry::Reference::Registry(image.clone()).to_string();
     let snapshots = engine.snapshots();
     let mut found = snapshots.of_image(&reference);
     found.retain(|one| one.labels.contains_key(SECRET));

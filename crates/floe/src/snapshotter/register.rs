@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::labels::{LAYER, REFERENCE, SNAPSHOT_REF};
+use crate::daemon::grpc;
 use crate::engine::Talk;
 use crate::engine::stack::Lent;
 use crate::exit::Hint;
@@ -73,10 +74,7 @@ pub(crate) async fn register(target: &Target, image: &Lent, talk: &Talk<'_>) -> 
 /// Connects to a gRPC service at a socket.
 pub async fn connect(address: &Path) -> anyhow::Result<Channel> {
     let socket = address.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-    });
+    let connector = tower::service_fn(move |_| grpc::dial(socket.clone()));
     // The name is not looked up: the connector knows where to go.
     let endpoint =
         tonic::transport::Endpoint::from_static("http://containerd").connect_timeout(CONNECT).timeout(CALL);

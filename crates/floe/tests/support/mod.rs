@@ -322,6 +322,15 @@ impl Node {
         kill_and_wait(pid);
     }
 
+    /// Ends the daemon without asking it, and waits for the one that the keeper starts.
+    pub fn replace_daemon(&self) {
+        let before = self.daemon();
+        self.kill_daemon();
+        until("the keeper has started another daemon", || {
+            self.daemon().is_some_and(|pid| Some(pid) != before)
+        });
+    }
+
     /// Returns what the daemon logged.
     pub fn log(&self) -> String {
         let run = floe::daemon::run_dir(&self.store()).unwrap();

@@ -182,7 +182,9 @@ impl Walk<'_> {
                 let skipped = |manifest: &Digest, error: &Error| {
                     self.watch.left_out(&format!("manifest {manifest}, which cannot be read: {error}"));
                 };
-                Some(layout.all_referrers(skipped).await?)
+                let mut known = Vec::new();
+                layout.each_referrer(|of, entry, _| known.push((of, entry)), skipped).await?;
+                Some(known)
             }
             None => None,
         };
