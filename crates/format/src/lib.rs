@@ -14,6 +14,7 @@ pub mod name;
 pub mod payload;
 pub mod proof;
 pub mod skeleton;
+pub mod stargz;
 pub mod tar;
 pub mod tree;
 pub mod unpack;

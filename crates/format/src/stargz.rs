@@ -1,0 +1,52 @@
+//! Layers with a table of contents of their own: eStargz and zstd:chunked.
+//!
+//! Both are ordinary compressed tars in which each piece of a file begins a gzip member or zstd frame of its own, and
+//! a JSON document at the end says which piece of which file begins where, and what its SHA-256 is. So their files can be
+//! read before the layer has arrived, by that table alone. The table is named by a digest in the layer's descriptor.
+//!
+//! # Sources
+//!
+//! eStargz: `docs/estargz.md` of stargz-snapshotter; its footer and writer: `estargz/gzip.go`, `estargz/estargz.go`.
+//! zstd:chunked: `pkg/chunked/internal/minimal/compression.go` of containers/storage; the same with stargz-snapshotter's
+//! footer: `estargz/zstdchunked/zstdchunked.go`.
+//!
+//! # Bytes
+//!
+//! ```text
+//! eStargz       members of gzip: tar bytes …  ·  one member: the tar entry "stargz.index.json", and the tar's end  ·  footer
+//! footer        51 bytes: an empty gzip member whose extra field is "SG" 22u16 and 16 hexadecimal digits, the offset of
+//!               the table's member, and "STARGZ"; 47 bytes without "SG" 22u16 in old ones
+//! zstd:chunked  frames of zstd: tar bytes …  ·  skippable frame: table, packed by zstd  ·  [ skippable frame: tar-split ]  ·
+//!               skippable frame: footer
+//! footer        offset u64 · packed length u64 · plain length u64 · type u64 (1) · [ the same three of the tar-split ] ·
+//!               "GNUlInUx"; little-endian. Offsets count from after the 8 bytes of the skippable frame's header
+//! ```
+
+pub mod toc;
+
+/// Annotation of a layer's descriptor: the SHA-256 of the table, as plain JSON.
+pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// Annotation of an eStargz layer's descriptor: the length of its tar, in decimal.
+pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
+
+/// Annotation of a zstd:chunked layer's descriptor: the SHA-256 of the table, as it is packed.
+pub const MANIFEST_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+
+/// Annotation of a zstd:chunked layer's descriptor: `offset:packed length:plain length:1` of the table.
+pub const MANIFEST_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+
+/// Annotation of a zstd:chunked layer's descriptor: `offset:packed length:plain length` of the tar-split.
+pub const TARSPLIT_POSITION: &str = "io.github.containers.zstd-chunked.tarsplit-position";
+
+/// Name of the tar entry that holds the table of an eStargz layer.
+pub const TOC_NAME: &str = "stargz.index.json";
+
+/// Name of a file in the layer's root: what lies before it is read by a start.
+pub const PREFETCH: &str = ".prefetch.landmark";
+
+/// Name of a file in the layer's root: nobody has said what is read by a start.
+pub const NO_PREFETCH: &str = ".no.prefetch.landmark";
+
+/// The one byte both of these files hold.
+pub const LANDMARK: [u8; 1] = [0xf];
