@@ -120,6 +120,19 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
     let config = descriptor("application/vnd.oci.image.config.v1+json", "");
     let image = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer},{layer}]}}"#);
     let told = format!(r#"{{"rootfs":{{"diff_ids":["{digest}","{digest}"]}}}}"#);
+    let table = format!(
+        r#"{{"version":1,"entries":[{{"name":"d/","type":"dir","modtime":"2026-01-31T12:00:00Z","mode":493,"uid":1}},
+        {{"name":"d/f","type":"reg","size":70000,"offset":5,"chunkSize":66000,"chunkDigest":"{digest}","xattrs":{{"user.a":"YQ=="}}}},
+        {{"name":"d/f","type":"chunk","offset":900,"innerOffset":3,"chunkOffset":66000,"chunkDigest":"{digest}"}},
+        {{"name":".prefetch.landmark","type":"reg","size":1,"offset":950,"digest":"{digest}","endOffset":980}},
+        {{"name":"l","type":"hardlink","linkName":"d/f"}},{{"name":"c","type":"char","devMajor":4,"devMinor":5}}]}}"#
+    );
+    put("contents", "json", &[table.as_bytes()]);
+    put("contents", "zstd", &[&zstd::bulk::compress(table.as_bytes(), 3).expect("zstd")]);
+    let tar = Archive::of(&[Entry::file("stargz.index.json", table.as_bytes())], Variant::Ustar).tar;
+    let member = sys::deflate::compress(&tar, sys::inflate::Wrap::Gzip, 6).expect("deflate");
+    let footer = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\x000000000000000000STARGZ\x01\0\0\xff\xff\0\0\0\0\0\0\0\0";
+    put("contents", "footer", &[&member, footer]);
     let id = IndexId::from_bytes([7; 32]);
     let notes = format!(
         r#","annotations":{{"dev.floe.layer":"{digest}","dev.floe.diffid":"{digest}","dev.floe.index":"{id}"}}"#
@@ -142,7 +155,8 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
         &[&[2], &Archive::of(&[Entry::file("index.json", b"{}")], Variant::Pax10).tar],
     );
     put("manifest", "config", &[&[3], image.as_bytes(), &[0], told.as_bytes()]);
-    let mirrors = b"server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\ncapabilities = [\"pull\"]\n";
+    let mirrors =
+        b"server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\ncapabilities = [\"pull\"]\n";
     put("manifest", "hosts", &[&[4], &mirrors[..]]);
 
     let header = format!(

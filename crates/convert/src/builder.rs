@@ -242,6 +242,7 @@ fn prove(blob: Blob, scanned: Scanned, expected: &Expected) -> Result<(Index, Pr
         codec: blob.codec,
         starts: scanned.starts,
         reach: scanned.reach,
+        contents: None,
     };
     let index = Index::new(scanned.facts, scanned.skeleton, scanned.chunks, source)?;
     let proved = Proved::by_digests(&index, blob.digest, *expected.diff_id.digest())?;

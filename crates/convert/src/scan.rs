@@ -8,7 +8,7 @@
 use std::io;
 
 use format::digest::DigestHasher;
-use format::index::{Chunk, Codec, Facts, Reach, Start, hash_of};
+use format::index::{Basis, Chunk, Codec, Facts, Reach, Start, hash_of};
 use format::payload::{Extent, Layout, SegmentSize};
 use format::skeleton::SkeletonWriter;
 use format::tar::{Parser, Placer, Step};
@@ -116,6 +116,7 @@ impl<S: Sink> Scan<S> {
         let (starts, reach) = self.starts.finish(codec);
         let facts = Facts {
             diff_id,
+            basis: Basis::Tar,
             tar_len,
             segment: layout.segment_size(),
             space: layout.space(),

@@ -171,6 +171,26 @@ impl Net {
         self.runtime.block_on(source.read_blob(descriptor, limit, registry::Priority::Demand))
     }
 
+    /// Returns a part of a blob, unchecked; whoever asks has bounded it.
+    pub fn part(
+        &self,
+        source: &Source,
+        blob: &Digest,
+        size: u64,
+        range: Range<u64>,
+        priority: registry::Priority,
+    ) -> Result<Vec<u8>, Error> {
+        self.runtime.block_on(async {
+            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let mut reader = source.read_range(blob, size, range, priority);
+            let mut part = Vec::new();
+            while let Some(piece) = reader.chunk().await? {
+                part.extend_from_slice(&piece[..piece.len().min(len - part.len())]);
+            }
+            Ok(part)
+        })
+    }
+
     /// Returns the client itself, for what has no blocking form here.
     pub fn client(&self) -> &Client {
         &self.client

@@ -168,9 +168,12 @@ impl Rule {
     /// Judges an index that was fetched for a reference.
     pub fn judge(&self, asked: Asked<'_>, claim: &Claim, signatures: &[Signature]) -> Verdict {
         let signed = signatures.iter().any(|s| s.claim == *claim && self.keys.iter().any(|k| k.verifies(s)));
-        if signed {
-            Verdict::Signed
-        } else if self.hosts.iter().any(|host| host == asked.host) {
+        if signed { Verdict::Signed } else { self.judge_unsigned(asked) }
+    }
+
+    /// Judges what nobody signs.
+    pub fn judge_unsigned(&self, asked: Asked<'_>) -> Verdict {
+        if self.hosts.iter().any(|host| host == asked.host) {
             Verdict::TrustedHost
         } else if self.under_policy(asked) {
             Verdict::UnsignedUnderPolicy

@@ -31,12 +31,15 @@
 //! | 2 | critical, packed | skeleton | see [`crate::skeleton`] |
 //! | 3 | critical | chunks | per chunk in payload order: length u32 · BLAKE3 of its bytes |
 //! | 4 | critical | source | decoder table, below |
+//! | 5 | critical | contents | in place of 4, where the layer has a table of contents of its own; below |
 //!
 //! ```text
 //! facts                                            source
 //!   0  32  diffID (SHA-256 of the tar)               0  32  SHA-256 of the blob
 //!  32   8  length of the tar                        32   8  length of the blob
-//!  40   4  segment size, as a power of two          40   4  codec: 0 plain, 1 gzip, 2 zstd
+//!  40   1  segment size, as a power of two          40   4  codec: 0 plain, 1 gzip, 2 zstd
+//!  41   1  basis: 0 the tar, 1 a table of contents
+//!  42   2  zero
 //!  44   8  length of the payload space              44   4  number of starts
 //!  52   8  length of the plain skeleton             48   4  number of segments
 //!  60  32  BLAKE3 of the plain skeleton             52  24  per start: plain u64 · packed u64 · bits u32 · window length u32
@@ -44,10 +47,25 @@
 //!  96  32  BLAKE3 of the chunks section             ..      the windows, back to back, in order of the starts
 //! ```
 //!
+//! ```text
+//! contents
+//!   0  32  SHA-256 of the blob          40   4  codec, as above
+//!  32   8  length of the blob           44  32  SHA-256 of the table of contents
+//!  76   4  segments that a start reads, from the first one on
+//!  80   4  number of pieces: that of the chunks
+//!  84  20  per chunk: where it begins in the blob u64 · where it has ended u64 · plain bytes to skip u32
+//! ```
+//!
+//! Of a layer with *contents* the basis is 1: its skeleton is made of the table of contents and is not the tar's, its
+//! chunks end where that table says, and their hashes are SHA-256. The diffID is then what the image says and cannot be
+//! proved by this index.
+//!
 //! Identity: BLAKE3 in key-derivation mode, context "floe layer index facts v1", over the facts section.
 
+mod contents;
 mod source;
 
+pub use contents::{Contents, Piece};
 pub use source::{Codec, Reach, Source, Start, most_plain};
 
 use crate::digest::{ChunkId, DiffId, Digest, IndexId};
@@ -101,11 +119,22 @@ pub enum IndexError {
     },
 }
 
+/// What an index is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// The layer's tar: its skeleton verbatim, chunks cut by [`crate::payload`], BLAKE3.
+    Tar,
+    /// A table of contents that came with the layer: a skeleton made of that, its pieces, SHA-256.
+    Contents,
+}
+
 /// What an index says about the layer's plain bytes; the only input of its identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// SHA-256 of the tar.
     pub diff_id: DiffId,
+    /// What the index is made of.
+    pub basis: Basis,
     /// Length of the tar.
     pub tar_len: u64,
     /// Size of a segment.
@@ -138,7 +167,7 @@ impl Facts {
         let mut out = Vec::with_capacity(FACTS);
         out.extend_from_slice(self.diff_id.digest().as_bytes());
         put(&mut out, self.tar_len);
-        put(&mut out, u32::from(self.segment.bits()));
+        out.extend([self.segment.bits(), u8::from(self.basis == Basis::Contents), 0, 0]);
         put(&mut out, self.space);
         put(&mut out, self.skeleton_len);
         out.extend_from_slice(&self.skeleton_hash);
@@ -153,14 +182,15 @@ impl Facts {
         }
         let mut fields = Fields::new(bytes);
         let short = IndexError::Corrupt("the facts end early");
-        let mut read = || -> Option<(Self, u32)> {
+        let mut read = || -> Option<(Self, [u8; 4])> {
             let diff_id = DiffId::new(Digest::from_bytes(fields.bytes()?));
-            let (tar_len, bits, space, skeleton_len) =
-                (fields.u64()?, fields.u32()?, fields.u64()?, fields.u64()?);
+            let (tar_len, shape, space, skeleton_len) =
+                (fields.u64()?, fields.bytes()?, fields.u64()?, fields.u64()?);
             let (skeleton_hash, chunk_count, chunks_hash) = (fields.bytes()?, fields.u32()?, fields.bytes()?);
             let segment = SegmentSize::DEFAULT;
             let facts = Self {
                 diff_id,
+                basis: Basis::Tar,
                 tar_len,
                 segment,
                 space,
@@ -169,11 +199,17 @@ impl Facts {
                 chunk_count,
                 chunks_hash,
             };
-            Some((facts, bits))
+            Some((facts, shape))
         };
-        let (facts, bits) = read().ok_or(short)?;
-        let segment = u8::try_from(bits).ok().and_then(SegmentSize::from_bits);
-        Ok(Self { segment: segment.ok_or(IndexError::Corrupt("segment size is out of range"))?, ..facts })
+        let (facts, [bits, basis, rest @ ..]) = read().ok_or(short)?;
+        let basis = match (basis, rest) {
+            (0, [0, 0]) => Basis::Tar,
+            (1, [0, 0]) => Basis::Contents,
+            _ => return Err(IndexError::Unsupported { what: "basis", number: basis.into() }),
+        };
+        let segment =
+            SegmentSize::from_bits(bits).ok_or(IndexError::Corrupt("segment size is out of range"))?;
+        Ok(Self { segment, basis, ..facts })
     }
 
     fn check(&self) -> Result<(), IndexError> {
@@ -226,10 +262,14 @@ impl Index {
         if chunks.len() as u64 != u64::from(facts.chunk_count) || hash_of(&chunks) != facts.chunks_hash {
             return Err(IndexError::Corrupt("the chunk table is not the one its hash names"));
         }
-        if chunks.iter().any(|c| c.len == 0 || c.len > limits::CHUNK) {
+        let longest = match facts.basis {
+            Basis::Tar => limits::CHUNK,
+            Basis::Contents => limits::PIECE,
+        };
+        if chunks.iter().any(|c| c.len == 0 || c.len > longest) {
             return Err(IndexError::Corrupt("a chunk's length is out of range"));
         }
-        source.check(&facts)?;
+        source.check(&facts, &chunks)?;
         let index = Self { facts, skeleton, chunks, source, others: Vec::new() };
         within("the index", index.encoded_len(), limits::INDEX)?;
         Ok(index)
@@ -268,12 +308,16 @@ impl Index {
 
     /// Returns the file.
     pub fn encode(&self) -> Vec<u8> {
-        let (facts, chunks, source) = (self.facts.encode(), table_of(&self.chunks), self.source.encode());
+        let (facts, chunks) = (self.facts.encode(), table_of(&self.chunks));
+        let (kind, source) = match &self.source.contents {
+            Some(contents) => (5, contents.encode(&self.source)),
+            None => (4, self.source.encode()),
+        };
         let known = [
             (1, CRITICAL, facts.len() as u64, &facts[..]),
             (2, CRITICAL | ZSTD, self.facts.skeleton_len, &self.skeleton),
             (3, CRITICAL, chunks.len() as u64, &chunks),
-            (4, CRITICAL, source.len() as u64, &source),
+            (kind, CRITICAL, source.len() as u64, &source),
         ];
         let mut sections: Vec<(u32, u32, u64, &[u8])> = known.to_vec();
         sections.extend(self.others.iter().map(|o| (o.kind, o.flags, o.plain_len, &o.stored[..])));
@@ -309,7 +353,8 @@ impl Index {
                 }
                 (3, CRITICAL) => chunks = Some(decode_chunks(section.stored)?),
                 (4, CRITICAL) => source = Some(Source::decode(section.stored)?),
-                (1..=4, _) => return Err(IndexError::Corrupt("a section has the wrong flags")),
+                (5, CRITICAL) if source.is_none() => source = Some(Contents::decode(section.stored)?),
+                (1..=5, _) => return Err(IndexError::Corrupt("a section has the wrong flags")),
                 (number, flags) if flags & CRITICAL != 0 => {
                     return Err(IndexError::Unsupported { what: "critical section", number });
                 }

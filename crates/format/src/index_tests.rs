@@ -4,6 +4,7 @@ use proptest::prelude::*;
 fn facts(chunks: &[Chunk], segments: u64) -> Facts {
     Facts {
         diff_id: DiffId::new(Digest::of(b"tar")),
+        basis: Basis::Tar,
         tar_len: 10_000_000,
         segment: SegmentSize::DEFAULT,
         space: segments << 20,
@@ -30,6 +31,7 @@ fn source(starts: usize, segments: u32) -> Source {
         codec: Codec::Gzip,
         starts,
         reach: (0..segments).map(reach).collect(),
+        contents: None,
     }
 }
 
@@ -259,7 +261,7 @@ prop_compose! {
         bits in limits::SEGMENT_BITS,
     ) -> Index {
         let chunks: Vec<_> = lens.into_iter().map(|(len, id)| Chunk { len, id: ChunkId(id) }).collect();
-        let mut source = Source { blob: Digest::of(b"b"), size: 0, codec: Codec::Gzip, starts: vec![], reach: vec![] };
+        let mut source = Source { blob: Digest::of(b"b"), size: 0, codec: Codec::Gzip, starts: vec![], reach: vec![], contents: None };
         let (mut plain, mut packed) = (0, 0);
         for (fresh, plain_step, packed_step, bits, window) in rows {
             plain += plain_step;

@@ -4,11 +4,16 @@
 //! the claim against it: the tar's length, the layout of its files and the cut positions of every chunk must be
 //! those the facts state, and every start must lie before what it is to decode. From then on numbers of
 //! segments and chunks can be used without doubt. What the bytes are is for [`crate::decode`] to check.
+//!
+//! A layer that is read by a table of contents of its own ([`Basis::Contents`]) is the same but for two things. Its
+//! chunks are pieces of files, so one can reach over the end of a segment: the segments that a piece longer than a
+//! segment ties together are one span. And the tar it is held against is one that was made of the table, so no diffID
+//! comes of it.
 
 use std::ops::Range;
 
 use crate::digest::{ChunkId, IndexId};
-use crate::index::{Facts, Index, Source};
+use crate::index::{Basis, Facts, Index, Piece, Source};
 use crate::limits;
 use crate::payload::Layout;
 use crate::skeleton::{SkeletonError, SkeletonReader};
@@ -57,6 +62,8 @@ pub struct Layer {
     index: Index,
     id: IndexId,
     layout: Layout,
+    /// The first segment of each group that is fetched together; empty if the table of starts says so.
+    groups: Vec<u32>,
 }
 
 impl Layer {
@@ -73,8 +80,15 @@ impl Layer {
         each: impl FnMut(Member, Runs) -> Result<(), E>,
     ) -> Result<Self, E> {
         let reader = index.read_skeleton().map_err(LayerError::from)?;
-        let (layout, tar_len) = read_skeleton(&index, reader, each)?;
-        let layer = Self { id: index.id(), layout, index };
+        let (mut layout, tar_len) = read_skeleton(&index, reader, each)?;
+        let mut groups = Vec::new();
+        if index.facts().basis == Basis::Contents {
+            if !layout.cut_as(index.chunks().iter().map(|chunk| chunk.len)) {
+                return Err(LayerError::Contradiction("the pieces of its files").into());
+            }
+            groups = tied(&layout);
+        }
+        let layer = Self { id: index.id(), layout, index, groups };
         layer.check(tar_len)?;
         Ok(layer)
     }
@@ -121,8 +135,25 @@ impl Layer {
         (0..self.segments()).map(blocks).collect()
     }
 
+    /// Returns where its pieces are, of a layer that is read by a table of contents.
+    pub(crate) fn pieces(&self) -> Option<&[Piece]> {
+        self.source().contents.as_ref().map(|contents| &contents.pieces[..])
+    }
+
+    /// Returns whether a segment can be checked by itself, and the layer proved: not where a table of contents tells.
+    pub fn is_of_tar(&self) -> bool {
+        self.facts().basis == Basis::Tar
+    }
+
     /// Returns the span a segment belongs to, or nothing for a segment that does not exist.
     pub fn span(&self, segment: u32) -> Option<Span> {
+        if self.pieces().is_some() {
+            let after = self.groups.partition_point(|first| *first <= segment);
+            let first = *self.groups.get(after.checked_sub(1)?)?;
+            let past = self.groups.get(after).copied().unwrap_or(self.segments());
+            let packed = (segment < past).then(|| self.packed(first..past))??;
+            return Some(Span { segments: first..past, packed });
+        }
         let reach = &self.source().reach;
         let start = reach.get(segment as usize)?.start;
         let first = reach.partition_point(|r| r.start < start);
@@ -134,6 +165,10 @@ impl Layer {
     /// Returns the part of the blob needed to decode these segments: from the start of the first one's span to
     /// where the last byte of the last one is out. Nothing for no segment, or one that does not exist.
     pub fn packed(&self, segments: Range<u32>) -> Option<Range<u64>> {
+        if let Some(pieces) = self.pieces() {
+            let chunks = self.chunks_of(segments)?;
+            return Some(pieces[chunks.start].begin..pieces[chunks.end - 1].end);
+        }
         let source = self.source();
         let first = source.reach.get(segments.start as usize)?;
         let last = source.reach.get(segments.end.checked_sub(1)? as usize)?;
@@ -141,9 +176,20 @@ impl Layer {
         (segments.start < segments.end).then_some(begin..last.packed_end)
     }
 
+    /// Returns the chunks that have a byte in these segments, at least one; nothing for no segment, or one that does
+    /// not exist.
+    pub(crate) fn chunks_of(&self, segments: Range<u32>) -> Option<Range<usize>> {
+        let last = segments.end.checked_sub(1).filter(|last| *last < self.segments())?;
+        let chunks = self.layout.cuts_of(segments.start).start..self.layout.cuts_of(last).end;
+        (segments.start <= last && !chunks.is_empty()).then_some(chunks)
+    }
+
     /// Checks a segment that is on this node already: every chunk, and that all else in it is zero.
+    ///
+    /// Nothing passes of a layer that is read by a table of contents: its chunks need not end where segments do.
     pub fn verify_segment(&self, segment: u32, bytes: &[u8]) -> Result<(), Corrupt> {
-        let chunks = if segment < self.segments() { self.layout.cuts_of(segment) } else { 0..0 };
+        let there = segment < self.segments() && self.is_of_tar();
+        let chunks = if there { self.layout.cuts_of(segment) } else { 0..0 };
         let base = self.layout.segment_size().start(segment);
         let mut at = 0;
         for chunk in chunks.clone() {
@@ -185,6 +231,9 @@ impl Layer {
             return wrong("the cuts of its chunks");
         }
         let source = self.source();
+        if source.contents.is_some() {
+            return Ok(()); // `tied` and `Contents::check` have looked
+        }
         for segment in 0..self.segments() {
             // As many entries as segments, each naming a start: checked when the index was made.
             let reach = source.reach[segment as usize];
@@ -203,15 +252,18 @@ fn read_skeleton<E: From<LayerError>>(
     mut each: impl FnMut(Member, Runs) -> Result<(), E>,
 ) -> Result<(Layout, u64), E> {
     let mut parser = Parser::new();
-    let mut placer = Placer::new(index.facts().segment);
+    let segment = index.facts().segment;
+    let (mut placer, longest) = match index.facts().basis {
+        Basis::Tar => (Placer::new(segment), segment.bytes().min(limits::CHUNK.into())),
+        Basis::Contents => (Placer::uncut(segment), limits::PIECE.into()),
+    };
     while let Some(mut piece) = reader.chunk().map_err(LayerError::from)? {
         while !piece.is_empty() {
             let (taken, step) = parser.step(piece).map_err(LayerError::from)?;
             piece = &piece[taken..];
             if let Step::Member(member) = step {
                 // Before there is a cut for each of its chunks: there must be as many in the table.
-                let size = placer.layout().segment_size().bytes().min(limits::CHUNK.into());
-                let cuts = placer.layout().cuts().len() as u64 + member.payload / size;
+                let cuts = placer.layout().cuts().len() as u64 + member.payload / longest;
                 if cuts > u64::from(index.facts().chunk_count) {
                     return Err(LayerError::Contradiction("the cuts of its chunks").into());
                 }
@@ -223,6 +275,24 @@ fn read_skeleton<E: From<LayerError>>(
     parser.finish().map_err(LayerError::from)?;
     let tar_len = parser.plain();
     Ok((placer.finish(), tar_len))
+}
+
+/// Returns the first segment of each group: those that a chunk longer than a segment reaches into stay together, up to
+/// [`limits::GROUP`]. Shorter ones that cross an end are decoded for either segment.
+fn tied(layout: &Layout) -> Vec<u32> {
+    let (size, cuts) = (layout.segment_size(), layout.cuts());
+    let mut groups: Vec<u32> = Vec::new();
+    for segment in 0..layout.segments() {
+        let start = size.start(segment);
+        // The last chunk that begins before the segment.
+        let before = cuts.partition_point(|cut| cut.start < start).checked_sub(1).map(|n| cuts[n]);
+        let ties = before.is_some_and(|cut| cut.end() > start && u64::from(cut.len) > size.bytes());
+        match groups.last() {
+            Some(first) if ties && segment - first < limits::GROUP => {}
+            _ => groups.push(segment),
+        }
+    }
+    groups
 }
 
 /// Chunks and segments are counted in 32 bits: the index's tables were bounded when it was made.

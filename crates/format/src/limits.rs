@@ -55,6 +55,20 @@ pub const CHUNK_INDEXES: u64 = 4 << 20;
 /// Longest chunk, in bytes: what one verification holds in memory.
 pub const CHUNK: u32 = 1 << 20;
 
+/// Longest piece of a file in a layer with a table of contents of its own, in bytes: what its verification holds in memory.
+/// eStargz writes 4 MiB unless told otherwise, Nydus at most this.
+pub const PIECE: u32 = 16 << 20;
+
+/// Plain bytes decoded for nothing before such a piece: eStargz may put neighbours into one member until it has so many.
+pub const INNER: u32 = 64 << 20;
+
+/// Segments that are fetched together because one piece reaches over the end of each: 32 MiB of them.
+pub const GROUP: u32 = 64;
+
+/// A table of contents as JSON, in bytes: 355 a file, so some 190,000 files. Read, it takes about as much again; a layer
+/// with more is not read by its table.
+pub const CONTENTS: u64 = 64 << 20;
+
 /// A file at least this long has chunks of its own.
 pub const OWN_CHUNK: u64 = 16 << 10;
 

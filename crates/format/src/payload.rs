@@ -78,7 +78,7 @@ pub struct Piece {
     pub len: u64,
 }
 
-/// Where a chunk lies in payload space. Never crosses the end of a segment.
+/// Where a chunk lies in payload space. Crosses the end of a segment only where [`Layout::cut_as`] has cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// Offset in payload space.
@@ -103,12 +103,19 @@ pub struct Layout {
     cuts: Vec<Cut>,
     /// A run of small files that may still grow.
     open: Option<Cut>,
+    /// Whether somebody else says where chunks end ([`Layout::cut_as`]).
+    uncut: bool,
 }
 
 impl Layout {
     /// Returns the layout of a layer without files.
     pub fn new(segment: SegmentSize) -> Self {
-        Self { segment, end: 0, extents: Vec::new(), cuts: Vec::new(), open: None }
+        Self { segment, end: 0, extents: Vec::new(), cuts: Vec::new(), open: None, uncut: false }
+    }
+
+    /// Returns the layout of a layer without files whose chunks are not cut by their content: [`Layout::cut_as`] does.
+    pub fn uncut(segment: SegmentSize) -> Self {
+        Self { uncut: true, ..Self::new(segment) }
     }
 
     /// Places a file whose `len` payload bytes begin at `plain` in the tar; returns its payload offset.
@@ -163,6 +170,27 @@ impl Layout {
         self.cuts.extend(self.open.take());
     }
 
+    /// Cuts the files into chunks of these lengths, one after the other; says whether each file ends with one and all are used.
+    ///
+    /// Unlike others such a chunk may cross the end of a segment.
+    pub fn cut_as(&mut self, lens: impl IntoIterator<Item = u32>) -> bool {
+        let mut lens = lens.into_iter();
+        self.cuts.clear();
+        for extent in &self.extents {
+            let (mut start, end) = (extent.payload, extent.payload + extent.len);
+            while start < end {
+                match lens.next() {
+                    Some(len) if len > 0 && u64::from(len) <= end - start => {
+                        self.cuts.push(Cut { start, len });
+                        start += u64::from(len);
+                    }
+                    _ => return false,
+                }
+            }
+        }
+        lens.next().is_none()
+    }
+
     /// Returns the size of a segment.
     pub fn segment_size(&self) -> SegmentSize {
         self.segment
@@ -196,18 +224,18 @@ impl Layout {
         &self.extents[first..past.max(first)]
     }
 
-    /// Returns the range of chunk numbers that lie in a segment.
+    /// Returns the range of chunk numbers that have a byte in a segment.
     pub fn cuts_of(&self, segment: u32) -> std::ops::Range<usize> {
         let (start, end) = (self.segment.start(segment), self.segment.start(segment) + self.segment.bytes());
-        let first = self.cuts.partition_point(|c| c.start < start);
-        first..self.cuts.partition_point(|c| c.start < end)
+        let first = self.cuts.partition_point(|c| c.end() <= start);
+        first..self.cuts.partition_point(|c| c.start < end).max(first)
     }
 
     /// Returns the length of a whole segment's file: up to its last payload byte, in whole blocks.
     pub fn segment_len(&self, segment: u32) -> u64 {
-        self.cuts[self.cuts_of(segment)]
-            .last()
-            .map_or(0, |cut| round_up(cut.end(), limits::BLOCK) - self.segment.start(segment))
+        let start = self.segment.start(segment);
+        let last = self.cuts[self.cuts_of(segment)].last();
+        last.map_or(0, |cut| (round_up(cut.end(), limits::BLOCK) - start).min(self.segment.bytes()))
     }
 
     /// Returns the range of the tar that a segment needs: from its first payload byte to past its last.
@@ -235,6 +263,9 @@ impl Layout {
     }
 
     fn cut(&mut self, start: u64, len: u64) {
+        if self.uncut {
+            return;
+        }
         if len >= limits::OWN_CHUNK {
             self.cuts.extend(self.open.take());
             let step = u64::from(limits::CHUNK).min(self.segment.bytes());

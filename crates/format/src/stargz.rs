@@ -22,7 +22,15 @@
 //!               "GNUlInUx"; little-endian. Offsets count from after the 8 bytes of the skippable frame's header
 //! ```
 
+pub mod index;
+pub mod table;
 pub mod toc;
+
+use crate::digest::Digest;
+use crate::index::IndexError;
+use crate::skeleton::SkeletonError;
+use crate::tar::{SpaceError, TarError};
+use crate::unpack::UnpackError;
 
 /// Annotation of a layer's descriptor: the SHA-256 of the table, as plain JSON.
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
@@ -35,6 +43,10 @@ pub const MANIFEST_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-
 
 /// Annotation of a zstd:chunked layer's descriptor: `offset:packed length:plain length:1` of the table.
 pub const MANIFEST_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+
+/// The same two as stargz-snapshotter writes them.
+const CHECKSUM_OF_OLD: &str = "io.containers.zstd-chunked.manifest-checksum";
+const POSITION_OF_OLD: &str = "io.containers.zstd-chunked.manifest-position";
 
 /// Annotation of a zstd:chunked layer's descriptor: `offset:packed length:plain length` of the tar-split.
 pub const TARSPLIT_POSITION: &str = "io.github.containers.zstd-chunked.tarsplit-position";
@@ -50,3 +62,59 @@ pub const NO_PREFETCH: &str = ".no.prefetch.landmark";
 
 /// The one byte both of these files hold.
 pub const LANDMARK: [u8; 1] = [0xf];
+
+/// Why a layer is not read by its table of contents.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// There is none where it should be.
+    #[error("{0}")]
+    Missing(&'static str),
+    /// It is not the one that the layer's descriptor names.
+    #[error("the table of contents should be {expected}, but is {found}")]
+    Digest {
+        /// What the descriptor says.
+        expected: Digest,
+        /// What was found.
+        found: Digest,
+    },
+    /// More than is read into memory.
+    #[error("a table of contents of {len} exceeds the limit of {limit}")]
+    TooLarge {
+        /// How much there is.
+        len: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The gzip member around it is damaged.
+    #[error("unpacking the table of contents")]
+    Unpack(#[from] UnpackError),
+    /// The zstd frame around it is damaged.
+    #[error("unpacking the table of contents")]
+    Zstd(#[source] std::io::Error),
+    /// The tar around it is damaged, or one made of its entries is none.
+    #[error("the tar around or in the table of contents")]
+    Tar(#[from] TarError),
+    /// Not the JSON it should be.
+    #[error("reading the table of contents")]
+    Json(#[source] serde_json::Error),
+    /// Another version.
+    #[error("a table of contents of version {0} is not known")]
+    Version(u32),
+    /// An entry that makes no sense, or that this program does not read.
+    #[error("entry {name:?} of the table of contents: {why}")]
+    Entry {
+        /// The name in the entry.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Its files take more room than any layer may.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// Its skeleton cannot be packed.
+    #[error("packing the skeleton")]
+    Skeleton(#[from] SkeletonError),
+    /// Its parts do not make an index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}

@@ -44,10 +44,12 @@ mod parser;
 mod pax;
 mod place;
 mod sparse;
+mod write;
 
 pub(crate) use header::byte_sum;
 pub use parser::{Parser, Step};
 pub use place::{Placer, SpaceError};
+pub use write::write_header;
 
 use crate::name::printable;
 use crate::payload::Piece;

@@ -72,11 +72,11 @@ impl ReadThrough {
 
     /// Proves a complete layer against its diffID, and records the verdict.
     ///
-    /// Returns nothing if segments are missing.
+    /// Returns nothing if segments are missing, or if the layer is read by a table of contents: no tar can be made of that.
     pub fn prove(&self, index: IndexId) -> Result<Option<Proved>, CompleteError> {
         let held = self.inner.held(index)?;
         let _one = guard::lock(&held.open.completing);
-        if held.open.missing() > 0 {
+        if held.open.missing() > 0 || !held.layer.is_of_tar() {
             return Ok(None);
         }
         let size = held.layer.layout().segment_size();

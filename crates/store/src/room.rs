@@ -212,7 +212,11 @@ fn layers(store: &Store) -> Result<Vec<(IndexId, Duration)>, StoreError> {
 fn size(store: &Store, id: IndexId) -> Result<u64, StoreError> {
     let dir = directory(id);
     match store.disk().list(&dir) {
-        Ok(entries) => Ok(entries.iter().filter(|entry| entry.name != STATE).map(|entry| entry.len).sum()),
+        Ok(entries) => {
+            let segment =
+                |entry: &&Entry| entry.name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+            Ok(entries.iter().filter(segment).map(|entry| entry.len).sum())
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(StoreError::io("listing", &store.path(&dir), error)),
     }

@@ -8,6 +8,7 @@
 //! Leaves to others: what is known of the layer as a whole (`standing.rs`), where bytes come from (`read_through.rs`) and when a layer may go (`gc.rs`).
 
 mod checks;
+mod sums;
 
 use std::fmt;
 use std::fs::File;
@@ -26,6 +27,7 @@ use crate::guard;
 use crate::record::{self, Kind};
 use crate::standing::{self, Proof, STATE, Stage, Standing, directory, sizes};
 use crate::store::{Pin, Store};
+use sums::Sums;
 
 /// A whole segment, open for reading.
 #[derive(Debug)]
@@ -64,6 +66,10 @@ pub(crate) trait Content: Send + Sync {
     fn len(&self, segment: u32) -> u64;
     /// Returns whether these are the bytes of a whole segment, padding included.
     fn is(&self, segment: u32, bytes: &[u8]) -> bool;
+    /// Returns whether it can tell; where it cannot, what was filled is remembered.
+    fn tells(&self) -> bool {
+        true
+    }
 }
 
 impl Content for Layer {
@@ -81,6 +87,10 @@ impl Content for Layer {
 
     fn is(&self, segment: u32, bytes: &[u8]) -> bool {
         self.verify_segment(segment, bytes).is_ok()
+    }
+
+    fn tells(&self) -> bool {
+        self.is_of_tar()
     }
 }
 
@@ -109,6 +119,8 @@ pub struct OpenLayer {
     id: IndexId,
     dir: PathBuf,
     slots: Box<[Slot]>,
+    /// What segments hash to, where the content cannot tell.
+    sums: Option<Sums>,
     /// Segments that are not known to be whole.
     missing: AtomicUsize,
     /// Segments still suspect. When the last one is settled, the layer joins the present era.
@@ -171,6 +183,7 @@ impl OpenLayer {
             store: Arc::clone(store),
             id,
             dir: dir.clone(),
+            sums: (!content.tells()).then(|| Sums::open(store.disk(), &dir)),
             slots: (0..content.segments()).map(|_| Slot::default()).collect(),
             content,
             missing: AtomicUsize::new(0),
@@ -355,6 +368,9 @@ impl OpenLayer {
             return Err(FillError::Refused);
         }
         let Some(owned) = self.own(segment) else { return Ok(()) };
+        if let Some(sums) = &self.sums {
+            sums.put(self.store.disk(), segment, bytes)?;
+        }
         self.append_rest(segment, bytes)?;
         owned.becomes(Claim::Whole);
         Ok(())
@@ -377,7 +393,8 @@ impl OpenLayer {
                 return Err(StoreError::io("syncing", &self.store.path(&path), error));
             }
         }
-        disk.sync_dir(&self.dir)
+        let sums = self.sums.as_ref().map_or(Ok(()), |sums| sums.sync(disk));
+        sums.and_then(|()| disk.sync_dir(&self.dir))
             .and_then(|()| self.store.sync_parent(&self.dir))
             .map_err(|error| StoreError::io("syncing", &self.store.path(&self.dir), error))?;
         self.update(|standing| standing.stage = Stage::Sealed)?;

@@ -29,6 +29,7 @@ fn line(layer: &LayerReport) -> String {
     let from = match layer.origin {
         IndexOrigin::Local => "store",
         IndexOrigin::Registry => "registry",
+        IndexOrigin::Contents => "layer",
         IndexOrigin::Streamed => "streamed",
     };
     let here = format!("{}/{}", layer.local, layer.segments);

@@ -15,6 +15,8 @@ pub(super) struct Question<'a> {
     pub(super) shared: bool,
     /// Whether it is shared by the digest of its blob, not by what its tar is.
     pub(super) by_blob: bool,
+    /// Whether it is to be proved.
+    pub(super) proving: bool,
 }
 
 /// Who asks, and where.
@@ -26,6 +28,7 @@ pub(super) struct Asker {
     by_digest: bool,
     shared: bool,
     by_blob: bool,
+    proving: bool,
 }
 
 impl Asker {
@@ -35,13 +38,22 @@ impl Asker {
         let shared = matches!(purpose, Purpose::Lend | Purpose::Apart);
         let by_blob = purpose == Purpose::Apart;
         let by_digest = shared || reference.digest().is_some();
-        Self { host, repository, tag, name: reference.to_string(), by_digest, shared, by_blob }
+        Self {
+            host,
+            repository,
+            tag,
+            name: reference.to_string(),
+            by_digest,
+            shared,
+            by_blob,
+            proving: !purpose.takes_tables(),
+        }
     }
 
     pub(super) fn question(&self) -> Question<'_> {
-        let Self { host, repository, tag, name, by_digest, shared, by_blob } = self;
+        let Self { host, repository, tag, name, by_digest, shared, by_blob, proving } = self;
         let asked = Asked { host, repository, tag: tag.as_deref(), by_digest: *by_digest };
-        Question { asked, name, shared: *shared, by_blob: *by_blob }
+        Question { asked, name, shared: *shared, by_blob: *by_blob, proving: *proving }
     }
 }
 

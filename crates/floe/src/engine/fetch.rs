@@ -49,7 +49,8 @@ impl Engine {
     /// Begins to fetch all that is missing, and proves it when it is here.
     pub(super) fn fetch_rest(self: &Arc<Self>, image: &Arc<OpenImage>) {
         let report = self.report(image);
-        if report.complete() && report.layers.iter().all(|layer| layer.proved) {
+        let provable = |found: &FoundLayer| !found.proved() && found.layer().is_of_tar();
+        if report.complete() && !image.layers().iter().any(provable) {
             return;
         }
         let (engine, image) = (self.clone(), image.clone());
@@ -102,7 +103,7 @@ impl Engine {
             completed
                 .map_err(|error| self.for_want_of_room(error))
                 .with_context(|| format!("completing layer {blob}"))?;
-            if !found.proved() {
+            if !found.proved() && found.layer().is_of_tar() {
                 say(talk, "proving", &blob, found.place.size, found.place.size)?;
                 self.prove(found)?;
             }

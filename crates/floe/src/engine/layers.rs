@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use format::index::Index;
 use format::layer::Layer;
 use format::payload::SegmentSize;
+use format::stargz::table::Announced;
 use format::{DiffId, Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
 use store::{Blob, Hold, ImageRef, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
@@ -20,6 +21,7 @@ use super::parallel::parallel;
 use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
 use super::report::{Fallback, IndexOrigin};
+use super::tables::{is_of, vouched};
 use super::{Engine, Talk, say};
 use crate::origin::Artifacts;
 use crate::trust::{Claim, Signature, Verdict};
@@ -31,7 +33,7 @@ const STREAMS: usize = 3;
 const OPENED: usize = 4;
 
 /// Index blobs fetched at once: they are small, so round trips are what is saved.
-const INDEXES: usize = 8;
+pub(super) const INDEXES: usize = 8;
 
 /// An index may be as long as its layer, and this much longer: that of a tiny layer is, and one that is not is no
 /// reason to fill a node's memory before anybody has looked at it.
@@ -59,6 +61,8 @@ pub(super) struct Place {
     pub(super) size: u64,
     pub(super) media_type: String,
     pub(super) diff_id: DiffId,
+    /// The table of contents it is said to have, where that is known.
+    pub(super) table: Option<Announced>,
 }
 
 impl Place {
@@ -69,6 +73,7 @@ impl Place {
             size: layer.size,
             media_type: layer.media_type.clone(),
             diff_id: layer.diff_id,
+            table: None,
         }
     }
 }
@@ -181,7 +186,7 @@ struct WhyNot {
 
 /// An index that is not signed where it must be.
 #[derive(Debug, thiserror::Error)]
-enum NotSigned {
+pub(super) enum NotSigned {
     #[error("the image is named by digest and no trusted key signed the index")]
     ForDigest,
     #[error(
@@ -257,6 +262,10 @@ impl Engine {
                     why_not.text = Some(format!("the registry did not say whether it has an index: {error}"));
                 }
             }
+            if purpose.takes_tables() {
+                let untold = self.read_tables(source, &resolved.layers, &asked, &line, &mut layers)?;
+                why_not.text = why_not.text.or(untold);
+            }
         }
         Ok(KnownLayers { layers, why_not, profile, line })
     }
@@ -282,6 +291,10 @@ impl Engine {
                 }
             };
             let size = index.encode().len() as u64;
+            let made_of = index.source().contents.as_ref().map(|contents| contents.table);
+            if made_of.is_some_and(|table| asked.proving || !is_of(&table, place)) {
+                continue;
+            }
             let hold = match self.open_layer(place, index) {
                 Ok(hold) => hold,
                 Err(error) => {
@@ -296,13 +309,14 @@ impl Engine {
             let verdict = self.rule.judge(asked.asked, &claim, &[]);
             // Believed once for this very reference, with evidence that need not be at hand today. What was
             // good enough for a tag of the same manifest is not good enough for its digest.
+            let vouched = place.table.is_some() && made_of.is_some() && vouched(verdict, asked);
             let believed = !asked.shared
                 && accepted_by.iter().any(|name| name.as_str() == asked.name)
                 && verdict == Verdict::UnsignedForDigest;
             // An unsigned claim is as good as those who may write where it was found: the layer's other users did
             // not ask them.
             let at_home = accepted_by.iter().any(|name| is_in(name, asked.asked.repository));
-            if proved || believed || (at_home && verdict.accepted()) {
+            if proved || believed || vouched || (at_home && verdict.accepted()) {
                 let place = place.clone();
                 let found = FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: size };
                 if proved {
@@ -536,7 +550,7 @@ impl Engine {
 
 /// Returns the segment size for a layer whose blob has this length: a mount can have
 /// [`limits::SEGMENTS`] of them, and one layer should leave room for others. Why 512 KiB: decision 6.
-fn segment_size(blob: u64) -> SegmentSize {
+pub(super) fn segment_size(blob: u64) -> SegmentSize {
     let bits = match blob {
         _ if blob > HUGE => 22,
         _ if blob > LARGE => 20,
@@ -552,8 +566,9 @@ pub(super) const LOCAL: &str = "lazy: the indexes are in the store";
 fn why(layers: &[FoundLayer], why_not: Option<String>) -> String {
     let count = |origin| layers.iter().filter(|layer| layer.origin == origin).count();
     let (streamed, fetched) = (count(IndexOrigin::Streamed), count(IndexOrigin::Registry));
-    match (streamed, fetched) {
+    match (streamed, fetched + count(IndexOrigin::Contents)) {
         (0, 0) => LOCAL.into(),
+        (0, _) if fetched == 0 => "lazy: the layers have tables of contents".into(),
         (0, _) => "lazy: the registry has the index".into(),
         (n, _) => {
             let reason = why_not.unwrap_or_else(|| Fallback::NoIndex.to_string());

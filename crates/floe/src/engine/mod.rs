@@ -43,6 +43,7 @@ mod regret;
 pub mod report;
 pub mod room;
 pub(crate) mod stack;
+mod tables;
 mod tree;
 mod waits;
 
@@ -312,7 +313,8 @@ impl Engine {
         rebuild: bool,
         talk: &Talk<'_>,
     ) -> anyhow::Result<ImageReport> {
-        let image = self.open(image, Purpose::Look, talk)?;
+        // What was read by a table of contents cannot be compared with the layer, and is streamed.
+        let image = self.open(image, if rebuild { Purpose::Pull } else { Purpose::Look }, talk)?;
         if rebuild {
             self.rebuild(&image, talk)?;
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use format::stargz::table::Announced;
 use format::{Digest, IndexId};
 use registry::{Descriptor, Image, Manifest, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
@@ -16,6 +17,7 @@ use super::live::{Recipe, expose};
 use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::room::InUse;
+use super::tables::landmarks;
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
 use crate::exit::Hint;
@@ -98,7 +100,12 @@ impl OpenImage {
         let refused =
             |layer: &FoundLayer| matches!(layer.hold.files().standing().proof, Proof::Refused { .. });
         let believed = purpose != Purpose::Lend || self.lent || self.layers.iter().all(FoundLayer::proved);
-        believed && self.manifest == manifest && self.meta.exists() && !self.layers.iter().any(refused)
+        let of_tar = purpose != Purpose::Pull || self.layers.iter().all(|found| found.layer().is_of_tar());
+        believed
+            && of_tar
+            && self.manifest == manifest
+            && self.meta.exists()
+            && !self.layers.iter().any(refused)
     }
 
     pub(super) fn key(&self) -> MetaKey {
@@ -175,6 +182,11 @@ impl Purpose {
     fn is_start(self) -> bool {
         matches!(self, Self::Start | Self::Lend)
     }
+
+    /// Says whether layers are read by their own tables of contents; a pull is to prove them.
+    pub(super) fn takes_tables(self) -> bool {
+        self != Self::Pull
+    }
 }
 
 /// Returns a reference as everything else names it.
@@ -244,7 +256,8 @@ impl Engine {
             .with_context(|| format!("opening {name}"))?;
         let index = begun.elapsed();
 
-        let profile = self.profile_of(&resolved, found.profile).map(Arc::new);
+        let profile = self.profile_of(&resolved, found.profile);
+        let profile = profile.or_else(|| landmarks(&found.layers)).map(Arc::new);
         let missing = found.layers.iter().map(FoundLayer::missing).sum();
         let segments: usize = found.layers.iter().map(|layer| layer.layer().segments() as usize).sum();
         let tells = profile.as_ref().is_some_and(|profile| profile.reads().count() * 2 < segments);
@@ -424,6 +437,7 @@ impl Resolved {
             size: layer.size,
             media_type: layer.media_type.clone(),
             diff_id: layer.diff_id,
+            table: Announced::by(&layer.annotations),
         });
         Self {
             layers: layers.collect(),

@@ -66,6 +66,8 @@ pub enum IndexOrigin {
     Local,
     /// An artifact beside the image had it.
     Registry,
+    /// The layer itself has a table of contents.
+    Contents,
     /// The layer was streamed and the index built on the way.
     Streamed,
 }

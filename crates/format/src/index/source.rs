@@ -4,7 +4,7 @@
 //! segments use them in order. So an accepted table encodes to itself, and a run of segments with one start is a
 //! contiguous span. A table that lies makes a decoder fail or its output fail the chunk hashes, nothing else.
 
-use super::{Facts, IndexError, within};
+use super::{Basis, Chunk, Contents, Facts, IndexError, within};
 use crate::digest::Digest;
 use crate::limits;
 use crate::wire::{Fields, put};
@@ -25,7 +25,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    const fn number(self) -> u32 {
+    pub(super) const fn number(self) -> u32 {
         match self {
             Self::Plain => 0,
             Self::Gzip => 1,
@@ -33,7 +33,7 @@ impl Codec {
         }
     }
 
-    fn from_number(number: u32) -> Result<Self, IndexError> {
+    pub(super) fn from_number(number: u32) -> Result<Self, IndexError> {
         match number {
             0 => Ok(Self::Plain),
             1 => Ok(Self::Gzip),
@@ -80,6 +80,8 @@ pub struct Source {
     pub starts: Vec<Start>,
     /// One per segment.
     pub reach: Vec<Reach>,
+    /// Where the layer has a table of contents, in place of both.
+    pub contents: Option<Contents>,
 }
 
 impl Source {
@@ -147,10 +149,18 @@ impl Source {
         if !windows.is_empty() {
             return Err(short);
         }
-        Ok(Self { blob, size, codec: Codec::from_number(codec)?, starts, reach })
+        Ok(Self { blob, size, codec: Codec::from_number(codec)?, starts, reach, contents: None })
     }
 
-    pub(super) fn check(&self, facts: &Facts) -> Result<(), IndexError> {
+    pub(super) fn check(&self, facts: &Facts, chunks: &[Chunk]) -> Result<(), IndexError> {
+        match (facts.basis, &self.contents) {
+            (Basis::Tar, None) => self.check_starts(facts),
+            (Basis::Contents, Some(contents)) => contents.check(self, facts, chunks),
+            _ => Err(IndexError::Corrupt("its decoder table is of another kind than its facts")),
+        }
+    }
+
+    fn check_starts(&self, facts: &Facts) -> Result<(), IndexError> {
         if self.reach.len() as u64 != u64::from(facts.segments()) {
             return Err(IndexError::Corrupt("its decoder table is for another number of segments"));
         }
@@ -183,6 +193,9 @@ impl Source {
     }
 
     pub(super) fn encoded_len(&self) -> usize {
+        if let Some(contents) = &self.contents {
+            return contents.encoded_len();
+        }
         let windows: usize = self.starts.iter().map(|start| start.window.len()).sum();
         HEAD + self.starts.len() * START_ROW + self.reach.len() * REACH_ROW + windows
     }

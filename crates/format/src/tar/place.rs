@@ -26,6 +26,11 @@ impl Placer {
         Self { layout: Layout::new(segment) }
     }
 
+    /// Returns a placer for a layer whose chunks somebody else cuts.
+    pub fn uncut(segment: SegmentSize) -> Self {
+        Self { layout: Layout::uncut(segment) }
+    }
+
     /// Places a member, and returns where its bytes are: [`Runs::None`] if it has none.
     pub fn member(&mut self, member: &Member) -> Result<Runs, SpaceError> {
         if member.payload == 0 {

@@ -108,6 +108,9 @@ impl OpenLayer {
         }
         let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
         crate::fs::read_exact(disk, &file, &mut bytes, 0)?;
-        Ok(self.content.is(segment, &bytes))
+        Ok(match &self.sums {
+            Some(sums) => sums.is(segment, &bytes),
+            None => self.content.is(segment, &bytes),
+        })
     }
 }

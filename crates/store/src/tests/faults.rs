@@ -42,7 +42,7 @@ fn a_full_disk_fails_the_readers_and_heals() {
 fn a_full_disk_under_a_mount_leaves_a_right_prefix_and_goes_on_from_it() {
     let home = tempfile::tempdir().unwrap();
     let (disk, store) = simulated(home.path(), "boot");
-    let content = Fake::new(3);
+    let content = Fake::new(2);
     let layer = OpenLayer::open(&store, content.clone()).unwrap();
     layer.expose().unwrap();
     disk.fail(Fault { after: 0, errno: ENOSPC, lasting: true, on: FaultOn::Appends });

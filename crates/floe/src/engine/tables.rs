@@ -1,0 +1,131 @@
+//! Layers that carry a table of contents of their own, and are lazy by it: eStargz, zstd:chunked.
+//!
+//! The descriptor of such a layer names the digest of the table, so whoever names a manifest by digest vouches for the
+//! table, too. It is a claim all the same: that the table tells what the layer's tar holds nobody knows before the layer has
+//! been streamed. So it makes an index of its own ([`format::index::Basis::Contents`]) that is never taken for the layer's,
+//! never sent, and not used where layers are to be proved or are shared with images that nobody here is asked about.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::Context;
+use format::index::Codec;
+use format::stargz::index::{Whose, index};
+use format::stargz::table::Place as Where;
+use format::{Digest, IndexId};
+use registry::{Priority, Source};
+
+use super::Engine;
+use super::asker::Question;
+use super::layers::{FoundLayer, INDEXES, NotSigned, Place, segment_size};
+use super::line::Line;
+use super::parallel::parallel;
+use super::profile::Profile;
+use super::report::IndexOrigin;
+use crate::trust::Verdict;
+
+impl Engine {
+    /// Opens the layers that have no index by their tables, where they have one; returns why not, for the first that
+    /// could not be.
+    pub(super) fn read_tables(
+        &self,
+        source: &Source,
+        places: &[Place],
+        asked: &Question<'_>,
+        line: &Line,
+        layers: &mut [Option<FoundLayer>],
+    ) -> anyhow::Result<Option<String>> {
+        let lacks = |n: &usize| layers[*n].is_none() && places[*n].table.is_some();
+        let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
+        let mut why_not = None;
+        let read = parallel(&missing, INDEXES, |n| Ok(self.read_table(source, &places[*n], asked, line)))?;
+        for (n, read) in missing.into_iter().zip(read) {
+            match read {
+                Ok(found) => layers[n] = Some(found),
+                Err(error) => {
+                    tracing::warn!(layer = %places[n].blob, "a table of contents is not used: {error:#}");
+                    why_not.get_or_insert(format!("{error:#}"));
+                }
+            }
+        }
+        Ok(why_not)
+    }
+
+    fn read_table(
+        &self,
+        source: &Source,
+        place: &Place,
+        asked: &Question<'_>,
+        line: &Line,
+    ) -> anyhow::Result<FoundLayer> {
+        let table = place.table.as_ref().context("the layer announces no table of contents")?;
+        // What nobody will believe is not worth a byte.
+        match self.rule.judge_unsigned(asked.asked) {
+            verdict if verdict.accepted() || vouched(verdict, asked) => {}
+            Verdict::UnsignedForDigest => return Err(NotSigned::Shared.into()),
+            _ => return Err(NotSigned::UnderPolicy.into()),
+        }
+        let begun = Instant::now();
+        let first = table.first(place.size)?;
+        let tail = self.part(source, place, first.clone())?;
+        let whole = table.whole(&tail, place.size)?;
+        let packed = if whole.start < first.start {
+            let mut packed = self.part(source, place, whole.start..first.start)?;
+            packed.extend_from_slice(&tail[..within(whole.end - first.start)]);
+            packed
+        } else {
+            tail[within(whole.start - first.start)..within(whole.end - first.start)].to_vec()
+        };
+        line.seen(packed.len() as u64, begun.elapsed());
+        let whose = Whose {
+            blob: place.blob,
+            size: place.size,
+            codec: match table.place {
+                Where::Footer => Codec::Gzip,
+                Where::At { .. } => Codec::Zstd,
+            },
+            diff_id: place.diff_id,
+            table: table.digest,
+            end: whole.start,
+            segment: segment_size(place.size),
+        };
+        let made =
+            index(&table.open(&packed)?, &whose).context("reading a layer by its table of contents")?;
+        tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's table of contents");
+        let _pin = self.store.put_index(&made).context("keeping the index")?;
+        let hold = self.open_layer(place, made)?;
+        let index_size = packed.len() as u64;
+        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Contents, index_size })
+    }
+
+    /// Returns a part of a layer, unchecked: what it is a part of has a digest of its own.
+    fn part(&self, source: &Source, place: &Place, range: Range<u64>) -> anyhow::Result<Vec<u8>> {
+        let part = self.net.part(source, &place.blob, place.size, range, Priority::Demand);
+        part.context("fetching the table of contents")
+    }
+}
+
+/// Says whether a table is as good as the reference: a digest covers the manifest, and the manifest names the table.
+pub(super) fn vouched(verdict: Verdict, asked: &Question<'_>) -> bool {
+    verdict == Verdict::UnsignedForDigest && !asked.shared
+}
+
+/// Returns what those who made the layers say that a start reads, if they say anything.
+pub(super) fn landmarks(layers: &[FoundLayer]) -> Option<Profile> {
+    let ids: Vec<IndexId> = layers.iter().map(FoundLayer::id).collect();
+    let ahead =
+        |layer: &FoundLayer| layer.layer().source().contents.as_ref().map_or(0, |contents| contents.ahead);
+    let reads: Vec<(IndexId, u32)> =
+        layers.iter().flat_map(|layer| (0..ahead(layer)).map(|segment| (layer.id(), segment))).collect();
+    (!reads.is_empty()).then(|| Profile::new(ids, &reads))
+}
+
+/// Says whether an index that was made of a table is of the one that is announced today.
+pub(super) fn is_of(made_of: &Digest, place: &Place) -> bool {
+    place.table.as_ref().is_none_or(|table| table.digest == *made_of)
+}
+
+/// Offsets in what has been fetched: at most [`format::limits::CONTENTS`].
+fn within(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,337 @@
+//! A table of contents to an index: a skeleton made of its entries, and its pieces for chunks.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::toc::{Entry, Toc};
+use super::{PREFETCH, TableError};
+use crate::digest::{ChunkId, DiffId, Digest};
+use crate::index::{Basis, Chunk, Codec, Contents, Facts, Index, Piece, Source, hash_of};
+use crate::limits;
+use crate::payload::SegmentSize;
+use crate::skeleton::SkeletonWriter;
+use crate::tar::{Member, MemberKind, Parser, Placer, Step, write_header};
+use crate::tree::{Device, Time, Xattrs};
+
+/// The layer that a table is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Whose {
+    /// SHA-256 of the blob.
+    pub blob: Digest,
+    /// Length of the blob.
+    pub size: u64,
+    /// How it is compressed.
+    pub codec: Codec,
+    /// What the image says its tar is.
+    pub diff_id: DiffId,
+    /// Digest of the table, as the layer's descriptor has it.
+    pub table: Digest,
+    /// Offset in the blob where the table begins, and so what is before it ends.
+    pub end: u64,
+    /// Size of a segment of the index.
+    pub segment: SegmentSize,
+}
+
+/// Returns the index that a table of contents makes.
+pub fn index(json: &[u8], whose: &Whose) -> Result<Index, TableError> {
+    let toc: Toc = serde_json::from_slice(json).map_err(TableError::Json)?;
+    if toc.version != 1 {
+        return Err(TableError::Version(toc.version));
+    }
+    if toc.entries.len() as u64 > limits::ENTRIES {
+        return Err(TableError::TooLarge { len: toc.entries.len() as u64, limit: limits::ENTRIES });
+    }
+    let mut made = Made::new(whose.segment)?;
+    let mut entries = &toc.entries[..];
+    while let Some((entry, rest)) = entries.split_first() {
+        let pieces = rest.iter().position(|next| next.kind != "chunk").unwrap_or(rest.len());
+        let (pieces, rest) = rest.split_at(pieces);
+        made.member(entry, pieces)?;
+        entries = rest;
+    }
+    made.finish(whose)
+}
+
+/// A piece as the table has it: where it begins, and plain bytes before it.
+struct Begins {
+    offset: u64,
+    skip: u32,
+    /// Where the table says that the file has ended, if it does.
+    end: Option<u64>,
+}
+
+/// What has been made of the entries so far.
+struct Made {
+    parser: Parser,
+    placer: Placer,
+    skeleton: SkeletonWriter,
+    headers: Vec<u8>,
+    chunks: Vec<Chunk>,
+    begins: Vec<Begins>,
+    ahead: u32,
+}
+
+impl Made {
+    fn new(segment: SegmentSize) -> Result<Self, TableError> {
+        Ok(Self {
+            parser: Parser::new(),
+            placer: Placer::uncut(segment),
+            skeleton: SkeletonWriter::new()?,
+            headers: Vec::new(),
+            chunks: Vec::new(),
+            begins: Vec::new(),
+            ahead: 0,
+        })
+    }
+
+    /// Adds a member of the tar and its pieces after the first.
+    fn member(&mut self, entry: &Entry, more: &[Entry]) -> Result<(), TableError> {
+        let member = member(entry)?;
+        if is_at_root(&entry.name, PREFETCH) {
+            let size = self.placer.layout().segment_size();
+            self.ahead = size.of(self.placer.layout().space().next_multiple_of(size.bytes()));
+        }
+        if member.payload > 0 {
+            self.pieces(entry, more)?;
+        } else if !more.is_empty() {
+            return Err(at_fault(entry, "pieces of what has no bytes"));
+        }
+        let padding = usize::try_from(member.payload.next_multiple_of(512) - member.payload).unwrap_or(0);
+        let mut headers = std::mem::take(&mut self.headers);
+        headers.clear();
+        write_header(&member, &mut headers);
+        self.write(&headers)?;
+        self.write(&[0; 512][..padding])?;
+        self.headers = headers;
+        Ok(())
+    }
+
+    /// Adds bytes that are no payload.
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), TableError> {
+        self.skeleton.write(bytes)?;
+        while !bytes.is_empty() {
+            let (taken, step) = self.parser.step(bytes)?;
+            bytes = &bytes[taken..];
+            if let Step::Member(member) = step {
+                self.placer.member(&member)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the pieces of a file, which must follow each other from its beginning to its end.
+    fn pieces(&mut self, first: &Entry, more: &[Entry]) -> Result<(), TableError> {
+        let wrong = |why| at_fault(first, why);
+        let size = natural(first.size).ok_or(wrong("a length below zero"))?;
+        let mut at = 0;
+        for (n, piece) in std::iter::once(first).chain(more).enumerate() {
+            if natural(piece.chunk_offset) != Some(at) {
+                return Err(wrong("its pieces do not follow each other"));
+            }
+            let stated = natural(piece.chunk_size).ok_or(wrong("a piece of less than nothing"))?;
+            let len = if stated == 0 { size - at } else { stated };
+            if len == 0 || len > size - at {
+                return Err(wrong("its pieces are longer than it is"));
+            }
+            let len32 = u32::try_from(len).ok().filter(|len| *len <= limits::PIECE);
+            let len32 = len32.ok_or(wrong("a piece of more than 16 MiB"))?;
+            // Where a file is one piece, zstd:chunked names only the file's digest.
+            let digest = if piece.chunk_digest.is_empty() && more.is_empty() {
+                &first.digest
+            } else {
+                &piece.chunk_digest
+            };
+            let digest: Digest = digest.parse().map_err(|_| wrong("a piece without SHA-256"))?;
+            let offset = natural(piece.offset).ok_or(wrong("a piece before the layer"))?;
+            let skip = natural(piece.inner_offset).and_then(|skip| u32::try_from(skip).ok());
+            let skip =
+                skip.filter(|skip| *skip <= limits::INNER).ok_or(wrong("a piece too deep in its member"))?;
+            let last = n == more.len();
+            let end = natural(first.end_offset).filter(|end| last && *end > 0);
+            self.chunks.push(Chunk { len: len32, id: ChunkId(*digest.as_bytes()) });
+            self.begins.push(Begins { offset, skip, end });
+            at += len;
+        }
+        if at == size { Ok(()) } else { Err(wrong("its pieces are shorter than it is")) }
+    }
+
+    fn finish(mut self, whose: &Whose) -> Result<Index, TableError> {
+        self.write(&[0; 1024])?;
+        self.parser.finish()?;
+        let layout = self.placer.finish();
+        let (skeleton, of_skeleton) = self.skeleton.finish()?;
+        let facts = Facts {
+            diff_id: whose.diff_id,
+            basis: Basis::Contents,
+            tar_len: self.parser.plain(),
+            segment: layout.segment_size(),
+            space: layout.space(),
+            skeleton_len: of_skeleton.len,
+            skeleton_hash: of_skeleton.hash,
+            chunk_count: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
+            chunks_hash: hash_of(&self.chunks),
+        };
+        let mut pieces = Vec::with_capacity(self.begins.len());
+        let mut next = whose.end; // where the member or frame after the one in hand begins
+        for (n, begins) in self.begins.iter().enumerate().rev() {
+            if let Some(after) = self.begins.get(n + 1).filter(|after| after.offset != begins.offset) {
+                next = after.offset;
+            }
+            let end = begins.end.map_or(next, |end| end.min(next));
+            pieces.push(Piece { begin: begins.offset, end, skip: begins.skip });
+        }
+        pieces.reverse();
+        let contents = Contents { table: whose.table, ahead: self.ahead, pieces };
+        let source = Source {
+            blob: whose.blob,
+            size: whose.size,
+            codec: whose.codec,
+            starts: Vec::new(),
+            reach: Vec::new(),
+            contents: Some(contents),
+        };
+        Ok(Index::new(facts, skeleton.into(), self.chunks, source)?)
+    }
+}
+
+/// Names the entry at fault, by the beginning of a name that may be anything.
+fn at_fault(entry: &Entry, why: &'static str) -> TableError {
+    TableError::Entry { name: entry.name.chars().take(200).collect(), why }
+}
+
+/// Returns what an entry says of a member.
+fn member(entry: &Entry) -> Result<Member, TableError> {
+    let wrong = |why| at_fault(entry, why);
+    let link = || match entry.link_name.as_bytes() {
+        link if link.is_empty() || link.contains(&0) => Err(wrong("a link without target")),
+        link => Ok(link.into()),
+    };
+    let device = || {
+        let part = |n: i64, bits: u32| u32::try_from(n).ok().filter(|n| n >> bits == 0);
+        let device = part(entry.dev_major, 12).zip(part(entry.dev_minor, 20));
+        device.map(|(major, minor)| Device { major, minor }).ok_or(wrong("a device number out of range"))
+    };
+    let kind = match &entry.kind[..] {
+        "dir" => MemberKind::Dir,
+        "reg" => MemberKind::File,
+        "symlink" => MemberKind::Symlink(link()?),
+        "hardlink" => MemberKind::Link(link()?),
+        "char" => MemberKind::Char(device()?),
+        "block" => MemberKind::Block(device()?),
+        "fifo" => MemberKind::Fifo,
+        "chunk" => return Err(wrong("a piece without a file")),
+        _ => return Err(wrong("a kind of entry that nobody has defined")),
+    };
+    if entry.name.is_empty() || entry.name.len() > limits::PATH || entry.name.contains('\0') {
+        return Err(wrong("a name that no file can have"));
+    }
+    let id = |n: i64| u32::try_from(n).map_err(|_| wrong("an owner out of range"));
+    let payload = match kind {
+        MemberKind::File => natural(entry.size).ok_or(wrong("a length below zero"))?,
+        _ => 0,
+    };
+    if payload > limits::LAYER {
+        return Err(wrong("a length no layer can have"));
+    }
+    Ok(Member {
+        path: entry.name.as_bytes().into(),
+        kind,
+        mode: u16::try_from(entry.mode & 0o7777).unwrap_or(0),
+        uid: id(entry.uid)?,
+        gid: id(entry.gid)?,
+        mtime: time(&entry.modtime).ok_or(wrong("a time that is none"))?,
+        xattrs: xattrs(entry)?,
+        plain: 0,
+        payload,
+    })
+}
+
+fn xattrs(entry: &Entry) -> Result<Xattrs, TableError> {
+    let wrong = |why| at_fault(entry, why);
+    let read = |(name, value): (&String, &String)| {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(wrong("an attribute without a name"));
+        }
+        let value = BASE64.decode(value).map_err(|_| wrong("an attribute that is not base64"))?;
+        Ok((name.as_bytes().into(), value.into()))
+    };
+    Ok(Arc::new(entry.xattrs.iter().map(read).collect::<Result<_, _>>()?))
+}
+
+/// Says whether a path leads to a name in the root.
+fn is_at_root(path: &str, name: &str) -> bool {
+    path.trim_start_matches("./").trim_start_matches('/') == name
+}
+
+fn natural(n: i64) -> Option<u64> {
+    u64::try_from(n).ok()
+}
+
+/// Returns a moment as RFC 3339 writes it; the empty text is the beginning of 1970.
+fn time(text: &str) -> Option<Time> {
+    if text.is_empty() {
+        return Some(Time::default());
+    }
+    let (date, clock) = text.split_once(['T', 't'])?;
+    let cut = clock.find(['Z', 'z', '+', '-'])?;
+    let (clock, zone) = clock.split_at(cut);
+    let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
+    let mut clock = clock.split(':').map(|part| part.parse::<i64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    let in_range = (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && (0..24).contains(&hour)
+        && (0..60).contains(&minute)
+        && (0..=60).contains(&second)
+        && (0..=9999).contains(&year);
+    let nanos = match fraction.len() {
+        0 => 0,
+        1..=9 => fraction.parse::<u32>().ok()? * 10_u32.pow(9 - u32::try_from(fraction.len()).ok()?),
+        _ => fraction.get(..9)?.parse().ok()?,
+    };
+    let ahead = match zone.split_at_checked(1)? {
+        ("Z" | "z", "") => 0,
+        (sign, zone) => {
+            let (hours, minutes) = zone.split_once(':')?;
+            let seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            if sign == "-" { -seconds } else { seconds }
+        }
+    };
+    let secs = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - ahead;
+    in_range.then_some(Time { secs, nanos })
+}
+
+/// Returns the days from 1970-01-01 to a date of the Gregorian calendar.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    // Years that begin in March, so that the leap day is the last of its year.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1 - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_rfc_3339_writes_them() {
+        for (text, secs, nanos) in [
+            ("", 0, 0),
+            ("1970-01-01T00:00:00Z", 0, 0),
+            ("2000-02-29T12:34:56Z", 951_827_696, 0),
+            ("1969-12-31T23:59:59.5Z", -1, 500_000_000),
+            ("2026-11-28T01:00:00.123456789+01:30", 1_795_822_200, 123_456_789),
+            ("0001-01-01T00:00:00Z", -62_135_596_800, 0),
+        ] {
+            assert_eq!(time(text), Some(Time { secs, nanos }), "{text}");
+        }
+        for text in ["x", "2026-11-28", "2026-13-01T00:00:00Z", "2026-11-28T00:00:00", "2026-11-28T25:00:00Z"]
+        {
+            assert_eq!(time(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Where the table of contents of a layer is, and its bytes, checked.
+
+use std::collections::BTreeMap;
+
+use super::{
+    CHECKSUM_OF_OLD, MANIFEST_CHECKSUM, MANIFEST_POSITION, POSITION_OF_OLD, TOC_DIGEST, TOC_NAME, TableError,
+};
+use crate::digest::Digest;
+use crate::index::Codec;
+use crate::limits;
+use crate::tar::{Parser, Step};
+use crate::unpack::Unpacker;
+
+/// Length of the footer of eStargz, and of that of old ones.
+const FOOTER: usize = 51;
+const OLD_FOOTER: usize = 47;
+
+/// What precedes the offset in the two footers, whose last 13 bytes are an empty block and an empty member's trailer.
+const HEADER: &[u8] = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0";
+const OLD_HEADER: &[u8] = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x16\0";
+
+/// Most that is fetched from the end of a blob in one go, 1 MiB: the table of some 10,000 files, and the footer.
+const MOST_GUESSED: u64 = 1 << 20;
+
+/// Plain bytes around the table in its member: headers before, the tar's end and its padding behind.
+const AROUND: u64 = 64 << 10;
+
+/// A table of contents as a layer's descriptor announces it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// The digest by which the descriptor vouches for it.
+    pub digest: Digest,
+    /// Which format it is, and where it is in the blob.
+    pub place: Place,
+}
+
+/// Where a table of contents is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// eStargz: the footer says so. The digest is that of the plain table.
+    Footer,
+    /// zstd:chunked: the digest is that of the packed table.
+    At {
+        /// Offset in the blob of the packed table.
+        offset: u64,
+        /// Length of the packed table.
+        packed: u64,
+        /// Length of the plain table.
+        plain: u64,
+    },
+}
+
+impl Announced {
+    /// Returns what the annotations of a layer's descriptor announce, if anything.
+    pub fn by(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        let get = |keys: [&str; 2]| keys.iter().find_map(|key| annotations.get(*key));
+        let position = get([MANIFEST_POSITION, POSITION_OF_OLD]);
+        if let (Some(position), Some(sum)) = (position, get([MANIFEST_CHECKSUM, CHECKSUM_OF_OLD])) {
+            let mut numbers = position.split(':').map(|number| number.parse().ok());
+            let mut next = || numbers.next().flatten();
+            let (offset, packed, plain, kind): (u64, _, _, u64) = (next()?, next()?, next()?, next()?);
+            let place = Place::At { offset, packed, plain };
+            return (kind == 1).then_some(Self { digest: sum.parse().ok()?, place });
+        }
+        let digest = annotations.get(TOC_DIGEST)?.parse().ok()?;
+        Some(Self { digest, place: Place::Footer })
+    }
+
+    /// Returns the part of a blob of this length to fetch first: the table, or for eStargz what may hold it.
+    pub fn first(&self, size: u64) -> Result<std::ops::Range<u64>, TableError> {
+        match self.place {
+            Place::Footer if size < FOOTER as u64 => {
+                Err(TableError::Missing("the layer is too short for a footer"))
+            }
+            Place::Footer => Ok(size - size.min((size / 64).clamp(64 << 10, MOST_GUESSED))..size),
+            Place::At { offset, packed, plain } => {
+                bounded(packed.max(plain))?;
+                let end = offset.checked_add(packed).filter(|end| *end <= size && packed > 0);
+                Ok(offset..end.ok_or(TableError::Missing("its table is announced outside of the layer"))?)
+            }
+        }
+    }
+
+    /// Returns the part of the blob that holds the table, given what was fetched first.
+    pub fn whole(&self, tail: &[u8], size: u64) -> Result<std::ops::Range<u64>, TableError> {
+        match self.place {
+            Place::At { .. } => self.first(size),
+            Place::Footer => {
+                let (offset, footer) = footer(tail)?;
+                let end = size - footer;
+                if offset >= end {
+                    return Err(TableError::Missing("its footer names a place outside of the layer"));
+                }
+                bounded(end - offset)?;
+                Ok(offset..end)
+            }
+        }
+    }
+
+    /// Returns the plain table out of the bytes of [`Announced::whole`], once its digest has been found right.
+    pub fn open(&self, packed: &[u8]) -> Result<Vec<u8>, TableError> {
+        let (table, hashed) = match self.place {
+            Place::Footer => {
+                let table = out_of_tar(packed)?;
+                let found = Digest::of(&table);
+                (table, found)
+            }
+            Place::At { plain, .. } => {
+                let found = Digest::of(packed);
+                if found != self.digest {
+                    return Err(TableError::Digest { expected: self.digest, found });
+                }
+                let plain = usize::try_from(plain).unwrap_or(usize::MAX); // bounded by `first`
+                let table = zstd::bulk::decompress(packed, plain).map_err(TableError::Zstd)?;
+                (table, found)
+            }
+        };
+        if hashed != self.digest {
+            return Err(TableError::Digest { expected: self.digest, found: hashed });
+        }
+        Ok(table)
+    }
+}
+
+fn bounded(len: u64) -> Result<(), TableError> {
+    if len <= limits::CONTENTS { Ok(()) } else { Err(TableError::TooLarge { len, limit: limits::CONTENTS }) }
+}
+
+/// Returns the offset that the footer at the end of these bytes names, and the footer's length.
+fn footer(tail: &[u8]) -> Result<(u64, u64), TableError> {
+    let read = |len: usize, header: &[u8]| {
+        let footer = &tail[tail.len().checked_sub(len)?..];
+        let rest = footer.strip_prefix(header)?;
+        let (digits, magic) = rest.split_at_checked(16)?;
+        let text =
+            std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        magic.starts_with(b"STARGZ").then_some((u64::from_str_radix(text, 16).ok()?, len as u64))
+    };
+    read(FOOTER, HEADER)
+        .or_else(|| read(OLD_FOOTER, OLD_HEADER))
+        .ok_or(TableError::Missing("the layer does not end like eStargz"))
+}
+
+/// Returns the file that is the table out of the gzip member around it.
+fn out_of_tar(packed: &[u8]) -> Result<Vec<u8>, TableError> {
+    let plain = inflate(packed)?;
+    let (mut parser, mut at) = (Parser::new(), 0);
+    while at < plain.len() {
+        let (taken, step) = parser.step(&plain[at..])?;
+        at += taken;
+        if let Step::Member(member) = step {
+            if &*member.path != TOC_NAME.as_bytes() {
+                return Err(TableError::Missing("there is another file where the table should be"));
+            }
+            let end = usize::try_from(member.payload).ok().and_then(|len| at.checked_add(len));
+            let table = end.and_then(|end| plain.get(at..end));
+            return table.map(<[u8]>::to_vec).ok_or(TableError::Missing("its table ends early"));
+        }
+    }
+    Err(TableError::Missing("there is no file where the table should be"))
+}
+
+fn inflate(packed: &[u8]) -> Result<Vec<u8>, TableError> {
+    let (mut unpacker, mut at) = (Unpacker::new(Codec::Gzip)?, 0);
+    let (mut plain, mut room) = (Vec::new(), vec![0; 256 << 10]);
+    loop {
+        let step = unpacker.step(&packed[at..], &mut room, false)?;
+        at += step.read;
+        plain.extend_from_slice(&room[..step.written]);
+        if plain.len() as u64 > limits::CONTENTS + AROUND {
+            return Err(TableError::TooLarge { len: plain.len() as u64, limit: limits::CONTENTS });
+        }
+        if step.read == 0 && step.written == 0 {
+            unpacker.finish()?;
+            return Ok(plain);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Headers of members, written anew: for layers whose own are not at hand.
+//!
+//! As `pax` of POSIX.1-2017 has them. What a plain header cannot say is in an extended one before it: long paths and
+//! targets, ids and sizes beyond the octal fields, times with fractions or before 1970, extended attributes.
+
+use super::header::{BLOCK, byte_sum};
+use super::{Member, MemberKind};
+
+/// Longest path or target in a plain header.
+const PATH: usize = 100;
+
+/// Largest numbers of seven and eleven octal digits.
+const SEVEN: u64 = 0o777_7777;
+const ELEVEN: u64 = 0o777_7777_7777;
+
+/// Appends the headers of a member to a tar. Its payload, padded to whole blocks, is to follow.
+///
+/// `plain` and `payload` of the member are not looked at, but for the size of a [`MemberKind::File`]; sparse files are
+/// written as what they are not, whole ones.
+pub fn write_header(member: &Member, out: &mut Vec<u8>) {
+    let (kind, link) = match &member.kind {
+        MemberKind::File | MemberKind::Sparse { .. } => (b'0', &[][..]),
+        MemberKind::Link(to) => (b'1', &to[..]),
+        MemberKind::Symlink(to) => (b'2', &to[..]),
+        MemberKind::Char(_) => (b'3', &[][..]),
+        MemberKind::Block(_) => (b'4', &[][..]),
+        MemberKind::Dir => (b'5', &[][..]),
+        MemberKind::Fifo => (b'6', &[][..]),
+    };
+    let size = if kind == b'0' { member.payload } else { 0 };
+    let records = records(member, link, size);
+    if !records.is_empty() {
+        let mut header = block(b"pax", b'x', &[]);
+        octal(&mut header, 124, 11, records.len() as u64);
+        seal(&mut header);
+        out.extend_from_slice(&header);
+        out.extend_from_slice(&records);
+        out.resize(out.len().next_multiple_of(BLOCK), 0);
+    }
+    let mut header = block(&member.path, kind, link);
+    octal(&mut header, 100, 7, member.mode.into());
+    octal(&mut header, 108, 7, u64::from(member.uid).min(SEVEN));
+    octal(&mut header, 116, 7, u64::from(member.gid).min(SEVEN));
+    octal(&mut header, 124, 11, size.min(ELEVEN));
+    octal(&mut header, 136, 11, u64::try_from(member.mtime.secs).unwrap_or(0).min(ELEVEN));
+    if let MemberKind::Char(device) | MemberKind::Block(device) = &member.kind {
+        octal(&mut header, 329, 7, device.major.into());
+        octal(&mut header, 337, 7, device.minor.into());
+    }
+    seal(&mut header);
+    out.extend_from_slice(&header);
+}
+
+/// Returns what the plain header cannot say.
+fn records(member: &Member, link: &[u8], size: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    if member.path.len() > PATH {
+        record(&mut out, b"path", &member.path);
+    }
+    if link.len() > PATH {
+        record(&mut out, b"linkpath", link);
+    }
+    for (key, number, most) in [
+        (&b"uid"[..], u64::from(member.uid), SEVEN),
+        (b"gid", member.gid.into(), SEVEN),
+        (b"size", size, ELEVEN),
+    ] {
+        if number > most {
+            record(&mut out, key, number.to_string().as_bytes());
+        }
+    }
+    let time = member.mtime;
+    if time.nanos != 0 || !u64::try_from(time.secs).is_ok_and(|secs| secs <= ELEVEN) {
+        record(&mut out, b"mtime", decimal(time.secs, time.nanos).as_bytes());
+    }
+    for (name, value) in member.xattrs.iter() {
+        record(&mut out, &[b"SCHILY.xattr.", &name[..]].concat(), value);
+    }
+    out
+}
+
+/// Returns a time as a decimal number: before 1970 the fraction counts towards the past.
+fn decimal(secs: i64, nanos: u32) -> String {
+    match (secs, nanos) {
+        (secs, 0) => secs.to_string(),
+        (0.., _) => format!("{secs}.{nanos:09}"),
+        _ => format!("-{}.{:09}", (secs + 1).unsigned_abs(), 1_000_000_000 - nanos),
+    }
+}
+
+/// Appends "length key=value\n", where the length counts itself.
+fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut len = rest + 1;
+    while rest + len.to_string().len() != len {
+        len = rest + len.to_string().len();
+    }
+    out.extend_from_slice(len.to_string().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(key);
+    out.push(b'=');
+    out.extend_from_slice(value);
+    out.push(b'\n');
+}
+
+fn block(path: &[u8], kind: u8, link: &[u8]) -> [u8; BLOCK] {
+    let mut header = [0; BLOCK];
+    let (path, link) = (&path[..path.len().min(PATH)], &link[..link.len().min(PATH)]);
+    header[..path.len()].copy_from_slice(path);
+    header[157..157 + link.len()].copy_from_slice(link);
+    header[156] = kind;
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    for at in [100, 108, 116] {
+        octal(&mut header, at, 7, 0);
+    }
+    for at in [124, 136] {
+        octal(&mut header, at, 11, 0);
+    }
+    header
+}
+
+fn octal(header: &mut [u8; BLOCK], at: usize, digits: usize, number: u64) {
+    header[at..at + digits].copy_from_slice(format!("{number:0digits$o}").as_bytes());
+}
+
+fn seal(header: &mut [u8; BLOCK]) {
+    header[148..156].fill(b' ');
+    let sum = byte_sum(&header[..]);
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
