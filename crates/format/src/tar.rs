@@ -45,11 +45,13 @@ mod pax;
 mod place;
 mod sparse;
 mod write;
+mod written;
 
 pub(crate) use header::byte_sum;
 pub use parser::{Parser, Step};
 pub use place::{Placer, SpaceError};
 pub use write::write_header;
+pub use written::{NotWritten, Written};
 
 use crate::name::printable;
 use crate::payload::Piece;

@@ -33,6 +33,12 @@ pub struct Entry {
     /// Last modification, RFC 3339; eStargz has whole seconds in UTC.
     #[serde(rename = "modtime", skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
     pub modtime: String,
+    /// zstd:chunked: last access, where the tar says it.
+    #[serde(rename = "accesstime", skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
+    pub access_time: String,
+    /// zstd:chunked: last change, where the tar says it.
+    #[serde(rename = "changetime", skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
+    pub change_time: String,
     /// Target of a link.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub link_name: String,

@@ -113,6 +113,11 @@ impl Parser {
         self.members
     }
 
+    /// Says whether a zero block has come where a header could be: there are no members after it.
+    pub fn is_past_members(&self) -> bool {
+        matches!(self.state, State::Marker | State::Trailer)
+    }
+
     /// Takes bytes that are not payload, up to the next member; says how many.
     pub fn step(&mut self, input: &[u8]) -> Result<(usize, Step), TarError> {
         if let Some(error) = &self.failed {

@@ -122,7 +122,7 @@ fn path(text: Option<Box<[u8]>>) -> Result<Option<Box<[u8]>>, TarProblem> {
 }
 
 /// Splits off the first record: its key, its value, and what follows.
-fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+pub(super) fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = data.iter().take(20).position(|b| *b == b' ')?;
     let len = usize::try_from(integer(&data[..space])?).ok()?;
     // The shortest record is "5 a=\n"; Go has the same bound.
@@ -180,7 +180,7 @@ pub(super) fn integer(text: &[u8]) -> Option<i64> {
 }
 
 /// Returns a decimal time; digits after the ninth are cut off, as Go and Linux tools do.
-fn time(text: &[u8]) -> Option<Time> {
+pub(super) fn time(text: &[u8]) -> Option<Time> {
     let dot = text.iter().position(|b| *b == b'.');
     let (whole, fraction) = dot.map_or((text, &[][..]), |dot| (&text[..dot], &text[dot + 1..]));
     let secs = integer(whole)?;
