@@ -257,13 +257,13 @@ impl Inflow {
 }
 
 /// What the first bytes of a blob say.
-struct Magic;
+pub(crate) struct Magic;
 
 impl Magic {
-    const LEN: usize = 4;
+    pub(crate) const LEN: usize = 4;
 
     /// Anything that is neither gzip nor zstd is taken for a tar: the tar parser has the last word.
-    fn codec(head: &[u8]) -> Codec {
+    pub(crate) fn codec(head: &[u8]) -> Codec {
         match head {
             [0x1f, 0x8b, ..] => Codec::Gzip,
             // A frame, or a skippable frame before the first one (RFC 8878, 3.1).

@@ -1,4 +1,4 @@
-//! Layers to indexes, deterministically, in one pass.
+//! Layers to indexes, and to layers of other formats, deterministically, in one pass.
 //!
 //! ```text
 //! blob ─► inflow ── batches of plain bytes ──► scan ─► segments to the sink, unproved
@@ -7,13 +7,14 @@
 //! ```
 //!
 //! [`IndexBuilder`] takes a blob piece by piece; [`build`] reads one, on one thread or two. The index depends on
-//! the blob alone, and its identity on the tar alone. Knows nothing of networks, stores or images.
+//! the blob alone, and its identity on the tar alone. [`recode`] makes another blob of one. Knows nothing of networks, stores or images.
 
 mod builder;
 #[doc(hidden)]
 pub mod fuzz;
 mod inflow;
 mod probe;
+pub mod recode;
 mod scan;
 mod starts;
 

@@ -1,0 +1,255 @@
+//! A layer's blob in one format to a blob in another, in one pass.
+//!
+//! ```text
+//! blob ─► source ── tar ──► members ── events ──► estargz, chunked ── pieces ──► pipe ─► out
+//!         hash, inflate     hash, headers,        or flat             pack on threads,
+//!                           landmarks taken out   table, tar-split    hash, write in order
+//! ```
+//!
+//! **Lossless.** The bytes of the source's tar stay what and where they are: headers, padding, whatever follows the last
+//! member. eStargz has two members more, which are taken out again when such a layer is read; all other targets have
+//! the source's tar and nothing else. What a target cannot say of a layer is an error that names the member, and whoever asked
+//! keeps the layer as it was.
+//!
+//! **Deterministic.** Blob, target and level decide about every byte, not threads, nor how the blob came in; for one
+//! version of the compressors.
+//!
+//! **Bounded.** In memory are three jobs of some 1 to 9 MiB for each thread, and the table of contents, which has a limit.
+//!
+//! What goes to `out` counts only if the result is `Ok`: the source's digests and length are known at its end.
+
+mod chunked;
+mod estargz;
+mod flat;
+mod members;
+mod names;
+mod pack;
+mod pipe;
+mod source;
+mod split;
+mod table;
+mod time;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::thread;
+
+use format::tar::TarError;
+use format::unpack::UnpackError;
+use format::{DiffId, Digest};
+
+use crate::Expected;
+use chunked::Chunked;
+use estargz::EStargz;
+use flat::Flat;
+use members::{Ended, Members, Receiver};
+use pack::Level;
+use pipe::Pipe;
+use source::Source;
+
+/// Compressed bytes read at a time.
+const READ: usize = 128 << 10;
+
+/// Longest table of contents, as JSON and packed: `maxTocSize` of containers/storage, which refuses larger ones. 150 MiB
+/// are half a million files.
+const MOST_TABLE: u64 = 150 << 20;
+
+/// What to make of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Gzip with a table of contents in the tar.
+    EStargz,
+    /// Zstd with a table of contents beside the tar.
+    ZstdChunked,
+    /// Gzip.
+    Gzip,
+    /// Zstd.
+    Zstd,
+}
+
+/// How to make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recoding {
+    /// The format.
+    pub target: Target,
+    /// How hard to compress; if not said, as the format's own tools do.
+    pub level: Option<i32>,
+    /// The length of the source's blob, from its manifest.
+    pub blob_size: u64,
+    /// Threads that compress, 1 at least. The result is the same.
+    pub threads: usize,
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recoded {
+    /// The digest of the blob.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// The digest of its tar.
+    pub diff_id: DiffId,
+    /// What its descriptor must say for the table to be used.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Why nothing was made of a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum RecodeError {
+    /// The target has no way to say what is in the layer. It can be kept as it is.
+    #[error("{what:?} cannot be in the table of contents: {why}")]
+    Inexpressible {
+        /// The member, printable, or a part of the tar.
+        what: String,
+        /// What is the matter with it.
+        why: &'static str,
+    },
+    /// More than a limit allows. The layer can be kept as it is.
+    #[error("{what} exceeds the limit of {limit}")]
+    Limit {
+        /// What is too large or too many.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// The target has no such level.
+    #[error("level {level} is not one of {least} to {most}")]
+    Level {
+        /// What was asked for.
+        level: i32,
+        /// The lowest there is.
+        least: i32,
+        /// The highest there is.
+        most: i32,
+    },
+    /// The blob could not be read.
+    #[error("reading the blob")]
+    Read(#[source] io::Error),
+    /// What was made could not be written.
+    #[error("writing the recoded blob")]
+    Write(#[source] io::Error),
+    /// The blob cannot be decompressed.
+    #[error("decompressing the layer")]
+    Unpack(#[from] UnpackError),
+    /// What comes out is not a tar we accept.
+    #[error("reading the layer's tar")]
+    Tar(#[from] TarError),
+    /// The tar ends inside a file.
+    #[error("the layer's tar ends inside a file")]
+    TarEnds,
+    /// The blob has another length than announced; more, if it is not known how much.
+    #[error("the blob should have {expected} bytes, but has {}", found.map_or("more".into(), |n| n.to_string()))]
+    BlobLength {
+        /// The length announced.
+        expected: u64,
+        /// The length found.
+        found: Option<u64>,
+    },
+    /// The blob is not the one that was asked for.
+    #[error("the blob should be {expected}, but is {found}")]
+    BlobDigest {
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest found.
+        found: Digest,
+    },
+    /// The tar is not the one the image's config names.
+    #[error("the layer's tar should be {expected}, but is {found}")]
+    DiffId {
+        /// The digest in the config.
+        expected: DiffId,
+        /// The digest found.
+        found: DiffId,
+    },
+    /// The compressor failed.
+    #[error("compressing the layer: {0}")]
+    Pack(String),
+    /// No thread could be had.
+    #[error("starting a thread")]
+    Spawn(#[source] io::Error),
+    /// A thread ended, or counted otherwise than another, which is a bug.
+    #[error("a thread of the conversion ended unexpectedly")]
+    Thread,
+}
+
+/// Makes another blob of a layer's.
+pub fn recode(
+    blob: impl Read,
+    expected: &Expected,
+    recoding: &Recoding,
+    out: impl Write + Send,
+) -> Result<Recoded, RecodeError> {
+    let level = Level::of(recoding.target, recoding.level)?;
+    let most = match recoding.target {
+        Target::EStargz => estargz::MEMBER,
+        Target::ZstdChunked => chunked::FRAME,
+        Target::Gzip => flat::GZIP,
+        Target::Zstd => flat::ZSTD,
+    };
+    thread::scope(|scope| {
+        let mut pipe = Pipe::start(scope, level, recoding.threads, most, out)?;
+        let made = match recoding.target {
+            Target::EStargz => to_estargz(blob, expected, recoding.blob_size, &mut pipe),
+            Target::ZstdChunked => to_chunked(blob, expected, recoding.blob_size, level, &mut pipe),
+            Target::Gzip | Target::Zstd => to_flat(blob, expected, recoding.blob_size, &mut pipe),
+        };
+        let (diff_id, annotations) = match made {
+            Ok(made) => made,
+            // Another thread stopped, and knows why.
+            Err(RecodeError::Thread) => return Err(pipe.end().err().unwrap_or(RecodeError::Thread)),
+            Err(error) => return Err(error),
+        };
+        let written = pipe.finish()?;
+        Ok(Recoded { digest: written.digest, size: written.size, diff_id, annotations })
+    })
+}
+
+/// What a target makes of a tar: its digest, and what the descriptor says.
+type Made = Result<(DiffId, BTreeMap<String, String>), RecodeError>;
+
+fn to_estargz(blob: impl Read, expected: &Expected, size: u64, pipe: &mut Pipe<'_>) -> Made {
+    let mut target = EStargz::new(pipe)?;
+    let ended = read(blob, expected, size, &mut target)?;
+    target.finish(ended.missing)
+}
+
+fn to_chunked(blob: impl Read, expected: &Expected, size: u64, level: Level, pipe: &mut Pipe<'_>) -> Made {
+    let mut target = Chunked::new(pipe, level)?;
+    let ended = read(blob, expected, size, &mut target)?;
+    Ok((ended.left, target.finish(ended.missing)?))
+}
+
+fn to_flat(blob: impl Read, expected: &Expected, size: u64, pipe: &mut Pipe<'_>) -> Made {
+    let mut target = Flat::new(pipe);
+    let ended = read(blob, expected, size, &mut target)?;
+    target.finish()?;
+    Ok((ended.left, BTreeMap::new()))
+}
+
+/// Reads a blob to its end and checks that it is the one expected.
+fn read(
+    mut blob: impl Read,
+    expected: &Expected,
+    size: u64,
+    to: &mut impl Receiver,
+) -> Result<Ended, RecodeError> {
+    let (mut source, mut members) = (Source::new(size), Members::new());
+    let mut piece = vec![0; READ];
+    loop {
+        match blob.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => source.push(&piece[..n], &mut |plain| members.push(plain, to))?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(RecodeError::Read(error)),
+        }
+    }
+    let found = source.finish(&mut |plain| members.push(plain, to))?;
+    let ended = members.finish(to)?;
+    if found != expected.blob {
+        return Err(RecodeError::BlobDigest { expected: expected.blob, found });
+    }
+    if ended.read != expected.diff_id {
+        return Err(RecodeError::DiffId { expected: expected.diff_id, found: ended.read });
+    }
+    Ok(ended)
+}

@@ -1,0 +1,298 @@
+//! From plain pieces to the blob: packed on several threads, written in order on one more.
+//!
+//! ```text
+//! caller ── jobs, dealt in turn ──► packers ── taken in turn ──► writer
+//!        ◄─ emptied jobs ─────────
+//! ```
+//!
+//! A job is some pieces, a little more than [`JOB`] of them together, so that small ones cost no message each. Jobs go
+//! to the packers in turn and the writer takes what they made in the same turn: the order needs no numbers. Each queue
+//! holds one job, so a packer has at most three at hand. What a piece becomes depends on nothing but the piece.
+//!
+//! If one of the threads fails, its ends of the queues go away and the others stop; the error is told at the end.
+
+use std::io::Write;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::{self, Scope, ScopedJoinHandle};
+
+use format::{Digest, DigestHasher};
+
+use super::RecodeError;
+use super::pack::{Level, Packer};
+
+/// Plain bytes after which a job is handed on.
+const JOB: usize = 1 << 20;
+
+/// Most packers: beyond this it is the caller's thread that all wait for.
+const THREADS: usize = 64;
+
+/// Pieces on their way.
+#[derive(Default)]
+struct Job {
+    bytes: Vec<u8>,
+    pieces: Vec<Piece>,
+    /// Who wants to know where all pieces so far are.
+    asked: Option<Sender<Placed>>,
+}
+
+/// A piece of a job: from `start` to the start of the next.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: usize,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// To be packed.
+    Plain,
+    /// To be packed; its first so many bytes are content of a file, and hashed.
+    Content(usize),
+    /// To be written as it is.
+    AsIs,
+}
+
+/// What a packer made of a job.
+struct Packed {
+    bytes: Vec<u8>,
+    /// Lengths of the pieces in it, and what is known of their content.
+    pieces: Vec<(usize, Option<Content>)>,
+    asked: Option<Sender<Placed>>,
+}
+
+/// A digest, and whether there was nothing but zeros.
+type Content = (Digest, bool);
+
+/// Where a piece with content is in the blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Offset of its member or frame.
+    pub(super) offset: u64,
+    /// Offset after it.
+    pub(super) end: u64,
+    /// SHA-256 of the content.
+    pub(super) digest: Digest,
+    /// Whether that is zeros only.
+    pub(super) zeros: bool,
+}
+
+/// Where all pieces so far are.
+#[derive(Debug, Default)]
+pub(super) struct Placed {
+    /// Those with content, in order.
+    pub(super) places: Vec<Place>,
+    /// Offset after all of them.
+    pub(super) end: u64,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+}
+
+/// The caller's end.
+pub(super) struct Pipe<'scope> {
+    packers: Vec<SyncSender<Job>>,
+    turn: usize,
+    emptied: Receiver<Job>,
+    job: Job,
+    /// Longest piece.
+    most: usize,
+    /// Whether a piece is open.
+    open: bool,
+    threads: Vec<ScopedJoinHandle<'scope, Result<(), RecodeError>>>,
+    writer: ScopedJoinHandle<'scope, Result<Written, RecodeError>>,
+}
+
+impl<'scope> Pipe<'scope> {
+    /// Starts the threads. A piece that has grown to `most` bytes is followed by another.
+    pub(super) fn start(
+        scope: &'scope Scope<'scope, '_>,
+        level: Level,
+        threads: usize,
+        most: usize,
+        out: impl Write + Send + 'scope,
+    ) -> Result<Self, RecodeError> {
+        let (give_back, emptied) = mpsc::channel();
+        let (mut packers, mut packed, mut handles) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..threads.clamp(1, THREADS) {
+            let (to_packer, jobs) = mpsc::sync_channel(1);
+            let (to_writer, done) = mpsc::sync_channel(1);
+            let (packer, give_back) = (Packer::new(level)?, give_back.clone());
+            handles.push(spawn(scope, "pack", move || pack(packer, &jobs, &to_writer, &give_back))?);
+            packers.push(to_packer);
+            packed.push(done);
+        }
+        let writer = spawn(scope, "write", move || write(&packed, out))?;
+        Ok(Self {
+            packers,
+            turn: 0,
+            emptied,
+            job: Job::default(),
+            most,
+            open: false,
+            threads: handles,
+            writer,
+        })
+    }
+
+    /// Ends the open piece. The next byte begins another.
+    pub(super) fn cut(&mut self) -> Result<(), RecodeError> {
+        self.open = false;
+        if self.job.bytes.len() >= JOB { self.send() } else { Ok(()) }
+    }
+
+    /// Adds to the open piece.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), RecodeError> {
+        while !bytes.is_empty() {
+            if !self.open {
+                self.begin(Kind::Plain);
+            }
+            let start = self.job.pieces.last().map_or(0, |piece| piece.start);
+            let room = self.most - (self.job.bytes.len() - start);
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.job.bytes.extend_from_slice(now);
+            bytes = later;
+            if now.len() == room {
+                self.cut()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that all that the open piece holds so far is content.
+    pub(super) fn content_ends(&mut self) {
+        if let Some(piece) = self.job.pieces.last_mut()
+            && self.open
+        {
+            piece.kind = Kind::Content(self.job.bytes.len() - piece.start);
+        }
+    }
+
+    /// Writes a piece of its own, packed although it may be empty.
+    pub(super) fn whole(&mut self, bytes: &[u8]) -> Result<(), RecodeError> {
+        self.piece(Kind::Plain, bytes)
+    }
+
+    /// Writes bytes as they are.
+    pub(super) fn as_is(&mut self, bytes: &[u8]) -> Result<(), RecodeError> {
+        self.piece(Kind::AsIs, bytes)
+    }
+
+    fn piece(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), RecodeError> {
+        self.cut()?;
+        self.begin(kind);
+        self.job.bytes.extend_from_slice(bytes);
+        self.cut()
+    }
+
+    /// Ends the open piece, waits until all is written, and returns where it is.
+    pub(super) fn placed(&mut self) -> Result<Placed, RecodeError> {
+        let (asked, answer) = mpsc::channel();
+        self.open = false;
+        self.job.asked = Some(asked);
+        self.send()?;
+        answer.recv().map_err(|_| RecodeError::Thread)
+    }
+
+    /// Says that nothing follows; returns what was written, or why it was not.
+    pub(super) fn finish(mut self) -> Result<Written, RecodeError> {
+        let sent = if self.job.pieces.is_empty() { Ok(()) } else { self.send() };
+        let written = self.end();
+        sent.and(written)
+    }
+
+    /// Stops everything; returns the error that came first: the others are its consequences.
+    pub(super) fn end(self) -> Result<Written, RecodeError> {
+        drop(self.packers);
+        let written = self.writer.join().map_err(|_| RecodeError::Thread)?;
+        for thread in self.threads {
+            thread.join().map_err(|_| RecodeError::Thread)??;
+        }
+        written
+    }
+
+    fn begin(&mut self, kind: Kind) {
+        self.job.pieces.push(Piece { start: self.job.bytes.len(), kind });
+        self.open = true;
+    }
+
+    fn send(&mut self) -> Result<(), RecodeError> {
+        let empty = self.emptied.try_recv().unwrap_or_default();
+        let job = std::mem::replace(&mut self.job, empty);
+        self.packers[self.turn].send(job).map_err(|_| RecodeError::Thread)?;
+        self.turn = (self.turn + 1) % self.packers.len();
+        Ok(())
+    }
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, RecodeError> {
+    thread::Builder::new().name(name.into()).spawn_scoped(scope, work).map_err(RecodeError::Spawn)
+}
+
+/// Packs jobs until there are no more, or nobody wants them.
+fn pack(
+    mut packer: Packer,
+    jobs: &Receiver<Job>,
+    to_writer: &SyncSender<Packed>,
+    give_back: &Sender<Job>,
+) -> Result<(), RecodeError> {
+    for mut job in jobs {
+        let mut packed = Packed { bytes: Vec::new(), pieces: Vec::new(), asked: job.asked.take() };
+        let ends = job.pieces.iter().skip(1).map(|piece| piece.start).chain([job.bytes.len()]);
+        for (piece, end) in job.pieces.iter().zip(ends) {
+            let plain = &job.bytes[piece.start..end];
+            let content = match piece.kind {
+                Kind::Content(len) => {
+                    Some((Digest::of(&plain[..len]), plain[..len].iter().all(|byte| *byte == 0)))
+                }
+                _ => None,
+            };
+            let len = match piece.kind {
+                Kind::AsIs => {
+                    packed.bytes.extend_from_slice(plain);
+                    plain.len()
+                }
+                _ => packer.pack(plain, &mut packed.bytes)?,
+            };
+            packed.pieces.push((len, content));
+        }
+        job.bytes.clear();
+        job.pieces.clear();
+        let _ = give_back.send(job); // nobody needs it in the end
+        if to_writer.send(packed).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the packers made, in turn, until the one whose turn it is has ended.
+fn write(packers: &[Receiver<Packed>], mut out: impl Write) -> Result<Written, RecodeError> {
+    let (mut hasher, mut placed) = (DigestHasher::new(), Placed::default());
+    for packer in packers.iter().cycle() {
+        let Ok(packed) = packer.recv() else { break };
+        out.write_all(&packed.bytes).map_err(RecodeError::Write)?;
+        hasher.update(&packed.bytes);
+        for (len, content) in packed.pieces {
+            let (offset, end) = (placed.end, placed.end + len as u64);
+            if let Some((digest, zeros)) = content {
+                placed.places.push(Place { offset, end, digest, zeros });
+            }
+            placed.end = end;
+        }
+        if let Some(asked) = packed.asked {
+            let end = placed.end;
+            // Whoever asked and is gone has ended.
+            let _ = asked.send(std::mem::replace(&mut placed, Placed { places: Vec::new(), end }));
+        }
+    }
+    out.flush().map_err(RecodeError::Write)?;
+    Ok(Written { digest: hasher.finish(), size: placed.end })
+}
