@@ -1,13 +1,16 @@
 //! Small images, the same on every run: as blobs, in a registry, as an OCI layout, and as GNU tar extracts them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
-use format::index::Index;
+use convert::recode::{Recoding, Target, recode};
+use format::index::{Codec, Index};
 use format::payload::SegmentSize;
+use format::unpack::Unpacker;
 use format::{DiffId, Digest};
 use registry::{Client, Content, ImageName, Manifest, Pick, Reference, media_type};
 use serde_json::{Value, json};
@@ -32,6 +35,8 @@ pub struct Layer {
     pub tar: Vec<u8>,
     pub blob: Bytes,
     pub pack: Pack,
+    /// Of its descriptor.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Layer {
@@ -41,7 +46,22 @@ impl Layer {
             Pack::Gzip => sys::deflate::compress(&tar, Wrap::Gzip, 6).unwrap(),
             Pack::Zstd => zstd::encode_all(&tar[..], 3).unwrap(),
         };
-        Self { tar, blob: blob.into(), pack }
+        Self { tar, blob: blob.into(), pack, annotations: BTreeMap::new() }
+    }
+
+    /// Returns the same layer in another format.
+    pub fn recoded(&self, target: Target) -> Self {
+        let expected = convert::Expected { blob: self.digest(), diff_id: DiffId::new(self.diff_id()) };
+        let recoding = Recoding { target, level: None, blob_size: self.blob.len() as u64, threads: 1 };
+        let mut blob = Vec::new();
+        let said = recode(&self.blob[..], &expected, &recoding, &mut blob).unwrap();
+        let (codec, pack) = match target {
+            Target::EStargz | Target::Gzip => (Codec::Gzip, Pack::Gzip),
+            Target::ZstdChunked | Target::Zstd => (Codec::Zstd, Pack::Zstd),
+        };
+        let tar = unpack(codec, &blob);
+        assert_eq!(Digest::of(&tar), *said.diff_id.digest());
+        Self { tar, blob: blob.into(), pack, annotations: said.annotations }
     }
 
     pub fn of(entries: &[Entry], pack: Pack) -> Self {
@@ -90,10 +110,17 @@ impl TestImage {
         });
         let config = Bytes::from(config.to_string());
         let descriptor = |media_type: &str, blob: &[u8]| json!({ "mediaType": media_type, "digest": Digest::of(blob).to_string(), "size": blob.len() });
+        let entry = |layer: &Layer| {
+            let mut entry = descriptor(layer.media_type(), &layer.blob);
+            if !layer.annotations.is_empty() {
+                entry["annotations"] = json!(layer.annotations);
+            }
+            entry
+        };
         let manifest = json!({
             "schemaVersion": 2, "mediaType": media_type::MANIFEST,
             "config": descriptor(media_type::CONFIG, &config),
-            "layers": layers.iter().map(|layer| descriptor(layer.media_type(), &layer.blob)).collect::<Vec<_>>()
+            "layers": layers.iter().map(entry).collect::<Vec<_>>()
         });
         Self { layers, config, manifest: Bytes::from(manifest.to_string()) }
     }
@@ -210,6 +237,18 @@ fn remove(path: &Path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).unwrap(),
         Ok(_) => fs::remove_file(path).unwrap(),
         Err(_) => {}
+    }
+}
+
+fn unpack(codec: Codec, mut packed: &[u8]) -> Vec<u8> {
+    let (mut unpacker, mut plain, mut room) = (Unpacker::new(codec).unwrap(), Vec::new(), vec![0; 1 << 20]);
+    loop {
+        let step = unpacker.step(packed, &mut room, false).unwrap();
+        packed = &packed[step.read..];
+        plain.extend_from_slice(&room[..step.written]);
+        if step.read == 0 && step.written == 0 {
+            return plain;
+        }
     }
 }
 

@@ -1,0 +1,196 @@
+//! Images whose layers have tables of contents of their own: lazy by them, the same files, and what comes of tables that lie.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use convert::recode::Target;
+use format::Digest;
+use format::stargz::TOC_DIGEST;
+use serde_json::json;
+use support::image::{self, Layer, Pack, TestImage, blob_path};
+use support::servers::Embedded;
+use support::{Node, unmount_below};
+use testkit::dump::{self, Dump};
+use testkit::faulty::Faulty;
+use testkit::tar::Entry;
+
+/// Two layers with files of every kind, some longer than a segment, some of a piece.
+fn layers() -> Vec<Layer> {
+    let below = [
+        Entry::dir("data/").owner(5, 6),
+        Entry::file("data/long", image::noise(1, 5_000_000)).mode(0o600),
+        Entry::file("data/gone", "gone"),
+        Entry::file("data/two", image::noise(2, 700_000)).xattr("user.a", "b"),
+    ];
+    let small = (0..300).map(|n| Entry::file(format!("data/small/{n}"), format!("{n}").repeat(n)));
+    let above = [
+        Entry::file("data/.wh.gone", ""),
+        Entry::link("data/hard", "data/three"),
+        Entry::symlink("data/soft", "long"),
+        Entry::file("data/last", image::noise(4, 90_000)),
+    ];
+    let before = [
+        Entry::dir("data/").owner(5, 6),
+        Entry::file("data/three", image::noise(3, 2_000_000)),
+        Entry::dir("data/small/"), // right before what is in it: tar(1) sets its time when it leaves it
+    ];
+    let above = before.into_iter().chain(small).chain(above);
+    vec![Layer::of(&below, Pack::Gzip), Layer::of(&above.collect::<Vec<_>>(), Pack::Zstd)]
+}
+
+fn image(target: Target) -> TestImage {
+    TestImage::new(layers().iter().map(|layer| layer.recoded(target)).collect(), &json!({}))
+}
+
+/// What the image shows: the table of eStargz does not list itself.
+fn wanted(image: &TestImage, dir: &Path) -> Dump {
+    let mut wanted = image.extract(dir);
+    wanted.remove(&b"stargz.index.json"[..]);
+    wanted
+}
+
+fn assert_same(mounted: &Path, wanted: &Dump) {
+    let found = dump::disk(mounted).unwrap();
+    if let Some(difference) = dump::difference(&found, wanted) {
+        panic!("mounted is not extracted\n{difference}");
+    }
+}
+
+/// Mounts an image; returns where, and where its indexes came from.
+fn origins(node: &Node, reference: &str) -> (std::path::PathBuf, Vec<String>) {
+    let at = node.mount(reference);
+    let report = node.json(&["inspect", reference]);
+    let origin = |layer: &serde_json::Value| layer["origin"].as_str().unwrap().to_owned();
+    (at, report["layers"].as_array().unwrap().iter().map(origin).collect())
+}
+
+fn lazy_by(path: &str, target: Target) {
+    let first = node!();
+    let mut registry = Embedded::start(&first.path("registry"));
+    let image = image(target);
+    let wanted = wanted(&image, &first.path("extracted"));
+    let reference = format!("{}/team/app:v1", registry.host());
+    image.push(&reference);
+    let config = format!("[mount]\npath = {path:?}\n");
+
+    // By the tag, and by a digest, which covers the digest of the table.
+    let digest = format!("{}/team/app@{}", registry.host(), image.digest());
+    for reference in [&reference, &digest] {
+        let node = Node::new(&config);
+        let (at, origins) = origins(&node, reference);
+        assert_eq!(origins, ["contents"; 2], "{reference}");
+        let before = node.received();
+        assert!(before < image.packed() / 8, "{before} of {} bytes were fetched for a mount", image.packed());
+        assert_eq!(fs::read(at.join("data/small/7")).unwrap(), b"7777777");
+        assert!(node.received() < image.packed() / 3);
+        assert_same(&at, &wanted);
+        node.umount(&at);
+    }
+
+    // Killed in the middle, and again without network: what is here is checked, and is enough.
+    let node = Node::new(&config);
+    let at = node.mount(&reference);
+    fs::read(at.join("data/two")).unwrap();
+    node.kill_daemon();
+    assert_same(&at, &wanted);
+    node.umount(&at);
+    node.stop();
+    registry.down();
+    let at = node.mount(&reference);
+    assert_same(&at, &wanted);
+    assert_eq!(node.received(), 0);
+}
+
+#[test]
+fn estargz_is_lazy_by_its_table() {
+    lazy_by("auto", Target::EStargz);
+}
+
+#[test]
+fn estargz_is_lazy_by_its_table_through_fuse() {
+    lazy_by("fuse", Target::EStargz);
+}
+
+#[test]
+fn zstd_chunked_is_lazy_by_its_table() {
+    lazy_by("auto", Target::ZstdChunked);
+}
+
+#[test]
+fn a_table_is_a_claim() {
+    let first = node!();
+    let registry = Embedded::start(&first.path("registry"));
+    let image = image(Target::EStargz);
+    let reference = format!("{}/team/app:v1", registry.host());
+    image.push(&reference);
+
+    // A policy wants signatures, and nobody signs tables.
+    let node = Node::new(&format!("[trust]\nrequire = [\"{}/team/\"]\n", registry.host()));
+    assert_eq!(origins(&node, &reference).1, ["streamed"; 2]);
+
+    // A pull proves the layers, also where their tables were in use; from then on their own indexes are.
+    let node = Node::new("");
+    let (at, by_table) = origins(&node, &reference);
+    assert_eq!(by_table, ["contents"; 2]);
+    let pulled = node.json(&["pull", &reference]);
+    for layer in pulled["layers"].as_array().unwrap() {
+        assert!(layer["proved"] == true && layer["origin"] == "streamed", "{pulled}");
+    }
+    node.umount(&at);
+    node.stop();
+    let (at, _) = origins(&node, &reference);
+    assert!(at.join("stargz.index.json").exists(), "the layer's own tree");
+
+    // What is shipped is an index of the tar.
+    first.ok(&["index", "--push", &reference]);
+    let node = Node::new("");
+    assert_eq!(origins(&node, &reference).1, ["registry"; 2]);
+}
+
+#[test]
+fn a_table_that_lies_spoils_nothing_else() {
+    let node = node!();
+    let server = Faulty::start();
+    let good = image(Target::EStargz);
+    good.put(&server, "good", "v1");
+
+    // Another table than the announced one: the layer is streamed.
+    let mut other = layers().remove(0).recoded(Target::EStargz);
+    other.annotations.insert(TOC_DIGEST.into(), Digest::of(b"another").to_string());
+    TestImage::new(vec![other], &json!({})).put(&server, "other", "v1");
+    let reference = format!("{}/other:v1", server.host());
+    let (at, streamed) = origins(&node, &reference);
+    assert_eq!(streamed, ["streamed"]);
+    assert_eq!(fs::read(at.join("data/gone")).unwrap(), b"gone");
+    node.umount(&at);
+
+    // Bytes that are not the table's: an error, for that file alone.
+    let bad = layers().remove(0).recoded(Target::EStargz);
+    let bad = TestImage::new(vec![bad], &json!({}));
+    bad.put(&server, "bad", "v1");
+    let mut blob = bad.layers[0].blob.to_vec();
+    blob[100_000] ^= 1; // in data/long
+    server.put(&blob_path("bad", &bad.layers[0].digest()), "application/octet-stream", &blob);
+    let node = Node::new("");
+    let (at, by_table) = origins(&node, &format!("{}/bad:v1", server.host()));
+    assert_eq!(by_table, ["contents"]);
+    assert!(fs::read(at.join("data/long")).is_err());
+    assert_eq!(fs::read(at.join("data/two")).unwrap(), image::noise(2, 700_000));
+    assert!(node.log().contains("wrong bytes"), "{}", node.log());
+
+    // And it harms no other image.
+    let (at, by_table) = origins(&node, &format!("{}/good:v1", server.host()));
+    assert_eq!(by_table, ["contents"; 2]);
+    assert_eq!(fs::read(at.join("data/long")).unwrap(), image::noise(1, 5_000_000));
+    unmount_below(&node.path(""));
+}
