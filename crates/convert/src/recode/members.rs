@@ -5,7 +5,8 @@
 //! In the root of a layer the file `stargz.index.json` is a table, and `.prefetch.landmark` and
 //! `.no.prefetch.landmark` are marks if their content is the one byte 0xf. They were put there by whoever made an eStargz
 //! of a layer (`importTar` and `appendTar` of stargz-snapshotter skip them likewise). Such a member goes with its
-//! extensions, payload and padding, so what is left is the tar that writer was given, if it did not change it.
+//! extensions, payload and padding, so what is left is the tar that writer was given, if it did not change it. Some put
+//! the table behind the end of the tar: see [`super::tail`].
 //!
 //! # Where padding is missing
 //!
@@ -18,6 +19,7 @@ use format::{DiffId, DigestHasher, stargz};
 
 use super::RecodeError;
 use super::names::clean;
+use super::tail::{self, Tail};
 
 /// Most bytes of headers before one payload, in memory at once: a map of a million pieces as text takes 40 MB, and
 /// each of the three extensions at most 1 MiB.
@@ -68,6 +70,7 @@ pub(super) struct Members {
     held: Vec<u8>,
     missing: usize,
     fate: Fate,
+    tail: Tail,
 }
 
 /// What becomes of the current member.
@@ -96,6 +99,7 @@ impl Members {
             held: Vec::new(),
             missing: 0,
             fate: Fate::Kept,
+            tail: Tail::new(),
         }
     }
 
@@ -112,8 +116,7 @@ impl Members {
                 n
             } else if self.parser.is_past_members() {
                 self.parser.step(bytes)?;
-                self.sums.read(bytes);
-                self.emit(Event::Tail(bytes), to)?;
+                self.tail(to, |tail, each| tail.push(bytes, each))?;
                 bytes.len()
             } else {
                 let n = (BLOCK - self.head.len() % BLOCK).min(bytes.len());
@@ -139,8 +142,31 @@ impl Members {
             self.missing = self.padding;
         }
         self.release(to)?;
+        self.tail(to, |tail, each| tail.finish(each))?;
         let (read, left) = self.sums.finish();
         Ok(Ended { read, left, missing: self.missing })
+    }
+
+    /// Does something with the tail, and with what it says of bytes.
+    fn tail(
+        &mut self,
+        to: &mut impl Receiver,
+        work: impl FnOnce(&mut Tail, tail::Each<'_>) -> Result<(), RecodeError>,
+    ) -> Result<(), RecodeError> {
+        let mut tail = std::mem::replace(&mut self.tail, Tail::new());
+        let result = work(&mut tail, &mut |bytes, fate| match fate {
+            tail::Fate::Kept => {
+                self.sums.read(bytes);
+                self.emit(Event::Tail(bytes), to)
+            }
+            tail::Fate::TakenOut => {
+                self.sums.part(&[]);
+                self.sums.read(bytes);
+                Ok(())
+            }
+        });
+        self.tail = tail;
+        result
     }
 
     fn payload(&mut self, bytes: &[u8], to: &mut impl Receiver) -> Result<(), RecodeError> {

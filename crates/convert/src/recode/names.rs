@@ -31,6 +31,9 @@ pub(super) enum Twice {
     Nothing,
 }
 
+/// Most paths, directories that only lead to others included: each member could ask for two thousand of those.
+const MOST: usize = 4_000_000;
+
 /// The paths so far, by the first half of their BLAKE3: a million of them take 40 MB.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -47,6 +50,9 @@ impl Names {
     pub(super) fn add(&mut self, path: &[u8], sort: Sort<'_>) -> Result<(), &'static str> {
         let path = clean(path);
         self.lead(&path)?;
+        if self.places.len() > MOST {
+            return Err("the layer has too many directories");
+        }
         if let Sort::Link(target) = sort {
             match self.places.get(&key(&clean(target))) {
                 Some(Place::Other) => {}

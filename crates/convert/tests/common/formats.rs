@@ -82,6 +82,18 @@ fn at(n: i64) -> usize {
     usize::try_from(n).unwrap()
 }
 
+/// Returns the table of an eStargz or zstd:chunked as it is.
+pub(crate) fn table(made: &Made) -> String {
+    let json = match made.said.annotations.get(MANIFEST_POSITION) {
+        Some(position) => {
+            let position: Vec<usize> = position.split(':').map(|n| n.parse().unwrap()).collect();
+            zstd::decode_all(&made.blob[position[0]..][..position[1]]).unwrap()
+        }
+        None => files(&unpacked(&made.blob)).pop().unwrap().1,
+    };
+    String::from_utf8(json).unwrap()
+}
+
 /// Checks an eStargz against the tar it was made of.
 pub(crate) fn check_estargz(made: &Made, tar: &[u8]) {
     let (blob, footer) = made.blob.split_at(made.blob.len() - 51);
@@ -100,6 +112,8 @@ pub(crate) fn check_estargz(made: &Made, tar: &[u8]) {
     assert_eq!(made.said.annotations[TOC_DIGEST], Digest::of(json).to_string());
     assert!(written.ends_with(&end));
     let toc: Toc = serde_json::from_slice(json).unwrap();
+
+    check_fields(&toc.entries, &written);
 
     let mut all = files(&written);
     assert_eq!(all.pop().unwrap().0, TOC_NAME);
@@ -139,11 +153,7 @@ pub(crate) fn check_chunked(made: &Made, tar: &[u8]) {
     let lines = zstd::decode_all(packed).unwrap();
     assert_eq!(lines.len(), split[2]);
 
-    let mut ends: Vec<usize> = Vec::new();
-    for pair in toc.entries.windows(2).filter(|pair| pair[1].kind == "chunk") {
-        ends.push(at(pair[1].offset));
-        assert!(pair[0].offset < pair[1].offset);
-    }
+    check_fields(&toc.entries, tar);
     let content = check_pieces(&toc.entries, 1 << 20, |entry, len| {
         let frame = &made.blob[at(entry.offset)..];
         let packed = zstd::zstd_safe::find_frame_compressed_size(frame).unwrap();
@@ -160,6 +170,46 @@ pub(crate) fn check_chunked(made: &Made, tar: &[u8]) {
     });
     assert!(content == files(tar));
     assert!(joined(&lines, content.into_iter().collect()) == tar, "the tar-split and the files are the tar");
+}
+
+/// Compares what a table says with the members of the tar, one by one.
+fn check_fields(entries: &[Entry], tar: &[u8]) {
+    let (mut parser, mut rest, mut members) = (Parser::new(), tar, Vec::new());
+    while !rest.is_empty() {
+        let (taken, step) = parser.step(rest).unwrap();
+        rest = &rest[taken..];
+        if let Step::Member(member) = step {
+            rest = &rest[usize::try_from(member.payload).unwrap()..];
+            members.push(member);
+        }
+    }
+    members.retain(|member| &*member.path != TOC_NAME.as_bytes());
+    let entries: Vec<_> = entries.iter().filter(|entry| entry.kind != "chunk").collect();
+    assert_eq!(entries.len(), members.len());
+    for (entry, member) in entries.into_iter().zip(members) {
+        let (kind, link) = match &member.kind {
+            MemberKind::Dir => ("dir", None),
+            MemberKind::File | MemberKind::Sparse { .. } => ("reg", None),
+            MemberKind::Link(link) => ("hardlink", Some(link)),
+            MemberKind::Symlink(link) => ("symlink", Some(link)),
+            MemberKind::Char(_) => ("char", None),
+            MemberKind::Block(_) => ("block", None),
+            MemberKind::Fifo => ("fifo", None),
+        };
+        let device = match &member.kind {
+            MemberKind::Char(device) | MemberKind::Block(device) => (device.major, device.minor),
+            _ => (0, 0),
+        };
+        assert_eq!((entry.name.as_bytes(), &*entry.kind), (&*member.path, kind));
+        assert_eq!(entry.link_name.as_bytes(), link.map_or(&b""[..], |link| link), "{}", entry.name);
+        assert_eq!(entry.mode & 0o7777, i64::from(member.mode));
+        assert_eq!((entry.uid, entry.gid), (member.uid.into(), member.gid.into()));
+        assert_eq!((entry.dev_major, entry.dev_minor), (device.0.into(), device.1.into()));
+        assert_eq!(entry.xattrs.len(), member.xattrs.len());
+        for (name, value) in member.xattrs.iter() {
+            assert_eq!(entry.xattrs[std::str::from_utf8(name).unwrap()], STANDARD.encode(value));
+        }
+    }
 }
 
 /// Reads every file by its pieces; compares lengths and digests.
