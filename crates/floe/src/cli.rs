@@ -93,6 +93,37 @@ pub enum Command {
         /// Path in the image
         path: PathBuf,
     },
+    /// Shows what differs between the files of two images, and what an upgrade would fetch
+    ///
+    /// One line per path: + only in B, - only in A, ~ in both, and in what it differs. Contents are compared through the images'
+    /// indexes; only where these cannot tell is something fetched. An image without an index is fetched whole. Exits with 0
+    /// if nothing differs, with 4 if something does.
+    #[command(
+        after_help = "Example: floe diff docker://registry.example/app:v1 docker://registry.example/app:v2"
+    )]
+    Diff {
+        /// An image
+        #[arg(value_name = "A")]
+        from: String,
+        /// The image it is compared with
+        #[arg(value_name = "B")]
+        to: String,
+    },
+    /// Checks that a copy of an image has the same files, to the last byte, whatever format it is in
+    ///
+    /// Names, kinds, contents, modes, owners, times, attributes and links all count. What formats with a table of contents
+    /// (eStargz) add to the root is left out. Exits with 0 if all is the same, with 4 if not.
+    #[command(
+        after_help = "Example: floe check docker://registry.example/app:v1 docker://mirror.example/app:v1"
+    )]
+    Check {
+        /// The image
+        #[arg(value_name = "SRC")]
+        from: String,
+        /// Its copy
+        #[arg(value_name = "DST")]
+        to: String,
+    },
     /// Reads every byte of an image again and compares it with the digests
     #[command(after_help = "Example: floe verify --rebuild docker://registry.example/app:v1")]
     Verify {

@@ -6,6 +6,7 @@
 //! | 1 | failed |
 //! | 2 | misused: the command line or the configuration does not make sense |
 //! | 3 | `floe doctor` found that images cannot be started here |
+//! | 4 | `floe diff` or `floe check` found a difference |
 //! | 125 | `floe run` failed before the container's process ran |
 //! | 126 | `floe run` found the command but could not execute it |
 //! | 127 | `floe run` did not find the command in the image |
@@ -29,6 +30,8 @@ pub enum Code {
     Misused,
     /// Images cannot be started on this machine.
     Unable,
+    /// Two images are not the same.
+    Differ,
     /// A container could not be started.
     NotStarted,
     /// The container's command exists but cannot be executed.
@@ -49,6 +52,7 @@ impl Code {
             Self::Failed => 1,
             Self::Misused => 2,
             Self::Unable => 3,
+            Self::Differ => 4,
             Self::NotStarted => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
@@ -161,6 +165,7 @@ mod tests {
             (Code::Failed, 1),
             (Code::Misused, 2),
             (Code::Unable, 3),
+            (Code::Differ, 4),
             (Code::NotStarted, 125),
             (Code::NotExecutable, 126),
             (Code::NotFound, 127),

@@ -34,7 +34,7 @@ impl Talk {
                 }
             }
             Event::Notice { text } => self.progress.notice(&text),
-            Event::Done { .. } | Event::Failed(_) => {}
+            Event::Differences { .. } | Event::Done { .. } | Event::Failed(_) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no clock, no thread: everything here is a function of its input, so it can be fuzzed whole.
 
+pub mod compare;
 pub mod decode;
 pub mod digest;
 pub mod erofs;

@@ -1,6 +1,7 @@
 //! What each command does on the side of the user: asks the daemon, shows the answer.
 
 mod browse;
+mod compare;
 mod copy;
 mod doctor;
 mod manage;
@@ -100,6 +101,8 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Inspect { image } => browse::inspect(&session, image),
         Command::Ls { image, path } => browse::ls(&session, image, &path),
         Command::Cat { image, path } => browse::cat(&session, image, &path),
+        Command::Diff { from, to } => compare::diff(&session, from, to),
+        Command::Check { from, to } => compare::check(&session, from, to),
         Command::Registry { dir, listen, rate } => serve::registry(&dir, listen, rate),
         Command::Daemon(args) => serve::daemon(&session, args),
         Command::Install => crate::install::install(&session),

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::mounts::ReadPath;
-use crate::engine::report::{ImageReport, MountTrace, Status, Timings};
+use crate::engine::report::{Difference, ImageReport, MountTrace, Status, Timings};
 use crate::exit;
 use crate::snapshotter::register::Target;
 
@@ -115,6 +115,13 @@ pub enum Call {
         /// Believe no index at hand.
         rebuild: bool,
     },
+    /// Compare two images. Tells [`Event::Differences`], then replies [`Compared`](crate::engine::report::Compared).
+    Compare {
+        /// The references as typed.
+        images: [String; 2],
+        /// Whether one is a copy of the other, perhaps in another format.
+        as_copy: bool,
+    },
     /// Make a segment whole. Replies [`Segment`].
     Segment {
         /// The layer.
@@ -156,6 +163,11 @@ pub enum Event {
     Notice {
         /// One line.
         text: String,
+    },
+    /// Some of the differences between two images; there may be more than fit into a reply.
+    Differences {
+        /// Further ones, in the order of their paths.
+        differences: Vec<Difference>,
     },
     /// The call has succeeded; the reply depends on the call.
     Done {

@@ -277,6 +277,10 @@ impl Server {
                 reply(&engine.index(&image, &wanted, talk)?)
             }
             Call::Verify { image, rebuild } => reply(&engine.verify(&image, rebuild, talk)?),
+            Call::Compare { images, as_copy } => {
+                let [first, second] = &images;
+                reply(&engine.compare([first, second], as_copy, talk)?)
+            }
             Call::Segment { index, number } => reply(&engine.segment(index, number)?),
             Call::Rm { image } => reply(&engine.rm(&image)?),
             Call::Pin { image } => reply(&engine.pin(&image)?),

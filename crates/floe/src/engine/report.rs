@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use format::compare::Change;
 use format::{DiffId, Digest, IndexId};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,65 @@ pub struct Opening {
     pub index: Duration,
     /// From indexes to a mounted tree.
     pub mount: Duration,
+}
+
+/// How two images compare; the differences themselves are told before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Compared {
+    /// The references, canonical.
+    pub images: [String; 2],
+    /// Paths in either of them that were compared.
+    pub entries: u64,
+    /// Bytes of the files that both have under the same path, hard links once.
+    pub bytes: u64,
+    /// Paths that were left out because formats add them.
+    pub left_out: u64,
+    /// Bytes, of each of the two, of which the indexes could not tell whether they are equal.
+    pub read: u64,
+    /// What a node that has the first would fetch for the second, where that was asked for.
+    pub upgrade: Option<Upgrade>,
+}
+
+/// A path that two images do not have alike.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Difference {
+    /// From the root of the images, printable.
+    pub path: String,
+    /// Which of them has it.
+    #[serde(rename = "difference")]
+    pub sign: Sign,
+    /// In what it differs; empty where only one has it.
+    #[serde(rename = "what")]
+    pub changes: Vec<Change>,
+}
+
+/// Which of two images has a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sign {
+    /// The second.
+    Added,
+    /// The first.
+    Removed,
+    /// Both, and it differs.
+    Changed,
+}
+
+/// What a node that has all of one image would fetch for another one.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// Layers of the other.
+    pub layers: u32,
+    /// Their blobs, in bytes.
+    pub layer_bytes: u64,
+    /// Layers whose blobs the one does not have.
+    pub new_layers: u32,
+    /// Those blobs, in bytes.
+    pub new_layer_bytes: u64,
+    /// Contents in chunks that no layer of the one has, in bytes.
+    pub new_chunk_bytes: u64,
+    /// About what these take in the blobs: their share of each layer's contents.
+    pub new_chunk_packed: u64,
 }
 
 /// Where the time of a start went.
