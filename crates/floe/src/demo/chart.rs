@@ -31,7 +31,7 @@ pub fn bars(rows: &[Row], width: usize, colour: bool) -> String {
     let name_width = rows.iter().map(|row| row.system.chars().count()).max().unwrap_or(0);
     let numbers = 46;
     let cells = width.saturating_sub(name_width + numbers).clamp(8, CELLS);
-    let longest = longest(rows);
+    let longest = longest(rows.iter().map(|row| row.seconds));
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
         let bar = bar(row.seconds / longest, cells);
@@ -59,13 +59,43 @@ pub fn bars(rows: &[Row], width: usize, colour: bool) -> String {
 
 /// Returns the same as a picture.
 pub fn svg(title: &str, rows: &[Row]) -> String {
+    let bar = |row: &Row| {
+        let requests = if row.requests == 1 { "request" } else { "requests" };
+        Bar {
+            name: row.system.clone(),
+            detail: format!("{}, {} {requests}", megabytes(row.megabytes), row.requests),
+            length: row.seconds,
+            value: seconds(row.seconds),
+            share: times(rows, row),
+        }
+    };
+    let bars: Vec<_> = rows.iter().map(bar).collect();
+    picture(title, "Seconds until the application is ready; shorter is better", &bars)
+}
+
+/// One bar of a picture.
+pub(crate) struct Bar {
+    /// What it stands for.
+    pub(crate) name: String,
+    /// More about that.
+    pub(crate) detail: String,
+    /// How long it is, beside the others.
+    pub(crate) length: f64,
+    /// The same as a text.
+    pub(crate) value: String,
+    /// And beside the first.
+    pub(crate) share: String,
+}
+
+/// Returns an SVG of bars; `note` says what their length means.
+pub(crate) fn picture(title: &str, note: &str, bars: &[Bar]) -> String {
     const WIDTH: f64 = 760.0;
     const LEFT: f64 = 24.0;
     const FULL: f64 = 560.0;
     const STEP: f64 = 58.0;
     const TOP: f64 = 74.0;
-    let height = TOP + STEP * u32::try_from(rows.len()).map_or(0.0, f64::from) + 26.0;
-    let longest = longest(rows);
+    let height = TOP + STEP * u32::try_from(bars.len()).map_or(0.0, f64::from) + 26.0;
+    let longest = longest(bars.iter().map(|bar| bar.length));
     let mut text = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img">
 <title>{title}</title>
@@ -88,30 +118,29 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
 </style>
 <rect class="back" width="{WIDTH}" height="{height}" rx="8"/>
 <text class="title" x="{LEFT}" y="34">{title}</text>
-<text class="note" x="{LEFT}" y="54">Seconds until the application is ready; shorter is better</text>
+<text class="note" x="{LEFT}" y="54">{note}</text>
 "#,
         title = escape(title),
+        note = escape(note),
     );
     let mut y = TOP;
-    for (number, row) in rows.iter().enumerate() {
-        let length = (row.seconds / longest * FULL).max(2.0);
+    for (number, bar) in bars.iter().enumerate() {
+        let length = (bar.length / longest * FULL).max(2.0);
         let class = if number == 0 { "first" } else { "other" };
-        let requests = if row.requests == 1 { "request" } else { "requests" };
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            r#"<text class="name" x="{LEFT}" y="{:.1}">{}<tspan class="detail" dx="10">{}, {} {requests}</tspan></text>
+            r#"<text class="name" x="{LEFT}" y="{:.1}">{}<tspan class="detail" dx="10">{}</tspan></text>
 <rect class="{class}" x="{LEFT}" y="{:.1}" width="{length:.1}" height="20" rx="3"/>
 <text class="value" x="{:.1}" y="{:.1}">{}<tspan class="detail" dx="8">{}</tspan></text>"#,
             y + 14.0,
-            escape(&row.system),
-            megabytes(row.megabytes),
-            row.requests,
+            escape(&bar.name),
+            escape(&bar.detail),
             y + 22.0,
             LEFT + length + 8.0,
             y + 37.5,
-            seconds(row.seconds),
-            times(rows, row),
+            escape(&bar.value),
+            escape(&bar.share),
         );
         y += STEP;
     }
@@ -120,8 +149,8 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
 }
 
 /// Never 0, so that it can be divided by.
-fn longest(rows: &[Row]) -> f64 {
-    rows.iter().map(|row| row.seconds).filter(|seconds| seconds.is_finite()).fold(f64::MIN_POSITIVE, f64::max)
+fn longest(lengths: impl Iterator<Item = f64>) -> f64 {
+    lengths.filter(|length| length.is_finite()).fold(f64::MIN_POSITIVE, f64::max)
 }
 
 fn bar(share: f64, cells: usize) -> String {
