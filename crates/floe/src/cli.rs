@@ -124,6 +124,25 @@ pub enum Command {
         #[arg(value_name = "DST")]
         to: String,
     },
+    /// Estimates what images would save by sharing more than whole layers
+    ///
+    /// Counts what the files of all layers take where whole layers are kept once, whole files, the chunks of the layers' indexes, or
+    /// chunks whose ends the content decides about (FastCDC, 16 to 256 KiB, 64 on average, in each file by itself). The images
+    /// are fetched whole and every byte is read.
+    #[command(
+        after_help = "Example: floe dedup --estimate docker://registry.example/app:v1 docker://registry.example/app:v2"
+    )]
+    Dedup {
+        /// Only say what would be saved; nothing else can be done
+        #[arg(long, required = true)]
+        estimate: bool,
+        /// The images
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        /// Also draw it, as an SVG
+        #[arg(long, value_name = "FILE")]
+        chart: Option<PathBuf>,
+    },
     /// Reads every byte of an image again and compares it with the digests
     #[command(after_help = "Example: floe verify --rebuild docker://registry.example/app:v1")]
     Verify {

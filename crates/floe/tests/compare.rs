@@ -231,3 +231,40 @@ fn what_formats_add_to_the_root_is_no_difference_of_a_copy() {
     let other = stored(&registry, "v3", &image(&[(&base, Pack::Gzip), (&elsewhere, Pack::Gzip)]));
     assert_eq!(differences(&node, &["check", &original, &other])[0]["path"], "/usr/stargz.index.json");
 }
+
+/// Sizes by hand: a base that both have; of the top layers, a file that is in the base too, and one that has moved by a byte.
+#[test]
+fn what_images_share_is_counted_by_layers_files_and_chunks() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let base = [Entry::dir("d/"), Entry::file("d/x", noise(1, 100_000)), Entry::file("d/s", noise(2, 5000))];
+    let large = noise(3, 300_000);
+    let moved = [&[7][..], &large].concat();
+    let first = [Entry::file("d/a", &large), Entry::file("d/none", "")];
+    let second =
+        [Entry::file("d/a", &moved), Entry::file("d/y", noise(1, 100_000)), Entry::link("d/z", "d/y")];
+    let images = [("v1", &first[..]), ("v2", &second[..])]
+        .map(|(tag, top)| stored(&registry, tag, &image(&[(&base[..], Pack::Gzip), (top, Pack::Gzip)])));
+    let chart = node.path("chart.svg");
+    let args = ["dedup", "--estimate", "--chart", chart.to_str().unwrap(), &images[0], &images[1]];
+    let sharing = node.json(&args);
+    let all = 2 * 105_000 + 300_000 + 400_001;
+    assert_eq!(sharing["logical"], all);
+    let row = |n: usize, unit: &str| {
+        let scheme = &sharing["schemes"][n];
+        assert_eq!(scheme["unit"], unit);
+        (scheme["pieces"].as_u64().unwrap(), scheme["unique"].as_u64().unwrap())
+    };
+    assert_eq!(row(0, "layers"), (3, all - 105_000));
+    assert_eq!(row(1, "files"), (4, all - 205_000));
+    assert_eq!(row(2, "chunks"), (4, all - 205_000));
+    let (pieces, unique) = row(3, "content-defined-chunks");
+    let least = 105_000 + 300_000;
+    assert!((least + 1..=least + (256 << 10)).contains(&unique), "{unique}: only the first chunk has moved");
+    assert!(pieces > 5, "{pieces}");
+    assert!(std::fs::read_to_string(&chart).unwrap().contains("whole files"));
+
+    let text = node.ok(&args);
+    assert!(text.contains("whole layers") && text.contains("910.0 kB"), "{text}");
+    assert_eq!(node.run(&["dedup", &images[0]]).status.code(), Some(2), "there is only an estimate");
+}

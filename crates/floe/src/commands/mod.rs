@@ -3,6 +3,7 @@
 mod browse;
 mod compare;
 mod copy;
+mod dedup;
 mod doctor;
 mod manage;
 mod rootless;
@@ -103,6 +104,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Cat { image, path } => browse::cat(&session, image, &path),
         Command::Diff { from, to } => compare::diff(&session, from, to),
         Command::Check { from, to } => compare::check(&session, from, to),
+        Command::Dedup { estimate: _, images, chart } => dedup::estimate(&session, images, chart.as_deref()),
         Command::Registry { dir, listen, rate } => serve::registry(&dir, listen, rate),
         Command::Daemon(args) => serve::daemon(&session, args),
         Command::Install => crate::install::install(&session),

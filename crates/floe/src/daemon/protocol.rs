@@ -122,6 +122,11 @@ pub enum Call {
         /// Whether one is a copy of the other, perhaps in another format.
         as_copy: bool,
     },
+    /// Fetch images whole and count what they share. Replies [`Sharing`](crate::engine::report::Sharing).
+    Sharing {
+        /// The references as typed.
+        images: Vec<String>,
+    },
     /// Make a segment whole. Replies [`Segment`].
     Segment {
         /// The layer.

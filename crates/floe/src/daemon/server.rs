@@ -281,6 +281,7 @@ impl Server {
                 let [first, second] = &images;
                 reply(&engine.compare([first, second], as_copy, talk)?)
             }
+            Call::Sharing { images } => reply(&engine.sharing(&images, talk)?),
             Call::Segment { index, number } => reply(&engine.segment(index, number)?),
             Call::Rm { image } => reply(&engine.rm(&image)?),
             Call::Pin { image } => reply(&engine.pin(&image)?),

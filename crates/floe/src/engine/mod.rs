@@ -8,6 +8,7 @@
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
 //! | `compare.rs`, `contents.rs` | what differs between two images; reading what their indexes cannot tell |
+//! | `dedup.rs` | what images would save by sharing more than layers |
 //! | `publish.rs` | the index artifact: sign, push, write |
 //! | `stack.rs` | layers of an image that somebody else remembers: containerd's lazy snapshots |
 //! | `apart.rs`, `names.rs` | layers of an image by themselves, and the file system in which they are looked up |
@@ -24,6 +25,7 @@ pub(crate) mod apart;
 mod asker;
 mod compare;
 mod contents;
+mod dedup;
 mod fetch;
 mod keeping;
 pub(crate) mod keyed_lock;

@@ -143,6 +143,42 @@ pub struct Upgrade {
     pub new_chunk_packed: u64,
 }
 
+/// What images take, by what they share.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sharing {
+    /// The references, canonical.
+    pub images: Vec<String>,
+    /// Bytes of all files of all layers, each image by itself.
+    pub logical: u64,
+    /// What is left of that, from the coarsest way of sharing to the finest.
+    pub schemes: Vec<Scheme>,
+}
+
+/// A way to share.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Scheme {
+    /// What is kept once.
+    pub unit: Unit,
+    /// How many different ones there are.
+    pub pieces: u64,
+    /// Bytes of files in them.
+    pub unique: u64,
+}
+
+/// What is kept once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Whole layers.
+    Layers,
+    /// Whole files.
+    Files,
+    /// The chunks of layers' indexes.
+    Chunks,
+    /// Chunks whose ends the content decides about.
+    ContentDefinedChunks,
+}
+
 /// Where the time of a start went.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Timings {
