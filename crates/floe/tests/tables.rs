@@ -151,6 +151,13 @@ fn a_table_is_a_claim() {
     let (at, _) = origins(&node, &reference);
     assert!(at.join("stargz.index.json").exists(), "the layer's own tree");
 
+    // Compared with the image it was made of: the same, but for what the format adds.
+    let plain = TestImage::new(layers(), &json!({}));
+    let origin = format!("{}/team/plain:v1", registry.host());
+    plain.push(&origin);
+    let checked = Node::new("").ok(&["check", &origin, &reference]);
+    assert!(checked.starts_with("the same: "), "{checked}");
+
     // What is shipped is an index of the tar.
     first.ok(&["index", "--push", &reference]);
     let node = Node::new("");

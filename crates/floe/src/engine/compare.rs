@@ -94,7 +94,10 @@ impl Engine {
 
 /// Returns what is known of an image without any of its contents.
 fn side<'a>(tree: &'a Image<Map>, image: &'a OpenImage) -> Side<'a, Map> {
-    Side::new(tree, tables(image))
+    // Hashes of a layer's own table of contents are of another kind: unequal ones say nothing.
+    let comparable =
+        |id: &IndexId| image.layers().iter().any(|found| found.id() == *id && found.layer().is_of_tar());
+    Side::new(tree, tables(image).filter(|(id, _)| comparable(id)))
 }
 
 fn tables(image: &OpenImage) -> impl Iterator<Item = (IndexId, Table<'_>)> {
