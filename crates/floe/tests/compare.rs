@@ -174,6 +174,32 @@ fn a_copy_in_other_layers_and_another_packing_is_the_same() {
     assert_eq!((&report["entries"], &report["bytes"]), (&json!(4), &json!(705_000)));
 }
 
+/// Equal hashes are no more than two claims before the layers have been hashed.
+#[test]
+fn what_an_index_claims_is_not_taken_for_proved() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let base = base();
+    let [first, second] = [("v1", Pack::Gzip), ("v2", Pack::Zstd)].map(|(tag, pack)| {
+        indexed(&registry, tag, &image(&[(&base, pack), (&[Entry::file(tag, "")], pack)]))
+    });
+    let args = ["check", &first, &second];
+    let text = differ(&node, &args).text();
+    // The base is one layer by its index, however it is packed.
+    assert!(
+        text.ends_with("3 layers are what an index says that was not proved here; `floe verify` proves it\n"),
+        "{text}"
+    );
+    node.ok(&["verify", &first]);
+    let text = differ(&node, &args).text();
+    assert!(
+        text.ends_with("1 layer is what an index says that was not proved here; `floe verify` proves it\n"),
+        "{text}"
+    );
+    node.ok(&["pull", &second]);
+    assert!(differ(&node, &args).text().ends_with("2 of 14 entries differ\n"));
+}
+
 #[test]
 fn a_copy_that_is_none_is_told_by_what_differs() {
     let node = node!();

@@ -40,9 +40,16 @@ pub(super) fn check(session: &Session, from: String, to: String) -> anyhow::Resu
             let _ = writeln!(text, "and {rest} more"); // to a String: cannot fail
         }
         text += &summary(comparison);
-        let left_out = comparison.compared.left_out;
+        let Compared { left_out, believed, .. } = comparison.compared;
         if left_out > 0 {
             let _ = writeln!(text, "left out: {left_out} that formats add to the root");
+        }
+        if believed > 0 {
+            let layers = if believed == 1 { "layer is" } else { "layers are" };
+            let _ = writeln!(
+                text,
+                "{believed} {layers} what an index says that was not proved here; `floe verify` proves it"
+            );
         }
         text
     })

@@ -63,6 +63,7 @@ impl Engine {
                 bytes: 0,
                 left_out: 0,
                 read: work.bytes,
+                believed: believed(&images),
                 upgrade: (!as_copy).then(|| upgrade(a, b)),
             },
         };
@@ -112,6 +113,12 @@ fn tree(image: &OpenImage) -> anyhow::Result<Image<Map>> {
 
 fn is_added(path: &[u8]) -> bool {
     ADDED.iter().any(|name| name.as_bytes() == path)
+}
+
+/// Returns how many different layers nobody has proved.
+fn believed(images: &[Arc<OpenImage>; 2]) -> u64 {
+    let layers = images.iter().flat_map(|image| image.layers());
+    layers.filter(|found| !found.proved()).map(|found| found.id()).collect::<HashSet<_>>().len() as u64
 }
 
 /// Returns what a node that has all of one image would fetch for another one.

@@ -97,6 +97,8 @@ pub struct Compared {
     pub left_out: u64,
     /// Bytes, of each of the two, of which the indexes could not tell whether they are equal.
     pub read: u64,
+    /// Layers of either whose index was believed, and not proved here by the layer itself.
+    pub believed: u64,
     /// What a node that has the first would fetch for the second, where that was asked for.
     pub upgrade: Option<Upgrade>,
 }
