@@ -58,7 +58,7 @@ pub enum Command {
     ///
     /// Every byte stays as it is, and so do digests. What is at the destination is not sent again: a copy that failed goes on
     /// where it was. Blobs go from one repository of a registry to another without being sent, where it allows that. No
-    /// daemon is needed. A copy to oci-archive:- goes to stdout, and the result to stderr.
+    /// daemon is needed. As SRC oci-archive:- is stdin; as DST it is stdout, and the result goes to stderr.
     #[command(
         after_help = "Example: floe copy docker://registry.example/app:v1 docker://mirror.example/app:v1"
     )]

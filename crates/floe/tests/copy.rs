@@ -195,6 +195,16 @@ fn everything_goes_through_every_kind_of_place() {
     assert!(outcome.stdout == fs::read(&archive).unwrap());
     assert!(outcome.stderr.contains(&all.list.digest.to_string()), "{}", outcome.stderr);
 
+    // And on stdin.
+    let streamed = node.path("streamed");
+    let mut command = node.command(&["copy", "oci-archive:-:second", &format!("oci:{}", streamed.display())]);
+    command.stdin(fs::File::open(&archive).unwrap());
+    let outcome = node.spawn(command).end();
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(streamed.join("blobs/sha256").join(all.list.digest.hex()).exists());
+    let complaint = node.fails(&["copy", "oci-archive:-", &format!("oci:{}", streamed.display())]);
+    assert!(complaint.contains("there is nothing"), "{complaint}");
+
     // Others can read what was written.
     let Some(skopeo) = support::program("skopeo") else { testkit::skip!("there is no skopeo") };
     for (n, place) in places[1..].iter().enumerate() {

@@ -80,9 +80,22 @@ impl Layout {
     /// Opens a tar file; its members are located once.
     pub async fn open_archive(path: &Path) -> Result<Self, Error> {
         let target = path.to_owned();
+        let open = move || {
+            let doing = |error| Error::io(format!("opening {}", target.display()), error);
+            File::open(&target).map_err(doing)
+        };
+        Self::archive(path, blocking("opening an OCI archive", open).await?).await
+    }
+
+    /// Opens the tar file that comes from standard input, when all of it has come.
+    pub(crate) async fn read_archive() -> Result<Self, Error> {
+        Self::archive(Path::new("-"), archive::stdin::keep().await?).await
+    }
+
+    async fn archive(path: &Path, mut file: File) -> Result<Self, Error> {
+        let target = path.to_owned();
         let (file, members) = blocking("opening an OCI archive", move || {
             let doing = |error| Error::io(format!("opening {}", target.display()), error);
-            let mut file = File::open(&target).map_err(doing)?;
             let members = archive::members(&mut file).map_err(doing)?;
             Ok((file, members))
         })

@@ -29,6 +29,7 @@ mod reference;
 mod referrers;
 mod reply;
 mod retry;
+mod scratch;
 mod secret;
 mod server;
 mod source;

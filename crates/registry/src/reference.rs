@@ -3,7 +3,7 @@
 //! ```text
 //! [docker://][host[:port]/]name[:tag][@digest]     a registry; the default
 //! oci:DIR[:NAME]                                    an OCI layout
-//! oci-archive:FILE[:NAME]                           an OCI layout in a tar file; written to, `-` is standard output
+//! oci-archive:FILE[:NAME]                           an OCI layout in a tar file; `-` is standard input or output
 //! ```
 //! The transports are skopeo's, the shorthand is docker's: `nginx` is `docker://docker.io/library/nginx:latest`.
 //! A path ends at the first colon, as in skopeo. An image that is called like a transport needs `docker://`.
@@ -154,8 +154,8 @@ impl LayoutPath {
         &self.path
     }
 
-    /// Says whether it is no file but standard output, for an archive that is written.
-    pub fn is_stdout(&self) -> bool {
+    /// Says whether it is no file but standard input or output, for an archive.
+    pub fn is_standard(&self) -> bool {
         self.path == Path::new("-")
     }
 

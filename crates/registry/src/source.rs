@@ -41,7 +41,11 @@ impl Client {
                 Place::Layout(Layout::open_dir(place.path()).await?, place.name().cloned())
             }
             Reference::Archive(place) => {
-                Place::Layout(Layout::open_archive(place.path()).await?, place.name().cloned())
+                let archive = match place.is_standard() {
+                    true => Layout::read_archive().await?,
+                    false => Layout::open_archive(place.path()).await?,
+                };
+                Place::Layout(archive, place.name().cloned())
             }
         }))
     }

@@ -43,7 +43,7 @@ pub(super) fn copy(session: &Session, from: &str, to: &str) -> anyhow::Result<Co
     bars.progress.clear();
     let report = Report { source: from.to_string(), destination: to.to_string(), copied: copied? };
     // There stdout is the archive's.
-    if matches!(&to, Reference::Archive(archive) if archive.is_stdout()) {
+    if matches!(&to, Reference::Archive(archive) if archive.is_standard()) {
         let text = match session.output {
             Output::Json => serde_json::to_string_pretty(&report).context("writing JSON")? + "\n",
             Output::Human => shown(&report),

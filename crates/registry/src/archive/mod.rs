@@ -4,6 +4,7 @@
 //! GNU tar's `tar.h`), pax `path` and `size`, GNU long names. Payload is skipped, never read. Links and holes
 //! are not followed: no tool that writes OCI archives makes them.
 
+pub(crate) mod stdin;
 pub(crate) mod write;
 
 use std::collections::HashMap;

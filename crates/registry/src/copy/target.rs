@@ -45,7 +45,7 @@ impl Target {
                 Self::Layout(Layout::create_dir(place.path()).await?, place.name().cloned())
             }
             Reference::Archive(place) => {
-                let path = Some(place.path().to_owned()).filter(|_| !place.is_stdout());
+                let path = Some(place.path().to_owned()).filter(|_| !place.is_standard());
                 let writer =
                     layout::blocking("creating an OCI archive", move || Writer::create(path)).await?;
                 Self::Archive(Arc::new(writer), place.name().cloned())
