@@ -72,6 +72,11 @@ impl Content {
         Ok(content)
     }
 
+    /// Returns a file as content whose digest and length are known.
+    pub(crate) fn of_file(file: Arc<File>, digest: Digest, size: u64) -> Self {
+        Self { digest, size, from: From::File(file) }
+    }
+
     /// Returns a blob of another place as content. Nothing is asked for before it is read.
     pub(crate) fn passing(source: &Source, blob: &Descriptor, back: bool, hears: Arc<dyn Passes>) -> Self {
         let from = From::Source(Arc::new(Passing { source: source.clone(), back, hears }));

@@ -236,6 +236,20 @@ impl Layout {
         }
     }
 
+    /// Whether a blob is there, as long as it should be.
+    pub(crate) async fn has(&self, blob: &Digest, size: u64) -> Result<bool, Error> {
+        match self.place(blob).await {
+            Ok((_, there)) => Ok(there.len == size),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the directory of a layout's blobs.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.0.path.join("blobs/sha256")
+    }
+
     /// Adds a blob. The content is checked against its digest on the way.
     pub async fn put_blob(&self, content: &Content) -> Result<(), Error> {
         self.store(content).await.map(|_| ())
@@ -244,12 +258,10 @@ impl Layout {
     /// Adds a blob as [`Layout::put_blob`] does; says whether it was there.
     pub(crate) async fn store(&self, content: &Content) -> Result<Pushed, Error> {
         self.writable()?;
-        let (dir, digest) = (self.0.path.join("blobs/sha256"), *content.digest());
+        let (dir, digest) = (self.blobs(), *content.digest());
         // One of another length was cut off by somebody else; ours get their names when they are whole.
-        match self.place(&digest).await {
-            Ok((_, there)) if there.len == content.size() => return Ok(Pushed::Existed),
-            Ok(_) | Err(Error::NotFound { .. }) => {}
-            Err(error) => return Err(error),
+        if self.has(&digest, content.size()).await? {
+            return Ok(Pushed::Existed);
         }
         let (send, mut receive) = mpsc::channel(PIECES);
         let write = blocking("writing a blob", move || {

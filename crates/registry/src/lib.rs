@@ -14,6 +14,7 @@ mod challenge;
 mod client;
 mod config;
 mod content;
+mod convert;
 mod copy;
 mod credentials;
 mod error;
@@ -43,6 +44,10 @@ pub use budget::{Eager, HostStats, Priority};
 pub use client::{Client, Pick, Repository};
 pub use config::{Budgets, Config, HostConfig, Kubelet};
 pub use content::Content;
+pub use convert::{
+    CONVERTED_FROM, Conversion, Converted, ConvertedLayer, Format, How, Originals, Recode, RecodeError,
+    Recoded,
+};
 pub use copy::{Copied, Watch};
 pub use credentials::{Handed, Login, Offer};
 pub use error::{Cause, Error};

@@ -85,6 +85,9 @@ pub const COPY_BYTES: u64 = 64 << 20;
 /// memory.
 pub const COPY_BLOBS: usize = 4;
 
+/// Layers that are written anew at once when an image is converted: each has a file, and some tens of megabytes in memory.
+pub const CONVERT_LAYERS: usize = 4;
+
 /// Signatures of one index artifact.
 pub const SIGNATURES: usize = 64;
 

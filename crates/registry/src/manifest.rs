@@ -354,6 +354,14 @@ pub struct LayerBlob {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl LayerBlob {
+    /// Returns the descriptor by which a manifest names it.
+    pub(crate) fn descriptor(&self) -> Descriptor {
+        let annotations = self.annotations.clone();
+        Descriptor { annotations, ..Descriptor::new(&self.media_type, self.digest, self.size) }
+    }
+}
+
 /// An image: manifest and config, both checked, and its layers, bottom first.
 #[derive(Debug, Clone)]
 pub struct Image {

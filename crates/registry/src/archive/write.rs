@@ -73,6 +73,12 @@ impl Writer {
         Ok(writer)
     }
 
+    /// Returns the directory that it will be in, if it will be a file.
+    pub(crate) fn dir(&self) -> Option<PathBuf> {
+        let dir = self.path.as_ref()?.parent()?;
+        Some(if dir == Path::new("") { ".".into() } else { dir.into() })
+    }
+
     /// Begins a blob of so many bytes; says whether it is not there yet.
     pub(crate) fn begin(&self, blob: &Digest, size: u64) -> Result<bool, Error> {
         if !self.state().there.insert(*blob) {

@@ -5,8 +5,8 @@
 //! before parents, then what refers to them, the tag last. What is there is not sent again, so a copy that failed goes on
 //! where it was when it is begun anew. What belongs to an image is said in [`plan`].
 
-mod plan;
-mod target;
+pub(crate) mod plan;
+pub(crate) mod target;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ use crate::source::Source;
 use plan::Plan;
 use target::Target;
 
-/// Who is told how a copy goes.
+/// Who is told how a copy goes, or a conversion.
 pub trait Watch: std::fmt::Debug + Send + Sync {
     /// So many bytes of a blob have come; fewer than before if it has to be sent anew.
     fn passed(&self, blob: &Digest, done: u64, total: u64);
@@ -69,7 +69,11 @@ impl Client {
     ) -> Result<Copied, Error> {
         let source = self.source(from).await?;
         let plan = Plan::of(&source, &*watch).await?;
-        let target = Target::open(self, to, &plan, &source).await?;
+        if let Some(wanted) = to.digest().filter(|wanted| **wanted != plan.root) {
+            let why = format!("{source} is {}, and no copy can be {wanted}", plan.root);
+            return Err(Error::invalid(to.to_string(), why));
+        }
+        let target = Target::open(self, to).await?;
         let mut copied = Copied {
             digest: plan.root,
             media_type: plan.root_manifest()?.media_type.clone(),
@@ -135,8 +139,9 @@ impl Blobs<'_> {
     }
 }
 
+/// Passes on what a [`Watch`] wants to know of blobs.
 #[derive(Debug)]
-struct Hears(Arc<dyn Watch>);
+pub(crate) struct Hears(pub(crate) Arc<dyn Watch>);
 
 impl Passes for Hears {
     fn passed(&self, blob: &Digest, done: u64, total: u64) {

@@ -20,17 +20,17 @@ use crate::source::Source;
 
 /// All that is to be copied.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// In the order in which they can be stored: children before parents, what refers to a manifest after it.
-    pub(super) manifests: Vec<Manifest>,
+    pub(crate) manifests: Vec<Manifest>,
     /// How many of these are the image's own.
     own: usize,
     /// Each once.
-    pub(super) blobs: Vec<Descriptor>,
+    pub(crate) blobs: Vec<Descriptor>,
     /// Tags beside the image, and what they lead to.
-    pub(super) tags: Vec<(Tag, Digest)>,
+    pub(crate) tags: Vec<(Tag, Digest)>,
     /// The image's own manifest or index.
-    pub(super) root: Digest,
+    pub(crate) root: Digest,
 }
 
 /// What the walk has seen so far.
@@ -57,33 +57,52 @@ fn told(text: &str) -> String {
 
 impl Plan {
     /// Finds out what belongs to an image.
-    pub(super) async fn of(source: &Source, watch: &dyn Watch) -> Result<Self, Error> {
-        let mut walk =
-            Walk { source, watch, seen: HashMap::new(), held: 0, manifests: Vec::new(), blobs: Vec::new() };
-        let root = source.root().await?;
-        let digest = root.digest;
-        walk.tree(root).await?;
+    pub(crate) async fn of(source: &Source, watch: &dyn Watch) -> Result<Self, Error> {
+        let (mut walk, root) = Walk::own(source, watch).await?;
         let own = walk.manifests.len();
         let tags = walk.beside(own).await?;
-        Ok(Self { manifests: walk.manifests, own, blobs: walk.blobs, tags, root: digest })
+        Ok(Self { manifests: walk.manifests, own, blobs: walk.blobs, tags, root })
+    }
+
+    /// Finds out what an image consists of, without what is about it.
+    pub(crate) async fn own_of(source: &Source, watch: &dyn Watch) -> Result<Self, Error> {
+        let (walk, root) = Walk::own(source, watch).await?;
+        let own = walk.manifests.len();
+        Ok(Self { manifests: walk.manifests, own, blobs: walk.blobs, tags: Vec::new(), root })
+    }
+
+    /// Returns manifests that were made, children first, whose blobs are there.
+    pub(crate) fn made(manifests: Vec<Manifest>, root: Digest) -> Self {
+        let own = manifests.len();
+        Self { manifests, own, blobs: Vec::new(), tags: Vec::new(), root }
     }
 
     /// Returns how many of the manifests are the image's own.
-    pub(super) fn own(&self) -> usize {
+    pub(crate) fn own(&self) -> usize {
         self.own
     }
 
-    pub(super) fn manifest(&self, digest: &Digest) -> Result<&Manifest, Error> {
+    pub(crate) fn manifest(&self, digest: &Digest) -> Result<&Manifest, Error> {
         let found = self.manifests.iter().find(|manifest| manifest.digest == *digest);
         found.ok_or_else(|| Error::not_found(format!("manifest {digest}"))) // the walk has kept each
     }
 
-    pub(super) fn root_manifest(&self) -> Result<&Manifest, Error> {
+    pub(crate) fn root_manifest(&self) -> Result<&Manifest, Error> {
         self.manifest(&self.root)
     }
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// Takes in an image itself.
+    async fn own(source: &'a Source, watch: &'a dyn Watch) -> Result<(Self, Digest), Error> {
+        let mut walk =
+            Self { source, watch, seen: HashMap::new(), held: 0, manifests: Vec::new(), blobs: Vec::new() };
+        let root = source.root().await?;
+        let digest = root.digest;
+        walk.tree(root).await?;
+        Ok((walk, digest))
+    }
+
     /// Takes in a manifest, and before it all below it.
     async fn tree(&mut self, root: Manifest) -> Result<(), Error> {
         let mut steps = Vec::new();

@@ -1,24 +1,27 @@
 //! Where a copy goes: a registry, an OCI layout, an OCI archive.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::Plan;
 use crate::archive::write::Writer;
+use crate::blob::RangeReader;
+use crate::budget::Priority;
 use crate::client::{Client, Pick, Repository};
 use crate::content::Content;
 use crate::error::Error;
 use crate::layout::{self, Layout};
-use crate::limits;
-use crate::manifest::Manifest;
+use crate::manifest::{LayerBlob, Manifest};
 use crate::names::{LayoutName, Tag};
 use crate::push::Pushed;
 use crate::reference::Reference;
 use crate::referrers::referrer;
 use crate::source::Source;
+use crate::{limits, scratch};
 
 /// The destination of a copy.
 #[derive(Debug)]
-pub(super) enum Target {
+pub(crate) enum Target {
     Registry(Repository, Option<Tag>),
     Layout(Layout, Option<LayoutName>),
     /// Written from its beginning to its end, one thing after the other.
@@ -27,16 +30,7 @@ pub(super) enum Target {
 
 impl Target {
     /// Makes a destination ready; nothing is named there.
-    pub(super) async fn open(
-        client: &Client,
-        to: &Reference,
-        plan: &Plan,
-        source: &Source,
-    ) -> Result<Self, Error> {
-        if let Some(wanted) = to.digest().filter(|wanted| **wanted != plan.root) {
-            let why = format!("{source} is {}, and no copy can be {wanted}", plan.root);
-            return Err(Error::invalid(to.to_string(), why));
-        }
+    pub(crate) async fn open(client: &Client, to: &Reference) -> Result<Self, Error> {
         Ok(match to {
             Reference::Registry(name) => {
                 Self::Registry(client.repository(name.host(), name.repository()), name.tag().cloned())
@@ -54,7 +48,7 @@ impl Target {
     }
 
     /// Returns how many blobs it takes at once.
-    pub(super) fn takes_at_once(&self) -> usize {
+    pub(crate) fn takes_at_once(&self) -> usize {
         match self {
             Self::Registry(..) | Self::Layout(..) => limits::COPY_BLOBS,
             Self::Archive(..) => 1,
@@ -62,15 +56,48 @@ impl Target {
     }
 
     /// Says whether it is on the host of a source.
-    pub(super) fn shares_host_with(&self, source: &Source) -> bool {
+    pub(crate) fn shares_host_with(&self, source: &Source) -> bool {
         match (self, source.repository()) {
             (Self::Registry(to, _), Some(from)) => to.host == from.host,
             _ => false,
         }
     }
 
+    /// Says whether a blob is there.
+    pub(crate) async fn has(&self, blob: &LayerBlob) -> Result<bool, Error> {
+        match self {
+            Self::Registry(repository, _) => repository.blob_exists(&blob.digest).await,
+            Self::Layout(layout, _) => layout.has(&blob.digest, blob.size).await,
+            Self::Archive(..) => Ok(false),
+        }
+    }
+
+    /// Reads a layer that was stored.
+    pub(crate) fn read(&self, layer: &LayerBlob) -> Result<RangeReader, Error> {
+        let LayerBlob { digest, size, .. } = layer;
+        match self {
+            Self::Registry(repository, _) => {
+                Ok(repository.read_range(digest, *size, 0..*size, Priority::Demand))
+            }
+            Self::Layout(layout, _) => Ok(layout.read_range(digest, *size, 0..*size)),
+            Self::Archive(..) => Err(Error::Unsupported {
+                what: format!("layer {digest}"),
+                why: "an archive that is being written cannot be read".into(),
+            }),
+        }
+    }
+
+    /// Returns where there is room for what is on its way there.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        match self {
+            Self::Registry(..) => scratch::dir(),
+            Self::Layout(layout, _) => layout.blobs(),
+            Self::Archive(writer, _) => writer.dir().unwrap_or_else(scratch::dir),
+        }
+    }
+
     /// Stores a blob.
-    pub(super) async fn put(&self, content: &Content, source: &Source) -> Result<Pushed, Error> {
+    pub(crate) async fn put(&self, content: &Content, source: &Source) -> Result<Pushed, Error> {
         match self {
             Self::Registry(to, _) => {
                 let near = source.repository().filter(|from| from.host == to.host && from.name != to.name);
@@ -85,7 +112,7 @@ impl Target {
     }
 
     /// Stores the manifests, then names them, the image last.
-    pub(super) async fn name(&self, plan: &Plan) -> Result<(), Error> {
+    pub(crate) async fn name(&self, plan: &Plan) -> Result<(), Error> {
         match self {
             Self::Registry(repository, tag) => name_in_registry(repository, tag.as_ref(), plan).await,
             Self::Layout(layout, name) => {

@@ -1,0 +1,148 @@
+//! The formats of layers, and how a descriptor shows them.
+
+use std::collections::BTreeMap;
+
+use format::stargz::{
+    MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION, TOC_DIGEST, UNCOMPRESSED_SIZE,
+};
+
+use crate::manifest::Descriptor;
+
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+/// What is said of a table that a layer has, and of no other layer.
+const TABLES: [&str; 5] =
+    [TOC_DIGEST, UNCOMPRESSED_SIZE, MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION];
+
+/// What layers are made into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Gzip with a table of contents in the tar.
+    EStargz,
+    /// Zstd with a table of contents beside the tar.
+    ZstdChunked,
+    /// Ordinary layers: gzip where a table has to go, and what has none stays.
+    Oci,
+}
+
+impl Format {
+    /// Returns the media type of the layers that are made.
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::EStargz | Self::Oci => GZIP,
+            Self::ZstdChunked => ZSTD,
+        }
+    }
+
+    /// Says whether a layer is in the format.
+    fn has(self, layer: &Descriptor) -> bool {
+        let said = |name| layer.annotations.contains_key(name);
+        match (self, oci_name(&layer.media_type).unwrap_or(&layer.media_type)) {
+            (Self::EStargz, GZIP) => said(TOC_DIGEST),
+            (Self::ZstdChunked, ZSTD) => said(MANIFEST_POSITION),
+            (Self::Oci, TAR | GZIP | ZSTD) => !said(TOC_DIGEST) && !said(MANIFEST_POSITION),
+            _ => false,
+        }
+    }
+
+    /// Returns why a layer stays as it is, if it does.
+    pub(super) fn keeps(self, layer: &Descriptor) -> Option<String> {
+        if !is_tar(layer) {
+            let kind: String = layer.media_type.chars().take(100).collect();
+            return Some(format!("layers of type {kind:?} are not looked into"));
+        }
+        if !layer.urls.is_empty() {
+            return Some("it is kept outside of registries".into());
+        }
+        self.has(layer).then(|| format!("it is {self} already"))
+    }
+
+    /// Says whether a layer that claims to be made of another is what would be made.
+    pub(super) fn is_made(self, layer: &Descriptor) -> bool {
+        layer.media_type == self.media_type() && self.has(layer)
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EStargz => "eStargz",
+            Self::ZstdChunked => "zstd:chunked",
+            Self::Oci => "an ordinary layer",
+        })
+    }
+}
+
+/// Says whether something is a layer that can be looked into.
+pub(super) fn is_tar(layer: &Descriptor) -> bool {
+    [TAR, GZIP, ZSTD].contains(&oci_name(&layer.media_type).unwrap_or(&layer.media_type))
+}
+
+/// Returns what OCI calls a layer that Docker has a name for.
+pub(super) fn oci_name(media_type: &str) -> Option<&'static str> {
+    match media_type {
+        "application/vnd.docker.image.rootfs.diff.tar" => Some(TAR),
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(GZIP),
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(ZSTD),
+        _ => None,
+    }
+}
+
+/// Returns what a descriptor says that holds for the layer in whatever format.
+pub(super) fn lasting(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let lasts = |name: &str| !TABLES.contains(&name);
+    annotations
+        .iter()
+        .filter(|(name, _)| lasts(name))
+        .map(|(name, text)| (name.clone(), text.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(media_type: &str, annotation: Option<&str>) -> Descriptor {
+        let mut layer = Descriptor::of(media_type, b"");
+        layer.annotations.extend(annotation.map(|name| (name.to_owned(), "x".to_owned())));
+        layer
+    }
+
+    #[test]
+    fn which_layers_stay() {
+        let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        use Format::{EStargz, Oci, ZstdChunked};
+        for (media_type, annotation, stays_in) in [
+            (TAR, None, &[Oci][..]),
+            (GZIP, None, &[Oci]),
+            (docker, None, &[Oci]),
+            (ZSTD, None, &[Oci]),
+            (GZIP, Some(TOC_DIGEST), &[EStargz]),
+            (docker, Some(TOC_DIGEST), &[EStargz]),
+            (ZSTD, Some(MANIFEST_POSITION), &[ZstdChunked]),
+            (ZSTD, Some(TOC_DIGEST), &[]),
+            (GZIP, Some(MANIFEST_POSITION), &[]),
+            (foreign, None, &[EStargz, ZstdChunked, Oci]),
+            ("application/vnd.in-toto+json", None, &[EStargz, ZstdChunked, Oci]),
+        ] {
+            for format in [EStargz, ZstdChunked, Oci] {
+                let keeps = format.keeps(&layer(media_type, annotation));
+                assert_eq!(
+                    keeps.is_some(),
+                    stays_in.contains(&format),
+                    "{media_type} {annotation:?} {format}"
+                );
+            }
+        }
+        let mut elsewhere = layer(GZIP, None);
+        elsewhere.urls.push("https://vendor.example".into());
+        assert!(EStargz.keeps(&elsewhere).is_some());
+        assert!(
+            !EStargz.is_made(&layer(docker, Some(TOC_DIGEST)))
+                && EStargz.is_made(&layer(GZIP, Some(TOC_DIGEST)))
+        );
+    }
+}

@@ -1,0 +1,244 @@
+//! The images of a source, which of their layers are to be written anew, and what images come out of it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use format::{Digest, limits as sizes};
+
+use super::formats::{self, Format};
+use super::layers::Made;
+use super::rewrite::{self, Child};
+use super::{Conversion, ConvertedLayer, How, Originals, stream};
+use crate::copy::Watch;
+use crate::copy::plan::Plan;
+use crate::error::Error;
+use crate::limits;
+use crate::manifest::{Descriptor, Image, LayerBlob, Manifest, is_manifest, media_type};
+use crate::source::Source;
+
+/// The images of a source.
+#[derive(Default)]
+pub(super) struct Images {
+    /// Those that have a layer to be written anew.
+    images: HashMap<Digest, Image>,
+    /// Layers to be written anew, each once.
+    wanted: Vec<LayerBlob>,
+    /// All layers, each once, in the order of manifests, and why one stays.
+    layers: Vec<(Digest, u64, Option<String>)>,
+}
+
+/// What comes out.
+pub(super) struct Outcome {
+    /// Children first.
+    pub(super) manifests: Vec<Manifest>,
+    /// Configs that were not there before.
+    pub(super) configs: Vec<Bytes>,
+    pub(super) root: Digest,
+}
+
+impl Images {
+    /// Looks at the images of a source.
+    pub(super) async fn of(source: &Source, plan: &Plan, format: Format) -> Result<Self, Error> {
+        let mut found = Self::default();
+        let (spare, mut held) = (spares(plan), 0);
+        for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
+            let what = format!("manifest {} of {source}", manifest.digest);
+            let parsed = manifest.image(&what)?;
+            // BuildKit's attestations look like images, with statements for layers.
+            if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(formats::is_tar) {
+                continue;
+            }
+            for layer in &parsed.layers {
+                if !found.layers.iter().any(|(known, ..)| *known == layer.digest) {
+                    found.layers.push((layer.digest, layer.size, format.keeps(layer)));
+                }
+            }
+            if parsed.layers.iter().all(|layer| format.keeps(layer).is_some()) {
+                continue;
+            }
+            if parsed.layers.len() > sizes::LAYERS {
+                let why = format!("{} layers, the limit is {}", parsed.layers.len(), sizes::LAYERS);
+                return Err(Error::invalid(what, why));
+            }
+            let wanted: Vec<_> = parsed.layers.iter().map(|layer| format.keeps(layer).is_none()).collect();
+            let config = source.read_blob(&parsed.config, sizes::CONFIG, stream::PRIORITY).await?;
+            held += config.len() as u64;
+            if held > limits::COPY_BYTES {
+                return Err(Error::TooLarge {
+                    what: "configs".into(),
+                    size: held,
+                    limit: limits::COPY_BYTES,
+                });
+            }
+            let image = Image::new(Vec::new(), manifest.clone(), parsed, config, &what)?;
+            for (layer, _) in image.layers.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
+                found.want(layer, &what)?;
+            }
+            found.images.insert(manifest.digest, image);
+        }
+        Ok(found)
+    }
+
+    fn want(&mut self, layer: &LayerBlob, what: &str) -> Result<(), Error> {
+        match self.wanted.iter().find(|known| known.digest == layer.digest) {
+            None => self.wanted.push(layer.clone()),
+            Some(known) if known.diff_id == layer.diff_id => {}
+            Some(known) => {
+                let (one, other) = (known.diff_id, layer.diff_id);
+                let why = format!("layer {} cannot be the tar {one} and {other}", layer.digest);
+                return Err(Error::invalid(what, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the layers that are to be written anew.
+    pub(super) fn wanted(&self) -> &[LayerBlob] {
+        &self.wanted
+    }
+
+    /// Puts manifests together around what has become of the layers.
+    pub(super) fn assemble(
+        &self,
+        plan: &Plan,
+        made: &BTreeMap<Digest, Made>,
+        conversion: Conversion,
+        watch: &dyn Watch,
+    ) -> Result<Outcome, Error> {
+        let keep = conversion.originals == Originals::Kept;
+        let spare = spares(plan);
+        let (mut manifests, mut configs) = (Vec::new(), Vec::new());
+        let mut new: HashMap<Digest, Manifest> = HashMap::new();
+        for old in &plan.manifests {
+            let what = format!("manifest {}", old.digest);
+            let mut become_of = None;
+            if old.is_index() {
+                let child = |digest: &Digest| match new.get(digest) {
+                    Some(new) => Child::Made(new),
+                    None if spare.contains(digest) => Child::Spare,
+                    None => Child::Same,
+                };
+                let gone = |digest: &Digest, about: &Digest| {
+                    watch.left_out(&format!("manifest {digest} is about {about}, which is replaced"));
+                };
+                become_of = rewrite::index(old, conversion.format, keep, child, gone, &what)?;
+            } else if let Some(image) = self.images.get(&old.digest)
+                && let Some((config, manifest)) = rewritten(image, made, &what)?
+            {
+                configs.push(config);
+                become_of = Some(manifest);
+            }
+            manifests.push(old.clone());
+            if let Some(manifest) = become_of {
+                manifests.push(manifest.clone());
+                new.insert(old.digest, manifest);
+            }
+        }
+        let mut root = plan.root;
+        if let Some(manifest) = new.get(&root) {
+            root = manifest.digest;
+            if let (true, Some(image)) = (keep, self.images.get(&plan.root)) {
+                let what = format!("manifest {}", plan.root);
+                let pair = rewrite::pair(&image.manifest, manifest, &image.config, conversion.format, &what)?;
+                root = pair.digest;
+                manifests.push(pair);
+            }
+        }
+        let manifests = reachable(manifests, &root);
+        Ok(Outcome { manifests, configs, root })
+    }
+
+    /// Says what has become of every layer.
+    pub(super) fn report(&self, made: &BTreeMap<Digest, Made>) -> Vec<ConvertedLayer> {
+        let of = |(from, from_size, kept): &(Digest, u64, Option<String>)| {
+            let (from, from_size) = (*from, *from_size);
+            let same = |why: &str| ConvertedLayer {
+                from,
+                from_size,
+                to: from,
+                to_size: from_size,
+                how: How::Kept,
+                why: Some(why.to_owned()),
+            };
+            match (kept, made.get(&from)) {
+                (None, Some(Made::Another(layer, how))) => ConvertedLayer {
+                    from,
+                    from_size,
+                    to: layer.digest,
+                    to_size: layer.size,
+                    how: *how,
+                    why: None,
+                },
+                (None, Some(Made::Same(why))) => same(why),
+                (why, _) => same(why.as_deref().unwrap_or_default()),
+            }
+        };
+        self.layers.iter().map(of).collect()
+    }
+}
+
+impl Outcome {
+    /// Returns those of the source's blobs that manifests name.
+    pub(super) fn carried<'a>(&self, plan: &'a Plan) -> Result<Vec<&'a Descriptor>, Error> {
+        let mut named = HashSet::new();
+        for manifest in &self.manifests {
+            if manifest.is_index() {
+                named.extend(manifest.children().into_iter().map(|child| child.digest));
+            } else {
+                let image = manifest.image("")?;
+                named.extend(std::iter::once(image.config).chain(image.layers).map(|blob| blob.digest));
+            }
+        }
+        Ok(plan.blobs.iter().filter(|blob| named.contains(&blob.digest)).collect())
+    }
+}
+
+/// Returns the manifests that were made of others beside them: those are looked at instead.
+fn spares(plan: &Plan) -> HashSet<Digest> {
+    plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect()
+}
+
+/// Returns config and manifest of an image around other layers; nothing if all of them stay.
+fn rewritten(
+    image: &Image,
+    made: &BTreeMap<Digest, Made>,
+    what: &str,
+) -> Result<Option<(Bytes, Manifest)>, Error> {
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+    for old in &image.layers {
+        match made.get(&old.digest) {
+            Some(Made::Another(layer, _)) => {
+                layers.push(Some(layer.descriptor()));
+                diff_ids.push(layer.diff_id);
+            }
+            Some(Made::Same(_)) | None => {
+                layers.push(None);
+                diff_ids.push(old.diff_id);
+            }
+        }
+    }
+    if layers.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let config = rewrite::config(&image.config, &diff_ids, what)?;
+    let descriptor = Descriptor::of(media_type::CONFIG, &config);
+    let manifest = rewrite::manifest(&image.manifest, &descriptor, &layers, what)?;
+    Ok(Some((config, manifest)))
+}
+
+/// Returns those of the manifests that a root leads to, in the order they have; that is children first.
+fn reachable(manifests: Vec<Manifest>, root: &Digest) -> Vec<Manifest> {
+    let mut found = HashSet::from([*root]);
+    // A parent comes after its children.
+    for manifest in manifests.iter().rev() {
+        if found.contains(&manifest.digest) {
+            let children = manifest.children();
+            found.extend(
+                children.iter().filter(|child| is_manifest(&child.media_type)).map(|child| child.digest),
+            );
+        }
+    }
+    // One that is made of two is the same.
+    let mut once = HashSet::new();
+    manifests.into_iter().filter(|one| found.contains(&one.digest) && once.insert(one.digest)).collect()
+}

@@ -1,0 +1,123 @@
+//! The layers of a conversion, a few at once: made before, or written anew and sent.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use format::Digest;
+use tokio::sync::Semaphore;
+
+use super::prior::Prior;
+use super::rewrite::CONVERTED_FROM;
+use super::{How, Recoded, Sums, Work, formats, stream};
+use crate::content::Content;
+use crate::error::Error;
+use crate::limits;
+use crate::manifest::LayerBlob;
+use crate::push::Pushed;
+
+/// What has become of a layer.
+#[derive(Debug)]
+pub(super) enum Made {
+    /// There is another one instead.
+    Another(Box<LayerBlob>, How),
+    /// It stays, and why.
+    Same(String),
+}
+
+/// Layers that are to be made.
+pub(super) struct Layers<'a> {
+    work: &'a Work,
+    prior: Prior,
+    /// How many are made at once.
+    at_once: usize,
+    /// On how many threads each.
+    threads: usize,
+    /// One for each blob that the target takes at once.
+    putting: Semaphore,
+    /// Held for a look only, as are the next.
+    waiting: Mutex<VecDeque<LayerBlob>>,
+    done: Mutex<BTreeMap<Digest, Made>>,
+    sums: Mutex<Sums>,
+}
+
+impl<'a> Layers<'a> {
+    pub(super) fn new(work: &'a Work, prior: Prior, mut wanted: Vec<LayerBlob>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let at_once = wanted.len().min(cores).clamp(1, limits::CONVERT_LAYERS);
+        // The largest first: begun last it would be waited for alone.
+        wanted.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+        Self {
+            work,
+            prior,
+            at_once,
+            threads: (cores / at_once).max(1),
+            putting: Semaphore::new(work.target.takes_at_once()),
+            waiting: Mutex::new(wanted.into()),
+            done: Mutex::default(),
+            sums: Mutex::default(),
+        }
+    }
+
+    /// Makes all of them; the first that fails ends it. What cannot be made stays, and has not been sent.
+    pub(super) async fn make(self) -> Result<(BTreeMap<Digest, Made>, Sums), Error> {
+        let some = |n: usize| {
+            let own = &self;
+            async move { if n < own.at_once { own.make_some().await } else { Ok(()) } }
+        };
+        const { assert!(limits::CONVERT_LAYERS == 4, "as many as are joined here") };
+        tokio::try_join!(some(0), some(1), some(2), some(3))?;
+        let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((done, self.sums.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    async fn make_some(&self) -> Result<(), Error> {
+        loop {
+            let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(layer) = next else { return Ok(()) };
+            let made = match self.reused(&layer).await? {
+                Some(made) => made,
+                None => self.recoded(&layer).await?,
+            };
+            self.done.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.digest, made);
+        }
+    }
+
+    /// Returns what was made of a layer before, if that is still there.
+    async fn reused(&self, layer: &LayerBlob) -> Result<Option<Made>, Error> {
+        let Some(made) = self.prior.made_of(&layer.digest) else { return Ok(None) };
+        if !self.work.target.has(made).await? {
+            return Ok(None);
+        }
+        self.put(layer, made.size, Pushed::Existed);
+        Ok(Some(Made::Another(Box::new(made.clone()), How::Reused)))
+    }
+
+    async fn recoded(&self, layer: &LayerBlob) -> Result<Made, Error> {
+        let Work { source, target, conversion, recode, watch } = self.work;
+        let reader = source.read_range(&layer.digest, layer.size, 0..layer.size, stream::PRIORITY);
+        let passed = |done| watch.passed(&layer.digest, done, layer.size);
+        let dir = target.scratch();
+        let made = stream::recode(recode.clone(), layer, self.threads, reader, &dir, passed).await?;
+        let (Recoded { digest, size, diff_id, annotations }, file) = match made {
+            Ok(made) => made,
+            Err(why) => return Ok(Made::Same(why)),
+        };
+        let content = Content::of_file(file, digest, size);
+        let how = {
+            let _one = self.putting.acquire().await.ok(); // the semaphore is never closed
+            target.put(&content, source).await?
+        };
+        self.put(layer, size, how);
+        let mut all = formats::lasting(&layer.annotations);
+        all.extend(annotations);
+        all.insert(CONVERTED_FROM.into(), layer.digest.to_string());
+        let media_type = conversion.format.media_type().to_owned();
+        let made = LayerBlob { digest, size, media_type, diff_id, annotations: all };
+        Ok(Made::Another(Box::new(made), How::Recoded))
+    }
+
+    fn put(&self, layer: &LayerBlob, size: u64, how: Pushed) {
+        self.work.watch.arrived(&layer.digest, layer.size, how);
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner).count(size, how);
+    }
+}

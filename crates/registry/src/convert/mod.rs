@@ -1,0 +1,282 @@
+//! Makes of an image another one whose layers are in another format.
+//!
+//! Promises: of every platform each layer is written anew once, wherever it occurs, and only if it has not been before: what
+//! the destination's own name leads to says which layer each of its layers was made of. A layer that the format cannot hold
+//! stays, and why is told. All else of configs, manifests and indexes stays ([`rewrite`]). A layer is whole in a file
+//! without a name before it is sent, so whoever is killed leaves nothing; and as in a copy, nothing is named at the
+//! destination before all that it names is there. How layers are written this crate does not know: that is [`Recode`]'s.
+//!
+//! ```text
+//! source ─► own manifests, configs ─► which layers ─► each: there already? ─► reused
+//!                                                        else read ─► Recode ─► file ─► destination
+//!           what stays ─► destination      all compared, if asked ─► manifests, children first ─► the name
+//! ```
+
+mod formats;
+mod image;
+mod layers;
+mod prior;
+mod rewrite;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use format::{DiffId, Digest};
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::content::Content;
+use crate::copy::plan::Plan;
+use crate::copy::target::Target;
+use crate::copy::{Hears, Watch};
+use crate::error::{Cause, Error};
+use crate::manifest::LayerBlob;
+use crate::push::Pushed;
+use crate::reference::Reference;
+use crate::source::Source;
+pub use formats::Format;
+use image::{Images, Outcome};
+use layers::{Layers, Made};
+use prior::Prior;
+pub use rewrite::CONVERTED_FROM;
+
+/// What to make of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conversion {
+    /// The format of the layers.
+    pub format: Format,
+    /// What becomes of the images they are made of.
+    pub originals: Originals,
+    /// Whether to read at the destination what was made, and compare it with the source.
+    pub verify: bool,
+}
+
+/// What becomes of images when others are made of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Originals {
+    /// They are not at the destination.
+    LeftOut,
+    /// They are listed before those that are made of them.
+    Kept,
+}
+
+/// Who writes layers anew. All of it blocks.
+pub trait Recode: fmt::Debug + Send + Sync {
+    /// Reads a layer's blob to its end, compares it with its digests, and writes it anew, on so many threads. The same
+    /// layer is always made into the same bytes.
+    fn recode(
+        &self,
+        layer: &LayerBlob,
+        threads: usize,
+        blob: &mut dyn Read,
+        out: &mut (dyn Write + Send),
+    ) -> Result<Recoded, RecodeError>;
+
+    /// Reads a layer and what was made of it to their ends, compares both with their digests, and the files in the one with those
+    /// in the other.
+    fn compare(
+        &self,
+        layer: (&LayerBlob, &mut (dyn Read + Send)),
+        made: (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError>;
+}
+
+/// A layer that was written anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recoded {
+    /// The digest of the blob.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// The digest of its tar.
+    pub diff_id: DiffId,
+    /// What its descriptor has to say.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Why a layer was not written anew.
+#[derive(Debug, thiserror::Error)]
+pub enum RecodeError {
+    /// The format cannot hold it; it can stay as it is.
+    #[error("{0}")]
+    Inexpressible(String),
+    /// It failed.
+    #[error(transparent)]
+    Failed(Cause),
+}
+
+/// What a conversion came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Converted {
+    /// The digest of the manifest or index that is named.
+    pub digest: Digest,
+    /// What it is.
+    pub media_type: String,
+    /// Manifests that are there: the named one, and those below it.
+    pub manifests: usize,
+    /// The layers of all platforms, each once.
+    pub layers: Vec<ConvertedLayer>,
+    /// Layers that were read again and compared with the source.
+    pub verified: usize,
+    /// Blobs that were sent.
+    pub sent: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blobs that the registry took from its other repository.
+    pub mounted: usize,
+    /// Blobs that were there.
+    pub existed: usize,
+}
+
+/// What became of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConvertedLayer {
+    /// The blob it was.
+    pub from: Digest,
+    /// Its length.
+    pub from_size: u64,
+    /// The blob it is.
+    pub to: Digest,
+    /// Its length.
+    pub to_size: u64,
+    /// How it became that.
+    pub how: How,
+    /// Why it was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// How a layer came to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// It was written anew.
+    Recoded,
+    /// It was made before.
+    Reused,
+    /// It stayed as it was.
+    Kept,
+}
+
+/// What a conversion works with.
+struct Work {
+    source: Source,
+    target: Target,
+    conversion: Conversion,
+    recode: Arc<dyn Recode>,
+    watch: Arc<dyn Watch>,
+}
+
+impl Client {
+    /// Makes another image of one, and names it.
+    pub async fn convert(
+        &self,
+        (from, to): (&Reference, &Reference),
+        conversion: Conversion,
+        recode: Arc<dyn Recode>,
+        watch: Arc<dyn Watch>,
+    ) -> Result<Converted, Error> {
+        possible(to, conversion)?;
+        let source = self.source(from).await?;
+        let plan = Plan::own_of(&source, &*watch).await?;
+        let images = Images::of(&source, &plan, conversion.format).await?;
+        let target = Target::open(self, to).await?;
+        let prior = match to {
+            Reference::Archive(_) => Prior::none(),
+            _ => Prior::of(&self.source(to).await?, conversion.format).await?,
+        };
+        let work = Work { source, target, conversion, recode, watch };
+        let (made, mut sums) = Layers::new(&work, prior, images.wanted().to_vec()).make().await?;
+        let outcome = images.assemble(&plan, &made, conversion, &*work.watch)?;
+        work.carry(&outcome, &plan, &mut sums).await?;
+        let verified = match conversion.verify {
+            true => work.verify(&images, &made).await?,
+            false => 0,
+        };
+        let named = Plan::made(outcome.manifests, outcome.root);
+        let root = named.root_manifest()?;
+        let converted = Converted {
+            digest: root.digest,
+            media_type: root.media_type.clone(),
+            manifests: named.manifests.len(),
+            layers: images.report(&made),
+            verified,
+            sent: sums.sent,
+            bytes: sums.bytes,
+            mounted: sums.mounted,
+            existed: sums.existed,
+        };
+        work.target.name(&named).await?;
+        Ok(converted)
+    }
+}
+
+impl Work {
+    /// Brings what stays, and the configs.
+    async fn carry(&self, outcome: &Outcome, plan: &Plan, sums: &mut Sums) -> Result<(), Error> {
+        for config in &outcome.configs {
+            let content = Content::bytes(config.clone());
+            sums.count(content.size(), self.target.put(&content, &self.source).await?);
+        }
+        let back = self.target.shares_host_with(&self.source);
+        for blob in outcome.carried(plan)? {
+            let content = Content::passing(&self.source, blob, back, Arc::new(Hears(self.watch.clone())));
+            let how = self.target.put(&content, &self.source).await?;
+            self.watch.arrived(&blob.digest, blob.size, how);
+            sums.count(blob.size, how);
+        }
+        Ok(())
+    }
+
+    /// Reads what was made from the destination and compares it with what it was made of; says of how many layers.
+    async fn verify(&self, images: &Images, made: &BTreeMap<Digest, Made>) -> Result<usize, Error> {
+        let mut count = 0;
+        for layer in images.wanted() {
+            let Some(Made::Another(there, _)) = made.get(&layer.digest) else { continue };
+            let whole = 0..layer.size;
+            let from = self.source.read_range(&layer.digest, layer.size, whole, stream::PRIORITY);
+            let readers = [from, self.target.read(there)?];
+            stream::compare(self.recode.clone(), [layer.clone(), (**there).clone()], readers).await?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// Refuses what could only fail at its end.
+fn possible(to: &Reference, conversion: Conversion) -> Result<(), Error> {
+    let refused = |why: &str| Err(Error::Unsupported { what: to.to_string(), why: why.into() });
+    if to.digest().is_some() {
+        return refused("the digest of what is made is not known before; name a tag");
+    }
+    match to {
+        Reference::Archive(_) if conversion.verify => {
+            refused("an archive that is being written cannot be read again; verify a conversion to oci:DIR")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What was put where it goes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    sent: usize,
+    bytes: u64,
+    mounted: usize,
+    existed: usize,
+}
+
+impl Sums {
+    fn count(&mut self, size: u64, how: Pushed) {
+        match how {
+            Pushed::Sent => (self.sent, self.bytes) = (self.sent + 1, self.bytes + size),
+            Pushed::Mounted => self.mounted += 1,
+            Pushed::Existed => self.existed += 1,
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Configs, manifests and image indexes, written anew around layers that were: pure functions of JSON.
+//!
+//! A config keeps every byte but the list of diffIDs. Of manifests and indexes all fields stay, known or not; only the
+//! order of keys is ours.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use format::{DiffId, Digest};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::formats::{self, Format};
+use crate::error::Error;
+use crate::manifest::{Descriptor, ImageManifest, Manifest, media_type};
+
+/// Annotation: the digest of the blob or manifest that this one was made of.
+pub const CONVERTED_FROM: &str = "dev.floe.converted.from";
+
+/// Annotation of a manifest in an index: podman, buildah, skopeo and CRI-O take it before one that lacks it.
+const PREFERRED_ZSTD: &str = "io.github.containers.compression.zstd";
+
+/// Annotation of a manifest in an index: which other one it is about. BuildKit's attestations have it.
+const ABOUT: &str = "vnd.docker.reference.digest";
+
+/// Returns a config with other diffIDs, and nothing else of it changed.
+pub(super) fn config(bytes: &Bytes, diff_ids: &[DiffId], what: &str) -> Result<Bytes, Error> {
+    let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
+    let text = std::str::from_utf8(bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
+    let place = diff_ids_in(text).map_err(bad)?;
+    let list = serde_json::to_string(diff_ids).map_err(bad)?;
+    Ok([&text[..place.start], &list, &text[place.end..]].concat().into())
+}
+
+/// Returns where in a config the list of diffIDs is.
+fn diff_ids_in(text: &str) -> Result<Range<usize>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Config<'a> {
+        #[serde(borrow)]
+        rootfs: &'a RawValue,
+    }
+    #[derive(Deserialize)]
+    struct RootFs<'a> {
+        #[serde(borrow)]
+        diff_ids: &'a RawValue,
+    }
+    let config: Config<'_> = serde_json::from_str(text)?;
+    let rootfs: RootFs<'_> = serde_json::from_str(config.rootfs.get())?;
+    // What was borrowed lies in the text it was borrowed from.
+    let list = rootfs.diff_ids.get();
+    let start = list.as_ptr() as usize - text.as_ptr() as usize;
+    Ok(start..start + list.len())
+}
+
+/// Returns an OCI manifest with another config and other layers; one for each that the manifest has, or nothing where
+/// it stays.
+pub(super) fn manifest(
+    of: &Manifest,
+    config: &Descriptor,
+    layers: &[Option<Descriptor>],
+    what: &str,
+) -> Result<Manifest, Error> {
+    let mut value = object(of, what)?;
+    let bad = |why: &str| Error::invalid(what, why);
+    value.insert("mediaType".into(), media_type::MANIFEST.into());
+    let old = value.get_mut("config").ok_or_else(|| bad("it has no config"))?;
+    replace(old, config, what)?;
+    let old = value.get_mut("layers").and_then(Value::as_array_mut);
+    let old = old.filter(|old| old.len() == layers.len()).ok_or_else(|| bad("its layers are no list"))?;
+    for (old, new) in old.iter_mut().zip(layers) {
+        match new {
+            Some(new) => replace(old, new, what)?,
+            // An OCI manifest names them as OCI does.
+            None => {
+                if let Some(oci) = old["mediaType"].as_str().and_then(formats::oci_name) {
+                    old["mediaType"] = oci.into();
+                }
+            }
+        }
+    }
+    made(media_type::MANIFEST, &Value::Object(value), what)
+}
+
+/// What has become of a manifest that an index lists.
+pub(super) enum Child<'a> {
+    /// It stays, or it is none that we look at.
+    Same,
+    /// It was made anew.
+    Made(&'a Manifest),
+    /// It was made of another one in the list, which was looked at instead.
+    Spare,
+}
+
+/// Returns an index in which manifests have been replaced, or to which they have been added; nothing if none has
+/// changed. What was about a manifest that is gone goes, too, and is told.
+pub(super) fn index<'a>(
+    of: &Manifest,
+    format: Format,
+    keep: bool,
+    child: impl Fn(&Digest) -> Child<'a>,
+    mut gone: impl FnMut(&Digest, &Digest),
+    what: &str,
+) -> Result<Option<Manifest>, Error> {
+    let mut value = object(of, what)?;
+    let listed = value.get_mut("manifests").and_then(Value::as_array_mut);
+    let listed = std::mem::take(listed.ok_or_else(|| Error::invalid(what, "it lists no manifests"))?);
+    let digest_of = |entry: &Value| entry["digest"].as_str()?.parse::<Digest>().ok();
+    let (mut entries, mut added, mut changed) = (Vec::new(), Vec::new(), false);
+    for entry in listed {
+        let Some(digest) = digest_of(&entry) else {
+            entries.push(entry);
+            continue;
+        };
+        match child(&digest) {
+            Child::Made(new) => {
+                changed = true;
+                let mut made = entry.clone();
+                replace(&mut made, &new.descriptor(), what)?;
+                // Of an index no more is replaced than what it lists.
+                if keep && !new.is_index() {
+                    entries.push(entry);
+                    mark(&mut made, &digest, format);
+                    added.push(made);
+                } else {
+                    entries.push(made);
+                }
+            }
+            Child::Spare => changed = true,
+            Child::Same => {
+                let about = entry["annotations"][ABOUT].as_str().and_then(|text| text.parse().ok());
+                match about {
+                    Some(about) if !keep && matches!(child(&about), Child::Made(_)) => {
+                        changed = true;
+                        gone(&digest, &about);
+                    }
+                    _ => entries.push(entry),
+                }
+            }
+        }
+    }
+    if !changed {
+        return Ok(None);
+    }
+    entries.append(&mut added);
+    value.insert("mediaType".into(), media_type::INDEX.into());
+    value.insert("manifests".into(), entries.into());
+    made(media_type::INDEX, &Value::Object(value), what).map(Some)
+}
+
+/// Returns an index of an image and of what was made of it. The original comes first, for most take the first that fits.
+pub(super) fn pair(
+    original: &Manifest,
+    new: &Manifest,
+    config: &[u8],
+    format: Format,
+    what: &str,
+) -> Result<Manifest, Error> {
+    let platform = platform(config, what)?;
+    let entry = |manifest: &Manifest| {
+        json!({
+            "mediaType": manifest.media_type, "digest": manifest.digest.to_string(), "size": manifest.bytes.len(),
+            "platform": platform
+        })
+    };
+    let mut converted = entry(new);
+    mark(&mut converted, &original.digest, format);
+    let index = json!({
+        "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": [entry(original), converted]
+    });
+    made(media_type::INDEX, &index, what)
+}
+
+/// Returns the digests of manifests in an index that were made of others in it.
+pub(super) fn spares(index: &Manifest) -> Vec<Digest> {
+    let children = index.children();
+    let from = |child: &Descriptor| {
+        child.annotations.get(CONVERTED_FROM).and_then(|text| text.parse::<Digest>().ok())
+    };
+    let is_spare = |child: &&Descriptor| {
+        from(child)
+            .is_some_and(|from| from != child.digest && children.iter().any(|other| other.digest == from))
+    };
+    children.iter().filter(is_spare).map(|child| child.digest).collect()
+}
+
+/// Says of an entry what it was made of, so that it is found and not made again.
+fn mark(entry: &mut Value, from: &Digest, format: Format) {
+    if !entry["annotations"].is_object() {
+        entry["annotations"] = json!({});
+    }
+    entry["annotations"][CONVERTED_FROM] = from.to_string().into();
+    if format == Format::ZstdChunked {
+        entry["annotations"][PREFERRED_ZSTD] = "true".into();
+    }
+}
+
+/// Returns what a config says about where it runs, as an index says it.
+fn platform(config: &[u8], what: &str) -> Result<Value, Error> {
+    let config: Map<String, Value> = serde_json::from_slice(config)
+        .map_err(|error| Error::invalid(what, format!("its config: {error}")))?;
+    let fields = ["architecture", "os", "os.version", "os.features", "variant"];
+    let said = fields.iter().filter_map(|field| Some(((*field).to_owned(), config.get(*field)?.clone())));
+    Ok(Value::Object(said.collect()))
+}
+
+/// Puts another descriptor in the place of one. What the old one said beyond its content stays, but not its content
+/// itself, nor where else that may be.
+fn replace(old: &mut Value, new: &Descriptor, what: &str) -> Result<(), Error> {
+    let Value::Object(entry) = old else { return Err(Error::invalid(what, "it lists something strange")) };
+    entry.remove("data");
+    entry.remove("urls");
+    entry.insert("mediaType".into(), new.media_type.clone().into());
+    entry.insert("digest".into(), new.digest.to_string().into());
+    entry.insert("size".into(), new.size.into());
+    if !new.annotations.is_empty() {
+        entry.insert("annotations".into(), json!(new.annotations));
+    }
+    Ok(())
+}
+
+fn object(manifest: &Manifest, what: &str) -> Result<Map<String, Value>, Error> {
+    serde_json::from_slice(&manifest.bytes).map_err(|error| Error::invalid(what, error.to_string()))
+}
+
+fn made(media_type: &str, value: &Value, what: &str) -> Result<Manifest, Error> {
+    let bytes = serde_json::to_vec(value).map_err(|error| Error::invalid(what, error.to_string()))?;
+    let (size, limit) = (bytes.len() as u64, format::limits::MANIFEST);
+    if size > limit {
+        return Err(Error::TooLarge { what: format!("what {what} becomes"), size, limit });
+    }
+    Ok(Manifest { digest: Digest::of(&bytes), media_type: media_type.into(), bytes: bytes.into() })
+}
+
+/// Says whether a manifest is an image of which layers may be written anew.
+pub(super) fn is_image(manifest: &ImageManifest) -> bool {
+    let configs = [media_type::CONFIG, media_type::DOCKER_CONFIG];
+    manifest.artifact_type.as_deref().is_none_or(|kind| kind == media_type::CONFIG)
+        && configs.contains(&&*manifest.config.media_type)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn of(value: &Value) -> Manifest {
+        made("", value, "x").unwrap()
+    }
+
+    fn value(manifest: &Manifest) -> Value {
+        serde_json::from_slice(&manifest.bytes).unwrap()
+    }
+
+    fn id(text: &str) -> DiffId {
+        DiffId::new(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_config_keeps_all_but_its_diff_ids() {
+        let before = format!(
+            r#"{{"os":"linux","history":[{{"b":1,"a":"rootfs"}}],"moby.buildkit.cache.v0":"W10=","rootfs":{{"type":"layers", "diff_ids" : ["{A}"] }},"architecture":"é"}}"#
+        );
+        let after = config(&before.clone().into(), &[id(B)], "x").unwrap();
+        assert_eq!(after, before.replace(A, B), "byte for byte");
+        for bad in ["", "[]", "{}", r#"{"rootfs":{}}"#, r#"{"rootfs":{"diff_ids":[]},"rootfs":{}}"#, "\u{ff}"]
+        {
+            assert!(config(&Bytes::from(bad), &[], "x").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_becomes_one_of_oci_and_keeps_what_it_says() {
+        let before = of(&json!({
+            "schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST, "annotations": { "a": "b" }, "x": [1],
+            "config": { "mediaType": media_type::DOCKER_CONFIG, "digest": A, "size": 1, "data": "e30=" },
+            "layers": [
+                { "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "digest": A, "size": 1 },
+                { "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "digest": B, "size": 2, "urls": [] }
+            ]
+        }));
+        let mut layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar+zstd", b"layer");
+        layer.annotations.insert("k".into(), "v".into());
+        let config = Descriptor::of(media_type::CONFIG, b"config");
+        let after = manifest(&before, &config, &[None, Some(layer.clone())], "x").unwrap();
+        assert_eq!(after.media_type, media_type::MANIFEST);
+        let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let expected = json!({
+            "schemaVersion": 2, "mediaType": media_type::MANIFEST, "annotations": { "a": "b" }, "x": [1],
+            "config": config, "layers": [{ "mediaType": gzip, "digest": A, "size": 1 }, layer]
+        });
+        assert_eq!(value(&after), expected);
+        assert!(manifest(&before, &config, &[None], "x").is_err(), "a layer is missing");
+    }
+
+    fn entry(manifest: &Manifest, annotations: &Value) -> Value {
+        json!({
+            "mediaType": media_type::MANIFEST, "digest": manifest.digest.to_string(), "size": manifest.bytes.len(),
+            "platform": { "os": "linux", "architecture": "amd64" }, "annotations": annotations
+        })
+    }
+
+    /// An index of an image, what was made of it before, another image, and attestations about both.
+    fn listed() -> ([Manifest; 5], Manifest) {
+        let all = ["image", "spare", "other", "about image", "about other"].map(|text| of(&json!(text)));
+        let entries = [
+            entry(&all[0], &json!({ "kept": "yes" })),
+            entry(&all[1], &json!({ CONVERTED_FROM: all[0].digest.to_string() })),
+            entry(&all[2], &json!({})),
+            entry(&all[3], &json!({ ABOUT: all[0].digest.to_string() })),
+            entry(&all[4], &json!({ ABOUT: all[2].digest.to_string() })),
+            json!({ "digest": "sha512:00", "size": 1, "mediaType": "m" }),
+        ];
+        let list = of(&json!({ "schemaVersion": 2, "manifests": entries, "annotations": { "a": "b" } }));
+        (all, Manifest { media_type: media_type::DOCKER_LIST.into(), ..list })
+    }
+
+    fn digests(index: &Manifest) -> Vec<String> {
+        let value = value(index);
+        let digest = |entry: &Value| entry["digest"].as_str().unwrap().to_owned();
+        value["manifests"].as_array().unwrap().iter().map(digest).collect()
+    }
+
+    #[test]
+    fn an_index_lists_what_was_made_instead_or_behind() {
+        let ([image, spare, other, about, about_other], list) = listed();
+        assert_eq!(spares(&list), [spare.digest]);
+        let new = Manifest { media_type: media_type::MANIFEST.into(), ..of(&json!("new")) };
+        let child = |digest: &Digest| match *digest {
+            digest if digest == image.digest => Child::Made(&new),
+            digest if digest == spare.digest => Child::Spare,
+            _ => Child::Same,
+        };
+        let mut gone = Vec::new();
+        let replaced =
+            index(&list, Format::EStargz, false, child, |digest, of| gone.push((*digest, *of)), "x");
+        let replaced = replaced.unwrap().unwrap();
+        let text = |manifest: &Manifest| manifest.digest.to_string();
+        let unread = || "sha512:00".to_owned();
+        assert_eq!(digests(&replaced), [text(&new), text(&other), text(&about_other), unread()]);
+        assert_eq!(gone, [(about.digest, image.digest)]);
+        assert_eq!(replaced.media_type, media_type::INDEX);
+        let all = value(&replaced);
+        assert_eq!(all["annotations"], json!({ "a": "b" }));
+        assert_eq!(all["manifests"][0]["platform"]["architecture"], "amd64");
+        assert_eq!(all["manifests"][0]["annotations"], json!({ "kept": "yes" }));
+
+        let none = |_: &Digest, _: &Digest| panic!("nothing goes");
+        let both = index(&list, Format::ZstdChunked, true, child, none, "x").unwrap().unwrap();
+        let expected = [text(&image), text(&other), text(&about), text(&about_other), unread(), text(&new)];
+        assert_eq!(digests(&both), expected);
+        let last = &value(&both)["manifests"][5]["annotations"];
+        assert_eq!(*last, json!({ "kept": "yes", CONVERTED_FROM: text(&image), PREFERRED_ZSTD: "true" }));
+        assert_eq!(spares(&both), [new.digest]);
+
+        let same = index(&list, Format::EStargz, true, |_| Child::Same, none, "x").unwrap();
+        assert!(same.is_none(), "nothing has changed");
+    }
+
+    #[test]
+    fn a_single_image_and_its_conversion_are_a_pair_for_one_platform() {
+        let (original, new) = (of(&json!("old")), of(&json!("new")));
+        let config = br#"{"os":"linux","architecture":"arm64","variant":"v8","rootfs":{},"config":{}}"#;
+        let index = pair(&original, &new, config, Format::EStargz, "x").unwrap();
+        assert_eq!(digests(&index), [original.digest.to_string(), new.digest.to_string()]);
+        let entries = &value(&index)["manifests"];
+        assert_eq!(entries[0]["platform"], entries[1]["platform"]);
+        assert_eq!(
+            entries[0]["platform"],
+            json!({ "os": "linux", "architecture": "arm64", "variant": "v8" })
+        );
+        assert_eq!(entries[1]["annotations"], json!({ CONVERTED_FROM: original.digest.to_string() }));
+        assert_eq!(entries[0].get("annotations"), None);
+    }
+}

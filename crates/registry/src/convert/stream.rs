@@ -1,0 +1,174 @@
+//! Blobs on their way between the network, which is asynchronous, and whoever writes layers anew, who blocks.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::mpsc;
+
+use super::{Recode, RecodeError, Recoded};
+use crate::blob::RangeReader;
+use crate::budget::Priority;
+use crate::error::{Cause, Error};
+use crate::layout::blocking;
+use crate::manifest::LayerBlob;
+use crate::{limits, scratch};
+
+/// Pieces of a blob that wait for whoever reads them.
+const PIECES: usize = 8;
+
+/// Whoever converts waits for it.
+pub(super) const PRIORITY: Priority = Priority::Demand;
+
+/// A blob as it comes, for a thread that may block.
+struct Inlet {
+    pieces: mpsc::Receiver<Result<Option<Bytes>, Error>>,
+    piece: Bytes,
+    /// Whether its end has come.
+    ended: bool,
+    /// Why it does not go on.
+    failed: Option<Error>,
+}
+
+impl Read for Inlet {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() && !self.ended {
+            match self.pieces.blocking_recv() {
+                Some(Ok(Some(piece))) => self.piece = piece,
+                Some(Ok(None)) => self.ended = true,
+                Some(Err(error)) => {
+                    self.failed = Some(error.clone());
+                    return Err(io::Error::other(error));
+                }
+                None => return Err(io::Error::other("it was given up")),
+            }
+        }
+        let n = buf.len().min(self.piece.len());
+        buf[..n].copy_from_slice(&self.piece[..n]);
+        self.piece.advance(n);
+        Ok(n)
+    }
+}
+
+fn inlet() -> (mpsc::Sender<Result<Option<Bytes>, Error>>, Inlet) {
+    let (send, pieces) = mpsc::channel(PIECES);
+    (send, Inlet { pieces, piece: Bytes::new(), ended: false, failed: None })
+}
+
+/// Passes a blob on to whoever reads it, and says how far it has come.
+async fn feed(
+    mut reader: RangeReader,
+    to: mpsc::Sender<Result<Option<Bytes>, Error>>,
+    mut passed: impl FnMut(u64),
+) {
+    let mut at = 0;
+    loop {
+        let piece = reader.chunk().await;
+        if let Ok(Some(piece)) = &piece {
+            at += piece.len() as u64;
+            passed(at);
+        }
+        let more = matches!(piece, Ok(Some(_)));
+        if to.send(piece).await.is_err() || !more {
+            return; // a reader that has gone says itself why
+        }
+    }
+}
+
+/// A file that remembers why it could not be written.
+struct Outlet {
+    file: File,
+    failed: Option<io::Error>,
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes).map_err(|error| {
+            let again =
+                error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+            self.failed = Some(error);
+            again
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a layer anew into a file of a directory; returns what was made, or why it cannot be.
+pub(super) async fn recode(
+    by: Arc<dyn Recode>,
+    layer: &LayerBlob,
+    threads: usize,
+    reader: RangeReader,
+    dir: &Path,
+    passed: impl FnMut(u64),
+) -> Result<Result<(Recoded, Arc<File>), String>, Error> {
+    let (send, mut inlet) = inlet();
+    let (layer, dir) = (layer.clone(), dir.to_owned());
+    let work = blocking("recoding a layer", move || {
+        let what = format!("layer {}", layer.digest);
+        let writing = |error| Error::io(format!("writing {what} anew in {}", dir.display()), error);
+        let file = scratch::file(&dir).map_err(writing)?;
+        let mut out = io::BufWriter::with_capacity(piece_len(), Outlet { file, failed: None });
+        let made = by.recode(&layer, threads, &mut inlet, &mut out);
+        let made = made.and_then(|made| match out.flush() {
+            Ok(()) => Ok(made),
+            Err(error) => Err(RecodeError::Failed(Arc::new(error))),
+        });
+        let (outlet, _) = out.into_parts(); // what is left in memory is of no use if it failed
+        match made {
+            Ok(made) => Ok(Ok((made, Arc::new(outlet.file)))),
+            Err(RecodeError::Inexpressible(why)) => Ok(Err(why)),
+            Err(RecodeError::Failed(cause)) => Err(match (inlet.failed, outlet.failed) {
+                (Some(error), _) => error,
+                (None, Some(error)) => writing(error),
+                (None, None) => Error::invalid(what, because(&cause)),
+            }),
+        }
+    });
+    let (made, ()) = tokio::join!(work, feed(reader, send, passed));
+    made
+}
+
+/// Compares a layer with what was made of it.
+pub(super) async fn compare(
+    by: Arc<dyn Recode>,
+    [layer, made]: [LayerBlob; 2],
+    [from, there]: [RangeReader; 2],
+) -> Result<(), Error> {
+    let ((to_one, mut one), (to_other, mut other)) = (inlet(), inlet());
+    let work = blocking("comparing layers", move || {
+        let same = by.compare((&layer, &mut one), (&made, &mut other));
+        same.map_err(|error| match one.failed.or(other.failed) {
+            Some(error) => error,
+            None => {
+                let what = format!("layer {} and {}, which was made of it", layer.digest, made.digest);
+                match error {
+                    RecodeError::Inexpressible(why) => Error::invalid(what, why),
+                    RecodeError::Failed(cause) => Error::invalid(what, because(&cause)),
+                }
+            }
+        })
+    });
+    let (same, (), ()) = tokio::join!(work, feed(from, to_one, |_| ()), feed(there, to_other, |_| ()));
+    same
+}
+
+fn piece_len() -> usize {
+    usize::try_from(limits::PIECE).unwrap_or(usize::MAX)
+}
+
+/// Returns an error and its causes in one line.
+fn because(cause: &Cause) -> String {
+    let mut text = cause.to_string();
+    let mut next = cause.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}

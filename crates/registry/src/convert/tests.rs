@@ -1,0 +1,321 @@
+//! Whole conversions between layouts, with a recoder that only marks what it is given.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use format::stargz::TOC_DIGEST;
+use format::{DiffId, Digest};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::manifest::{Manifest, Platform, media_type};
+use crate::{Config, Layout};
+
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+/// Puts a word before each layer. One that begins with "stay" it cannot express.
+#[derive(Debug, Default)]
+struct Marks {
+    recoded: AtomicUsize,
+    compared: AtomicUsize,
+}
+
+const MARK: &str = "made of ";
+
+impl Recode for Marks {
+    fn recode(
+        &self,
+        layer: &LayerBlob,
+        threads: usize,
+        blob: &mut dyn Read,
+        out: &mut (dyn Write + Send),
+    ) -> Result<Recoded, RecodeError> {
+        assert!(threads > 0);
+        let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));
+        let mut bytes = Vec::new();
+        blob.read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.starts_with(b"stay") {
+            return Err(RecodeError::Inexpressible("a strange file".into()));
+        }
+        if Digest::of(&bytes) != layer.digest {
+            return Err(failed(std::io::Error::other("the digest is wrong")));
+        }
+        self.recoded.fetch_add(1, Ordering::Relaxed);
+        let made = [MARK.as_bytes(), &bytes].concat();
+        out.write_all(&made).map_err(failed)?;
+        let digest = Digest::of(&made);
+        let annotations = BTreeMap::from([(TOC_DIGEST.to_owned(), "x".to_owned())]);
+        Ok(Recoded { digest, size: made.len() as u64, diff_id: DiffId::new(digest), annotations })
+    }
+
+    fn compare(
+        &self,
+        (_, one): (&LayerBlob, &mut (dyn Read + Send)),
+        (_, other): (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        let read = |from: &mut dyn Read| {
+            let mut text = String::new();
+            from.read_to_string(&mut text).map(|_| text)
+        };
+        let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));
+        let (one, other) = (read(one).map_err(failed)?, read(other).map_err(failed)?);
+        self.compared.fetch_add(1, Ordering::Relaxed);
+        if other == format!("{MARK}{one}") && !one.contains("odd") {
+            Ok(())
+        } else {
+            Err(failed(std::io::Error::other("they differ")))
+        }
+    }
+}
+
+/// Keeps what it is told.
+#[derive(Debug, Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Watch for Heard {
+    fn passed(&self, _: &Digest, _: u64, _: u64) {}
+    fn arrived(&self, _: &Digest, _: u64, _: Pushed) {}
+    fn left_out(&self, what: &str) {
+        self.0.lock().unwrap().push(what.to_owned());
+    }
+}
+
+fn descriptor(kind: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len() })
+}
+
+fn manifest(kind: &str, value: &Value) -> Manifest {
+    let bytes = Bytes::from(value.to_string());
+    Manifest { digest: Digest::of(&bytes), media_type: kind.into(), bytes }
+}
+
+/// A layout to convert from, and places to convert to.
+struct Scene {
+    dir: tempfile::TempDir,
+    layout: Layout,
+    marks: Arc<Marks>,
+    heard: Arc<Heard>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create_dir(&dir.path().join("from")).await.unwrap();
+        Self { dir, layout, marks: Arc::default(), heard: Arc::default() }
+    }
+
+    async fn blob(&self, bytes: &str) -> Vec<u8> {
+        self.layout.put_blob(&Content::bytes(Bytes::copy_from_slice(bytes.as_bytes()))).await.unwrap();
+        bytes.as_bytes().to_vec()
+    }
+
+    /// Stores an image whose layers are these bytes, and their own tars.
+    async fn image(&self, architecture: &str, docker: bool, layers: &[&str]) -> Manifest {
+        let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer.as_bytes()).to_string()).collect();
+        let config = json!({
+            "os": "linux", "architecture": architecture, "rootfs": { "type": "layers", "diff_ids": diff_ids }
+        });
+        let config = self.blob(&config.to_string()).await;
+        let [kind, config_kind, layer_kind] = match docker {
+            true => [media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG, DOCKER_GZIP],
+            false => [media_type::MANIFEST, media_type::CONFIG, GZIP],
+        };
+        let mut list = Vec::new();
+        for layer in layers {
+            list.push(descriptor(layer_kind, &self.blob(layer).await));
+        }
+        let value = json!({
+            "schemaVersion": 2, "mediaType": kind, "config": descriptor(config_kind, &config), "layers": list
+        });
+        let made = manifest(kind, &value);
+        self.layout.put_blob(&Content::bytes(made.bytes.clone())).await.unwrap();
+        made
+    }
+
+    /// Names an index of images for `amd64` and `arm64`, and an attestation about the first.
+    async fn list(&self, images: [&Manifest; 2]) -> Manifest {
+        let statement = self.blob("{\"statement\":1}").await;
+        let config = self.blob(r#"{"rootfs":{"type":"layers","diff_ids":[]}}"#).await;
+        let about = json!({
+            "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": descriptor(media_type::CONFIG, &config),
+            "layers": [descriptor("application/vnd.in-toto+json", &statement)]
+        });
+        let about = manifest(media_type::MANIFEST, &about);
+        self.layout.put_blob(&Content::bytes(about.bytes.clone())).await.unwrap();
+        let entry = |image: &Manifest, os: &str, architecture: &str| {
+            let mut entry = descriptor(&image.media_type, &image.bytes);
+            entry["platform"] = json!({ "os": os, "architecture": architecture });
+            entry
+        };
+        let mut attestation = entry(&about, "unknown", "unknown");
+        attestation["annotations"] = json!({ "vnd.docker.reference.digest": images[0].digest.to_string() });
+        let entries = [entry(images[0], "linux", "amd64"), entry(images[1], "linux", "arm64"), attestation];
+        let list = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": entries });
+        let list = manifest(media_type::INDEX, &list);
+        self.name(&list).await;
+        list
+    }
+
+    async fn name(&self, manifest: &Manifest) {
+        let name = "v1".parse().unwrap();
+        self.layout.put_manifest(manifest, manifest.descriptor(), Some(&name)).await.unwrap();
+    }
+
+    fn to(&self) -> PathBuf {
+        self.dir.path().join("to")
+    }
+
+    async fn convert(&self, originals: Originals, verify: bool) -> Result<Converted, Error> {
+        let place = |dir: &Path| format!("oci:{}:v1", dir.display()).parse().unwrap();
+        let (from, to) = (place(&self.dir.path().join("from")), place(&self.to()));
+        let conversion = Conversion { format: Format::EStargz, originals, verify };
+        let client = Client::new(Config::isolated());
+        client.convert((&from, &to), conversion, self.marks.clone(), self.heard.clone()).await
+    }
+
+    /// Returns what is named at the destination.
+    async fn there(&self) -> Source {
+        let to = format!("oci:{}:v1", self.to().display()).parse().unwrap();
+        Client::new(Config::isolated()).source(&to).await.unwrap()
+    }
+
+    fn recoded(&self) -> usize {
+        self.marks.recoded.load(Ordering::Relaxed)
+    }
+
+    fn assert_no_drafts(&self) {
+        for entry in std::fs::read_dir(self.to().join("blobs/sha256")).unwrap().flatten() {
+            assert!(!entry.file_name().to_string_lossy().starts_with('.'), "{entry:?}");
+        }
+    }
+}
+
+fn how(converted: &Converted) -> Vec<How> {
+    converted.layers.iter().map(|layer| layer.how).collect()
+}
+
+#[tokio::test]
+async fn every_platform_is_converted_and_each_layer_once() {
+    let scene = Scene::new().await;
+    let one = scene.image("amd64", false, &["base", "one", "base"]).await;
+    let other = scene.image("arm64", true, &["base", "other"]).await;
+    scene.list([&one, &other]).await;
+    let converted = scene.convert(Originals::LeftOut, true).await.unwrap();
+    assert_eq!(how(&converted), [How::Recoded; 3]);
+    assert_eq!((scene.recoded(), converted.verified, converted.manifests), (3, 3, 3));
+    // Two configs and three layers.
+    assert_eq!((converted.sent, converted.existed), (5, 0));
+    assert!(scene.heard.0.lock().unwrap().iter().any(|line| line.contains("is about")), "{:?}", scene.heard);
+
+    let there = scene.there().await;
+    assert_eq!(there.root().await.unwrap().children().len(), 2, "no attestation about what is not there");
+    for (platform, layers) in [("amd64", &["base", "one", "base"][..]), ("arm64", &["base", "other"])] {
+        let image = there.image(&Platform::parse(platform).unwrap()).await.unwrap();
+        assert_eq!(image.manifest.media_type, media_type::MANIFEST);
+        assert_eq!(image.layers.len(), layers.len());
+        for (layer, was) in image.layers.iter().zip(layers) {
+            let made = Digest::of(format!("{MARK}{was}").as_bytes());
+            assert_eq!((layer.digest, layer.diff_id, &*layer.media_type), (made, DiffId::new(made), GZIP));
+            assert_eq!(layer.annotations[CONVERTED_FROM], Digest::of(was.as_bytes()).to_string());
+            assert_eq!(layer.annotations[TOC_DIGEST], "x");
+        }
+    }
+    scene.assert_no_drafts();
+
+    let again = scene.convert(Originals::LeftOut, true).await.unwrap();
+    assert_eq!((how(&again), scene.recoded(), again.verified), (vec![How::Reused; 3], 3, 3));
+    assert_eq!((again.digest, again.sent), (converted.digest, 0));
+    // What was made of a layer is made again where it is gone.
+    let gone = Digest::of(format!("{MARK}one").as_bytes());
+    std::fs::remove_file(scene.to().join("blobs/sha256").join(gone.hex())).unwrap();
+    let mended = scene.convert(Originals::LeftOut, false).await.unwrap();
+    assert_eq!((mended.digest, mended.sent, scene.recoded()), (converted.digest, 1, 4));
+}
+
+#[tokio::test]
+async fn originals_come_first_and_keep_their_digests() {
+    let scene = Scene::new().await;
+    let one = scene.image("amd64", false, &["base", "one"]).await;
+    let other = scene.image("arm64", true, &["stay"]).await;
+    scene.list([&one, &other]).await;
+    let converted = scene.convert(Originals::Kept, false).await.unwrap();
+    assert_eq!(how(&converted), [How::Recoded, How::Recoded, How::Kept]);
+    assert_eq!(converted.layers[2].why.as_deref(), Some("a strange file"));
+    let there = scene.there().await;
+    let listed = there.root().await.unwrap().children();
+    assert_eq!((listed.len(), listed[0].digest, listed[1].digest), (4, one.digest, other.digest));
+    assert_eq!(listed[3].annotations[CONVERTED_FROM], one.digest.to_string());
+    let image = there.image(&Platform::parse("amd64").unwrap()).await.unwrap();
+    assert_eq!(image.manifest.bytes, one.bytes, "the first is taken");
+    // What lists both is made into the same, not into more.
+    let again = scene.convert(Originals::Kept, false).await.unwrap();
+    assert_eq!((again.digest, scene.recoded()), (converted.digest, 2));
+}
+
+#[tokio::test]
+async fn a_single_image_is_replaced_or_gets_a_companion() {
+    let scene = Scene::new().await;
+    let image = scene.image("amd64", true, &["layer", "stay"]).await;
+    scene.name(&image).await;
+    let converted = scene.convert(Originals::LeftOut, true).await.unwrap();
+    assert_eq!((converted.manifests, &*converted.media_type), (1, media_type::MANIFEST));
+    let there = scene.there().await.root().await.unwrap();
+    let value: Value = serde_json::from_slice(&there.bytes).unwrap();
+    assert_eq!(value["layers"][1], descriptor(GZIP, b"stay"), "named as OCI does");
+    let pair = scene.convert(Originals::Kept, false).await.unwrap();
+    assert_eq!((pair.manifests, &*pair.media_type, scene.recoded()), (3, media_type::INDEX, 1));
+    let listed = scene.there().await.root().await.unwrap().children();
+    assert_eq!((listed[0].digest, listed[1].digest), (image.digest, converted.digest));
+}
+
+#[tokio::test]
+async fn an_image_that_stays_is_copied() {
+    let scene = Scene::new().await;
+    let image = scene.image("amd64", true, &["stay", "stay too"]).await;
+    scene.name(&image).await;
+    for originals in [Originals::LeftOut, Originals::Kept] {
+        let converted = scene.convert(originals, true).await.unwrap();
+        assert_eq!((converted.digest, converted.verified), (image.digest, 0));
+        assert_eq!(scene.there().await.root().await.unwrap().bytes, image.bytes);
+    }
+}
+
+#[tokio::test]
+async fn what_fails_names_nothing_and_leaves_nothing() {
+    let scene = Scene::new().await;
+    let good = scene.image("amd64", false, &["good", "odd"]).await;
+    scene.name(&good).await;
+    let error = scene.convert(Originals::LeftOut, true).await.unwrap_err();
+    assert!(error.to_string().contains("they differ"), "{error}");
+    assert!(scene.there().await.root().await.unwrap_err().is_not_found());
+
+    let layer = scene.dir.path().join("from/blobs/sha256").join(Digest::of(b"odd").hex());
+    std::fs::write(&layer, "ODD").unwrap();
+    let error = scene.convert(Originals::LeftOut, false).await.unwrap_err();
+    assert!(error.to_string().contains("digest is wrong"), "{error}");
+    // A shorter one is not even read.
+    std::fs::write(&layer, "od").unwrap();
+    let error = scene.convert(Originals::LeftOut, false).await.unwrap_err();
+    assert!(error.to_string().contains("the manifest says 3"), "{error}");
+    assert!(scene.there().await.root().await.unwrap_err().is_not_found());
+    scene.assert_no_drafts();
+}
+
+#[tokio::test]
+async fn what_cannot_end_well_is_refused_at_once() {
+    let client = Client::new(Config::isolated());
+    let convert = async |to: &str, verify| {
+        let (from, to) = ("oci:/missing".parse().unwrap(), to.parse().unwrap());
+        let conversion = Conversion { format: Format::Oci, originals: Originals::LeftOut, verify };
+        let (marks, heard) = (Arc::new(Marks::default()), Arc::new(Heard::default()));
+        client.convert((&from, &to), conversion, marks, heard).await.unwrap_err().to_string()
+    };
+    assert!(convert("oci-archive:-", true).await.contains("cannot be read again"));
+    let digest = Digest::of(b"x");
+    assert!(convert(&format!("localhost/a@{digest}"), false).await.contains("not known before"));
+}
