@@ -7,9 +7,11 @@
 //! ```
 //!
 //! [`IndexBuilder`] takes a blob piece by piece; [`build`] reads one, on one thread or two. The index depends on
-//! the blob alone, and its identity on the tar alone. [`recode`] makes another blob of one. Knows nothing of networks, stores or images.
+//! the blob alone, and its identity on the tar alone. [`recode`] makes another blob of one, [`compare`]
+//! says whether two hold the same files. Knows nothing of networks, stores or images.
 
 mod builder;
+pub mod compare;
 #[doc(hidden)]
 pub mod fuzz;
 mod inflow;

@@ -81,6 +81,13 @@ pub struct Recoding {
     pub threads: usize,
 }
 
+impl Recoding {
+    /// Says whether the target has the level; otherwise each layer would.
+    pub fn check(&self) -> Result<(), RecodeError> {
+        Level::of(self.target, self.level).map(drop)
+    }
+}
+
 /// What was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recoded {
