@@ -70,6 +70,16 @@ pub enum Command {
         #[arg(value_name = "DST")]
         to: String,
     },
+    /// Makes an image whose layers are in another format: eStargz, zstd:chunked, or ordinary ones again
+    ///
+    /// Any layer of any platform is written anew once; those that the destination's name leads to already are reused,
+    /// whatever their level. A layer that the format cannot hold stays as it is. Signatures, attestations and indexes are about
+    /// the originals and do not come along; labels and build caches inside the configs do. No daemon is needed. As SRC
+    /// oci-archive:- is stdin; as DST it is stdout, and the result goes to stderr.
+    #[command(
+        after_help = "Example: floe convert docker://registry.example/app:v1 docker://registry.example/app:v1-esgz --format estargz"
+    )]
+    Convert(Convert),
     /// Shows an image: layers, where its indexes come from, what is local
     #[command(after_help = "Example: floe inspect docker://registry.example/app:v1")]
     Inspect {
@@ -232,6 +242,40 @@ pub enum Command {
         /// The directory; made if absent
         dir: PathBuf,
     },
+}
+
+/// `floe convert`.
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// The image: `docker://…`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`
+    #[arg(value_name = "SRC")]
+    pub from: String,
+    /// Where the new one goes, written in the same way; it may be the same
+    #[arg(value_name = "DST")]
+    pub to: String,
+    /// What its layers are
+    #[arg(long)]
+    pub format: LayerFormat,
+    /// How hard to compress: 1 to 12 for gzip, to 22 for zstd [default: as the format's own tools]
+    #[arg(long, value_name = "N")]
+    pub level: Option<i32>,
+    /// List the original before the new one, in one image index: who takes the first that fits gets that
+    #[arg(long)]
+    pub keep_original: bool,
+    /// Before anything is named, read what was made from the destination and compare all files
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Format of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayerFormat {
+    /// Gzip, lazy for stargz-snapshotter and Floe
+    Estargz,
+    /// Zstd, in parts for podman, buildah and CRI-O, lazy for Floe
+    Zstdchunked,
+    /// Ordinary layers: gzip instead of either; others stay
+    Oci,
 }
 
 /// `floe pull`.

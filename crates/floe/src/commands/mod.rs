@@ -2,6 +2,7 @@
 
 mod browse;
 mod compare;
+mod convert;
 mod copy;
 mod dedup;
 mod doctor;
@@ -10,6 +11,7 @@ mod rootless;
 pub(crate) mod run;
 pub(crate) mod serve;
 mod show;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 
@@ -91,6 +93,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Umount { dir } => manage::umount(&session, &dir),
         Command::Pull(args) => manage::pull(&session, args),
         Command::Copy { from, to } => copy::copy(&session, &from, &to),
+        Command::Convert(args) => convert::convert(&session, &args),
         Command::Index(args) => manage::index(&session, args),
         Command::Verify { image, rebuild } => manage::verify(&session, image, rebuild),
         Command::Rm { image } => manage::rm(&session, image),

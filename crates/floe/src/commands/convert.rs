@@ -1,0 +1,144 @@
+//! `floe convert`: an image whose layers are in another format. The command does it itself, as `floe copy` does; here is
+//! what connects the registry's part of it, images, with the converter's, layers.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use convert::Expected;
+use convert::compare::{Side, compare};
+use convert::recode::{self, Recoding, Target};
+use registry::{
+    Conversion, Converted, ConvertedLayer, Format, How, LayerBlob, Originals, Recode, RecodeError, Recoded,
+};
+use serde::Serialize;
+
+use super::transfer::{self, Bars};
+use super::{Session, show};
+use crate::cli;
+use crate::engine::parse;
+use crate::exit::{Code, misused};
+use crate::origin::Net;
+
+/// What is printed of a conversion.
+#[derive(Serialize)]
+struct Report {
+    source: String,
+    destination: String,
+    #[serde(flatten)]
+    converted: Converted,
+}
+
+pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<Code> {
+    let (from, to) = (parse(&args.from)?, parse(&args.to)?);
+    let recoder = Recoder::new(args.format, args.level)?;
+    let conversion = Conversion {
+        format: match args.format {
+            cli::LayerFormat::Estargz => Format::EStargz,
+            cli::LayerFormat::Zstdchunked => Format::ZstdChunked,
+            cli::LayerFormat::Oci => Format::Oci,
+        },
+        originals: if args.keep_original { Originals::Kept } else { Originals::LeftOut },
+        verify: args.verify,
+    };
+    let net = Net::new(&session.config, None)?;
+    let bars = Arc::new(Bars::new("converting"));
+    let converted = net.run(transfer::until_ended("converting", async {
+        let converted = net.client().convert((&from, &to), conversion, Arc::new(recoder), bars.clone()).await;
+        converted.map_err(|error| transfer::advised(error, format!("converting {from} to {to}")))
+    }));
+    bars.clear();
+    let report = Report { source: from.to_string(), destination: to.to_string(), converted: converted? };
+    transfer::print(session, &to, &report, shown)?;
+    Ok(Code::Done)
+}
+
+/// Writes layers anew.
+#[derive(Debug, Clone, Copy)]
+struct Recoder {
+    target: Target,
+    level: Option<i32>,
+}
+
+impl Recoder {
+    fn new(format: cli::LayerFormat, level: Option<i32>) -> anyhow::Result<Self> {
+        let target = match format {
+            cli::LayerFormat::Estargz => Target::EStargz,
+            cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
+            cli::LayerFormat::Oci => Target::Gzip,
+        };
+        let recoder = Self { target, level };
+        recoder.recoding(0, 1).check().map_err(|error| misused(format!("--level: {error}")))?;
+        Ok(recoder)
+    }
+
+    fn recoding(self, blob_size: u64, threads: usize) -> Recoding {
+        Recoding { target: self.target, level: self.level, blob_size, threads }
+    }
+}
+
+impl Recode for Recoder {
+    fn recode(
+        &self,
+        layer: &LayerBlob,
+        threads: usize,
+        blob: &mut dyn Read,
+        out: &mut (dyn Write + Send),
+    ) -> Result<Recoded, RecodeError> {
+        let made = recode::recode(blob, &expected(layer), &self.recoding(layer.size, threads), out);
+        let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(|error| match error {
+            recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
+                RecodeError::Inexpressible(error.to_string())
+            }
+            error => RecodeError::Failed(Arc::new(error)),
+        })?;
+        Ok(Recoded { digest, size, diff_id, annotations })
+    }
+
+    fn compare(
+        &self,
+        layer: (&LayerBlob, &mut (dyn Read + Send)),
+        made: (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        compare(side(layer), side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
+    }
+}
+
+fn expected(layer: &LayerBlob) -> Expected {
+    Expected { blob: layer.digest, diff_id: layer.diff_id }
+}
+
+fn side<R>((layer, blob): (&LayerBlob, R)) -> Side<R> {
+    Side { blob, expected: expected(layer), size: layer.size }
+}
+
+fn shown(report: &Report) -> String {
+    let Report { destination, converted, .. } = report;
+    let Converted { digest, manifests, layers, verified, sent, bytes, mounted, existed, .. } = converted;
+    let count = |how| layers.iter().filter(|layer| layer.how == how).count();
+    let mut text = format!(
+        "{destination}\n  digest    {digest}\n  manifests {manifests}\n  \
+         blobs     {sent} sent ({}), {mounted} mounted from another repository, {existed} were there\n  \
+         layers    {} recoded, {} reused, {} kept, {verified} verified\n",
+        show::bytes(*bytes),
+        count(How::Recoded),
+        count(How::Reused),
+        count(How::Kept),
+    );
+    for ConvertedLayer { from, from_size, to, to_size, how, why } in layers {
+        let (name, before) = (&from.hex()[..12], show::bytes(*from_size));
+        // Writing to a string cannot fail.
+        let _ = match (how, why) {
+            (How::Kept, why) => {
+                let why = why.as_deref().unwrap_or("it stays");
+                writeln!(text, "    {name} {before:>9}, kept: {why}")
+            }
+            (how, _) => {
+                let (to, after) = (&to.hex()[..12], show::bytes(*to_size));
+                let how = if *how == How::Reused { "reused" } else { "recoded" };
+                writeln!(text, "    {name} {before:>9} -> {to} {after:>9}, {how}")
+            }
+        };
+    }
+    text
+}
