@@ -34,6 +34,7 @@ fn write_all() {
                 &format!("{name}-{mode}"),
                 &[&[1 | mode << 1 | 6 << 4], &[0, 2, 1, 0, 7, 0], &archive.tar],
             );
+            put("recode", &format!("{name}-{mode}"), &[&[mode << 1], &archive.tar]);
             put(
                 "span",
                 &format!("{name}-{mode}"),

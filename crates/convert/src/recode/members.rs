@@ -155,6 +155,8 @@ impl Members {
     ) -> Result<(), RecodeError> {
         let mut tail = std::mem::replace(&mut self.tail, Tail::new());
         let result = work(&mut tail, &mut |bytes, fate| match fate {
+            // An event would say that there is a tail.
+            _ if bytes.is_empty() => Ok(()),
             tail::Fate::Kept => {
                 self.sums.read(bytes);
                 self.emit(Event::Tail(bytes), to)

@@ -12,27 +12,18 @@ use super::RecodeError;
 use super::members::BLOCK;
 use super::names::clean;
 
-/// Zero blocks that end a tar.
-const END: usize = 2 * BLOCK;
+/// What ends a tar.
+const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
 /// Passes on the tail of a tar.
 #[derive(Debug)]
 pub(super) struct Tail {
-    /// A block that is not whole, or the zeros after a table.
-    held: Vec<u8>,
-    part: Part,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    /// No table so far.
-    Before,
-    /// Inside it: so many bytes are to come.
-    Table(u64),
-    /// In the zeros after it.
-    After,
-    /// In something else after it.
-    Other,
+    /// A block that is not whole.
+    block: Vec<u8>,
+    /// Bytes of a table that are to come.
+    table: u64,
+    /// After a table: how many zeros have come that may be its end.
+    zeros: Option<usize>,
 }
 
 /// What became of bytes.
@@ -47,35 +38,27 @@ pub(super) type Each<'a> = &'a mut dyn FnMut(&[u8], Fate) -> Result<(), RecodeEr
 
 impl Tail {
     pub(super) fn new() -> Self {
-        Self { held: Vec::new(), part: Part::Before }
+        Self { block: Vec::new(), table: 0, zeros: None }
     }
 
     /// Takes the next bytes; hands on all of them, now or later, in order.
     pub(super) fn push(&mut self, mut bytes: &[u8], each: Each<'_>) -> Result<(), RecodeError> {
         while !bytes.is_empty() {
-            let taken = match self.part {
-                Part::Before => self.block(bytes, each)?,
-                Part::Table(left) => {
-                    let n = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                    each(&bytes[..n], Fate::TakenOut)?;
-                    self.part = if n as u64 == left { Part::After } else { Part::Table(left - n as u64) };
-                    n
+            let taken = if self.table > 0 {
+                let n = usize::try_from(self.table).unwrap_or(usize::MAX).min(bytes.len());
+                each(&bytes[..n], Fate::TakenOut)?;
+                self.table -= n as u64;
+                n
+            } else {
+                let n = (BLOCK - self.block.len()).min(bytes.len());
+                self.block.extend_from_slice(&bytes[..n]);
+                if self.block.len() == BLOCK {
+                    let block = std::mem::take(&mut self.block);
+                    self.whole(&block, each)?;
+                    self.block = block;
+                    self.block.clear();
                 }
-                Part::After => {
-                    let n = (END - self.held.len()).min(bytes.len());
-                    let zeros = bytes[..n].iter().take_while(|byte| **byte == 0).count();
-                    self.held.extend_from_slice(&bytes[..zeros]);
-                    if zeros == 0 {
-                        // Not the end of the tar.
-                        self.part = Part::Other;
-                        each(&std::mem::take(&mut self.held), Fate::Kept)?;
-                    }
-                    zeros
-                }
-                Part::Other => {
-                    each(bytes, Fate::Kept)?;
-                    bytes.len()
-                }
+                n
             };
             bytes = &bytes[taken..];
         }
@@ -84,34 +67,43 @@ impl Tail {
 
     /// Says that nothing follows.
     pub(super) fn finish(&mut self, each: Each<'_>) -> Result<(), RecodeError> {
-        let fate = if self.part == Part::After { Fate::TakenOut } else { Fate::Kept };
-        if self.held.is_empty() { Ok(()) } else { each(&self.held, fate) }
+        let block = std::mem::take(&mut self.block);
+        match self.zeros.take() {
+            Some(zeros) if zeros + block.len() <= END.len() && is_zero(&block) => {
+                each(&END[..zeros + block.len()], Fate::TakenOut)
+            }
+            zeros => {
+                each(&END[..zeros.unwrap_or(0)], Fate::Kept)?;
+                each(&block, Fate::Kept)
+            }
+        }
     }
 
-    /// Looks at whole blocks, or collects one.
-    fn block(&mut self, bytes: &[u8], each: Each<'_>) -> Result<usize, RecodeError> {
-        if self.held.is_empty() {
-            let table = bytes.chunks_exact(BLOCK).position(|block| table(block).is_some());
-            let n = table.map_or(bytes.len() / BLOCK, |block| block) * BLOCK;
-            if n > 0 {
-                each(&bytes[..n], Fate::Kept)?;
-                return Ok(n);
+    fn whole(&mut self, block: &[u8], each: Each<'_>) -> Result<(), RecodeError> {
+        match self.zeros {
+            Some(zeros) if zeros < END.len() && is_zero(block) => {
+                self.zeros = Some(zeros + BLOCK);
+                return Ok(());
+            }
+            // Something else follows, so they were not the end.
+            Some(zeros) => each(&END[..zeros], Fate::Kept)?,
+            None => {}
+        }
+        match table(block) {
+            Some(len) => {
+                (self.table, self.zeros) = (len, Some(0));
+                each(block, Fate::TakenOut)
+            }
+            None => {
+                self.zeros = None;
+                each(block, Fate::Kept)
             }
         }
-        let n = (BLOCK - self.held.len()).min(bytes.len());
-        self.held.extend_from_slice(&bytes[..n]);
-        if self.held.len() == BLOCK {
-            let block = std::mem::take(&mut self.held);
-            match table(&block) {
-                Some(len) => {
-                    self.part = if len > 0 { Part::Table(len) } else { Part::After };
-                    each(&block, Fate::TakenOut)?;
-                }
-                None => each(&block, Fate::Kept)?,
-            }
-        }
-        Ok(n)
     }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// Returns how many bytes follow a block that is the header of a table.
@@ -165,6 +157,13 @@ mod tests {
                 let more = [&whole[..], b"x"].concat();
                 let end = [&before[..], &zeros(1024), b"x"].concat();
                 assert_eq!(kept(&more, piece).0, end);
+                let twice = [&whole[..], &[7; 512], &table].concat();
+                let between = [&before[..], &zeros(1024), &[7; 512]].concat();
+                assert_eq!(
+                    kept(&twice, piece),
+                    (between, 2 * table.len() - 1024),
+                    "and one after it as well"
+                );
                 // Not where a block begins.
                 let shifted = [&before[..], b"x", &table].concat();
                 assert_eq!(kept(&shifted, piece), (shifted, 0));
