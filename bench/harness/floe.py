@@ -1,11 +1,12 @@
 """Floe's command line as the bench uses it. Nothing else in the bench knows it.
 
-Three systems, each starting from a store that has never seen anything; they differ in what the registry holds beside the
+Systems, each starting from a store that has never seen anything; they differ in what the registry holds beside the
 image. Each has a repository of its own, so that no index made for one is found by another:
 
 - `floe-first`    the image alone: streamed and indexed on the way;
 - `floe-index`    the image and its index artifact;
-- `floe-profile`  the same, with the profile of one earlier run shipped in the artifact.
+- `floe-profile`  the same, with the profile of one earlier run shipped in the artifact;
+- `floe-estargz`, `floe-zstdchunked`   no index, but the image is converted: lazy by the tables of its layers.
 """
 import json
 import os
@@ -32,11 +33,16 @@ def build():
     raise Failed("cargo did not say where it put floe")
 
 
+# What `floe convert` is told to make, by the system that reads it.
+FORMATS = {"floe-estargz": "estargz", "floe-zstdchunked": "zstdchunked"}
+
+
 class Floe:
-    """One of the three systems."""
+    """One of the systems."""
 
     TITLES = {"floe-first": "Floe, no index anywhere", "floe-index": "Floe, index in the registry",
-              "floe-profile": "Floe, index and profile"}
+              "floe-profile": "Floe, index and profile", "floe-estargz": "Floe, converted to eStargz",
+              "floe-zstdchunked": "Floe, converted to zstd:chunked"}
 
     def __init__(self, name, binary, home, deadline, path):
         self.name, self.title = name, self.TITLES[name]
@@ -49,6 +55,10 @@ class Floe:
     def prepare(self, images, registry_):
         """Pushes the images, and what the system finds beside them, over the link as it is before it is shaped."""
         for image in images:
+            if self.name in FORMATS:
+                with fresh_store(self._binary, self._root, self._path) as store:
+                    store.command("convert", f"oci:{image.layout}:{image.tag}", self._reference(image), "--format", FORMATS[self.name])
+                continue
             registry_.push(image, f"{self.name}/{image.name}")
             if self._ships("first"):
                 continue
