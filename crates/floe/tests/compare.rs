@@ -187,13 +187,13 @@ fn what_an_index_claims_is_not_taken_for_proved() {
     let text = differ(&node, &args).text();
     // The base is one layer by its index, however it is packed.
     assert!(
-        text.ends_with("3 layers are what an index says that was not proved here; `floe verify` proves it\n"),
+        text.ends_with("3 layers are what an index says that was not proved here; `floe pull` proves it\n"),
         "{text}"
     );
     node.ok(&["verify", &first]);
     let text = differ(&node, &args).text();
     assert!(
-        text.ends_with("1 layer is what an index says that was not proved here; `floe verify` proves it\n"),
+        text.ends_with("1 layer is what an index says that was not proved here; `floe pull` proves it\n"),
         "{text}"
     );
     node.ok(&["pull", &second]);

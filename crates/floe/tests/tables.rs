@@ -14,8 +14,12 @@ use std::fs;
 use std::path::Path;
 
 use convert::recode::Target;
-use format::Digest;
+use format::index::Codec;
+use format::payload::SegmentSize;
 use format::stargz::TOC_DIGEST;
+use format::stargz::index::{Whose, index};
+use format::stargz::table::Announced;
+use format::{DiffId, Digest};
 use serde_json::json;
 use support::image::{self, Layer, Pack, TestImage, blob_path};
 use support::servers::Embedded;
@@ -162,6 +166,54 @@ fn a_table_is_a_claim() {
     first.ok(&["index", "--push", &reference]);
     let node = Node::new("");
     assert_eq!(origins(&node, &reference).1, ["registry"; 2]);
+}
+
+#[test]
+fn an_index_of_a_table_is_nobodys_to_send() {
+    let node = node!();
+    let server = Faulty::start();
+    let mut layer = layers().remove(0).recoded(Target::EStargz);
+    let announced = Announced::by(&layer.annotations).unwrap();
+    let whole = announced.whole(&layer.blob, layer.blob.len() as u64).unwrap();
+    let range = usize::try_from(whole.start).unwrap()..usize::try_from(whole.end).unwrap();
+    let whose = Whose {
+        blob: layer.digest(),
+        size: layer.blob.len() as u64,
+        codec: Codec::Gzip,
+        diff_id: DiffId::new(layer.diff_id()),
+        table: announced.digest,
+        end: whole.start,
+        segment: SegmentSize::DEFAULT,
+    };
+    let table = announced.open(&layer.blob[range]).unwrap();
+    let made =
+        index(&String::from_utf8(table).unwrap().replace("data/gone", "data/fake").into_bytes(), &whose)
+            .unwrap();
+    layer.annotations.clear();
+    let image = TestImage::new(vec![layer], &json!({}));
+    image.put(&server, "app", "v1");
+    image::refer(&server, &image, &made.encode());
+    let (at, streamed) = origins(&node, &format!("{}/app:v1", server.host()));
+    assert_eq!(streamed, ["streamed"], "somebody else's table is believed");
+    assert!(at.join("data/gone").exists() && !at.join("data/fake").exists());
+}
+
+#[test]
+fn a_long_piece_is_fetched_once() {
+    let first = node!();
+    let registry = Embedded::start(&first.path("registry"));
+    let image = image(Target::EStargz);
+    let reference = format!("{}/team/app:v1", registry.host());
+    image.push(&reference);
+    let node = Node::new("[fetch]\nbackground = false\n[mount]\npath = \"fuse\"\n");
+    let at = node.mount(&reference);
+    let before = node.received();
+    // Front to back, a little at a time, as a program does; it does not compress.
+    let mut file = fs::File::open(at.join("data/long")).unwrap();
+    let mut piece = vec![0; 50_000];
+    while std::io::Read::read(&mut file, &mut piece).unwrap() > 0 {}
+    let fetched = node.received() - before;
+    assert!((5_000_000..6_000_000).contains(&fetched), "{fetched} bytes for 5,000,000");
 }
 
 #[test]

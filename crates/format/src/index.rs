@@ -29,7 +29,7 @@
 //! |---|---|---|---|
 //! | 1 | critical | facts | 128 bytes, below |
 //! | 2 | critical, packed | skeleton | see [`crate::skeleton`] |
-//! | 3 | critical | chunks | per chunk in payload order: length u32 · BLAKE3 of its bytes |
+//! | 3 | critical | chunks | per chunk in payload order: length u32 · hash of its bytes |
 //! | 4 | critical | source | decoder table, below |
 //! | 5 | critical | contents | in place of 4, where the layer has a table of contents of its own; below |
 //!
@@ -220,12 +220,12 @@ impl Facts {
     }
 }
 
-/// One chunk of payload: its length, and the hash its bytes must have.
+/// One chunk of payload, or one piece of a file: its length, and the hash its bytes must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
-    /// Length in bytes: 1..=[`limits::CHUNK`].
+    /// Length in bytes: 1..=[`limits::CHUNK`], of a piece [`limits::PIECE`].
     pub len: u32,
-    /// BLAKE3 of its bytes.
+    /// BLAKE3 of its bytes, of a piece SHA-256.
     pub id: ChunkId,
 }
 

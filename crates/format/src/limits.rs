@@ -62,11 +62,11 @@ pub const PIECE: u32 = 16 << 20;
 /// Plain bytes decoded for nothing before such a piece: eStargz may put neighbours into one member until it has so many.
 pub const INNER: u32 = 64 << 20;
 
-/// Segments that are fetched together because one piece reaches over the end of each: 32 MiB of them.
+/// Segments that are fetched together because one piece reaches over the end of each: 32 MiB of them for most layers.
 pub const GROUP: u32 = 64;
 
-/// A table of contents as JSON, in bytes: 355 a file, so some 190,000 files. Read, it takes about as much again; a layer
-/// with more is not read by its table.
+/// A table of contents as JSON, in bytes: 355 a file, so some 190,000 files. Packed and plain are in memory until it has been
+/// read; a layer with more is not read by its table.
 pub const CONTENTS: u64 = 64 << 20;
 
 /// A file at least this long has chunks of its own.

@@ -83,7 +83,7 @@ pub struct Piece {
 pub struct Cut {
     /// Offset in payload space.
     pub start: u64,
-    /// Length in bytes: 1..=[`limits::CHUNK`]. Trailing padding does not belong to a chunk.
+    /// Length in bytes: 1..=[`limits::CHUNK`], or what [`Layout::cut_as`] was told. Trailing padding does not belong to a chunk.
     pub len: u32,
 }
 

@@ -232,6 +232,7 @@ fn a_table_that_makes_no_sense_is_refused() {
         assert!(error.is_err(), "{what}");
     };
     let big = made.toc.entries.iter().position(|entry| entry.name == "big").unwrap();
+    refused("nothing said of anything", &|entries| entries.fill(format::stargz::toc::Entry::default()));
     refused("shorter", &|entries| entries[big].size = 299_999);
     refused("longer", &|entries| entries[big].size = 300_001);
     refused("huge", &|entries| entries[big].size = i64::MAX);

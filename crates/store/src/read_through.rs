@@ -450,10 +450,11 @@ impl Inner {
 }
 
 /// Returns whether the segments of a span are fetched one after the other as they are wanted: few of them, and of
-/// a codec whose decoder can be kept waiting. Otherwise whoever comes back after it is gone would fetch the
+/// a codec whose decoder can be kept waiting; not where a table of contents ties them, and none is anything without the
+/// others. Otherwise whoever comes back after it is gone would fetch the
 /// beginning of a long span again and again.
 fn splits(layer: &Layer, span: &Range<u32>) -> bool {
-    layer.source().codec == Codec::Gzip && span.len() <= SPLIT
+    layer.is_of_tar() && layer.source().codec == Codec::Gzip && span.len() <= SPLIT
 }
 
 /// Returns the missing spans of some segments, each as far as it is wanted, in runs of adjacent ones that are worth

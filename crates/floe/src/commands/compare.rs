@@ -48,7 +48,7 @@ pub(super) fn check(session: &Session, from: String, to: String) -> anyhow::Resu
             let layers = if believed == 1 { "layer is" } else { "layers are" };
             let _ = writeln!(
                 text,
-                "{believed} {layers} what an index says that was not proved here; `floe verify` proves it"
+                "{believed} {layers} what an index says that was not proved here; `floe pull` proves it"
             );
         }
         text

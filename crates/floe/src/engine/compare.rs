@@ -130,10 +130,11 @@ fn upgrade(from: &OpenImage, to: &OpenImage) -> Upgrade {
         let size = found.place.size;
         upgrade.layers += 1;
         upgrade.layer_bytes += size;
-        if known.insert(found.place.blob) {
-            upgrade.new_layers += 1;
-            upgrade.new_layer_bytes += size;
+        if !known.insert(found.place.blob) {
+            continue; // whichever way either reads it
         }
+        upgrade.new_layers += 1;
+        upgrade.new_layer_bytes += size;
         upgrade.new_chunk_bytes += lack.missing;
         // In 128 bits: a terabyte of a terabyte.
         let share = u128::from(size) * u128::from(lack.missing) / u128::from(lack.all.max(1));

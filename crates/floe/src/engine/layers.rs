@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use format::index::Index;
+use format::index::{Basis, Index};
 use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::stargz::table::Announced;
@@ -33,7 +33,7 @@ const STREAMS: usize = 3;
 const OPENED: usize = 4;
 
 /// Index blobs fetched at once: they are small, so round trips are what is saved.
-pub(super) const INDEXES: usize = 8;
+const INDEXES: usize = 8;
 
 /// An index may be as long as its layer, and this much longer: that of a tiny layer is, and one that is not is no
 /// reason to fill a node's memory before anybody has looked at it.
@@ -322,7 +322,10 @@ impl Engine {
                 if proved {
                     return Ok(Some(found));
                 }
-                second.get_or_insert(found); // a proved one is better
+                // A proved one is better; else one that can be proved.
+                if made_of.is_none() || second.is_none() {
+                    second = Some(found);
+                }
             }
         }
         Ok(second)
@@ -461,6 +464,10 @@ impl Engine {
         let bytes = self.net.blob(source, &entry.blob, limit).context("fetching the index")?;
         line.seen(bytes.len() as u64, begun.elapsed());
         let index = Index::decode(&bytes).context("reading the index")?;
+        if index.facts().basis != Basis::Tar {
+            // Made of a layer's own table, which we read ourselves, and believe for other reasons.
+            bail!("an index of a table of contents is nobody's to send");
+        }
         if index.id() != claim.index {
             bail!("the index is {}, where {} was announced", index.id(), claim.index);
         }

@@ -55,6 +55,8 @@ pub(super) struct OpenImage {
     pub(super) source: Option<Arc<Source>>,
     /// What a start of it reads, as far as anybody has told.
     pub(super) profile: Option<Arc<super::Profile>>,
+    /// Whether that is only what the layers' landmarks say: a start teaches better.
+    guessed: bool,
     /// Whether that tells apart what a start reads: one that reads most of an image is no different from one of which
     /// nothing is known.
     pub(super) tells: bool,
@@ -126,7 +128,7 @@ impl OpenImage {
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
             files: self.layers.iter().map(FoundLayer::files).collect(),
             uses: Arc::new(InUse::new(self.clone())),
-            learn: purpose == Purpose::Start && self.profile.is_none(),
+            learn: purpose == Purpose::Start && (self.profile.is_none() || self.guessed),
         }
     }
 
@@ -183,9 +185,10 @@ impl Purpose {
         matches!(self, Self::Start | Self::Lend)
     }
 
-    /// Says whether layers are read by their own tables of contents; a pull is to prove them.
+    /// Says whether layers are read by their own tables of contents: not where they are to be proved, or what is said of
+    /// their tars has to be true.
     pub(super) fn takes_tables(self) -> bool {
-        self != Self::Pull
+        !matches!(self, Self::Pull | Self::Apart)
     }
 }
 
@@ -257,6 +260,7 @@ impl Engine {
         let index = begun.elapsed();
 
         let profile = self.profile_of(&resolved, found.profile);
+        let guessed = profile.is_none();
         let profile = profile.or_else(|| landmarks(&found.layers)).map(Arc::new);
         let missing = found.layers.iter().map(FoundLayer::missing).sum();
         let segments: usize = found.layers.iter().map(|layer| layer.layer().segments() as usize).sum();
@@ -298,6 +302,7 @@ impl Engine {
             }),
             source: resolved.source,
             profile,
+            guessed,
             tells,
             at_once,
         });

@@ -27,6 +27,9 @@ pub struct Wanted<'a> {
 }
 
 pub(super) fn publish(engine: &Engine, image: &OpenImage, wanted: &Wanted<'_>) -> anyhow::Result<Indexed> {
+    if let Some(found) = image.layers().iter().find(|found| !found.layer().is_of_tar()) {
+        bail!("layer {} was read by its own table of contents, which is no index to send", found.place.blob);
+    }
     let mut layers = Vec::new();
     let mut bytes = 0;
     for found in image.layers() {

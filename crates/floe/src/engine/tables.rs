@@ -17,12 +17,15 @@ use registry::{Priority, Source};
 
 use super::Engine;
 use super::asker::Question;
-use super::layers::{FoundLayer, INDEXES, NotSigned, Place, segment_size};
+use super::layers::{FoundLayer, NotSigned, Place, segment_size};
 use super::line::Line;
 use super::parallel::parallel;
 use super::profile::Profile;
 use super::report::IndexOrigin;
 use crate::trust::Verdict;
+
+/// Tables read at once: each may have 64 MiB of JSON, and as much packed, in memory.
+const TABLES: usize = 2;
 
 impl Engine {
     /// Opens the layers that have no index by their tables, where they have one; returns why not, for the first that
@@ -38,7 +41,7 @@ impl Engine {
         let lacks = |n: &usize| layers[*n].is_none() && places[*n].table.is_some();
         let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
         let mut why_not = None;
-        let read = parallel(&missing, INDEXES, |n| Ok(self.read_table(source, &places[*n], asked, line)))?;
+        let read = parallel(&missing, TABLES, |n| Ok(self.read_table(source, &places[*n], asked, line)))?;
         for (n, read) in missing.into_iter().zip(read) {
             match read {
                 Ok(found) => layers[n] = Some(found),

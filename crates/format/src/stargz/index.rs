@@ -1,11 +1,15 @@
 //! A table of contents to an index: a skeleton made of its entries, and its pieces for chunks.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::toc::{Entry, Toc};
+use super::toc::Entry;
 use super::{PREFETCH, TableError};
 use crate::digest::{ChunkId, DiffId, Digest};
 use crate::index::{Basis, Chunk, Codec, Contents, Facts, Index, Piece, Source, hash_of};
@@ -14,6 +18,9 @@ use crate::payload::SegmentSize;
 use crate::skeleton::SkeletonWriter;
 use crate::tar::{Member, MemberKind, Parser, Placer, Step, write_header};
 use crate::tree::{Device, Time, Xattrs};
+
+/// Characters of a name that an error repeats.
+const NAME: usize = 200;
 
 /// The layer that a table is of.
 #[derive(Debug, Clone, Copy)]
@@ -35,23 +42,89 @@ pub struct Whose {
 }
 
 /// Returns the index that a table of contents makes.
+///
+/// Entries are taken as they are read, so what is held beside the JSON is the index.
 pub fn index(json: &[u8], whose: &Whose) -> Result<Index, TableError> {
-    let toc: Toc = serde_json::from_slice(json).map_err(TableError::Json)?;
-    if toc.version != 1 {
-        return Err(TableError::Version(toc.version));
+    let (mut made, mut why) = (Made::new(whose.segment)?, None);
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let read = Table { made: &mut made, why: &mut why }.deserialize(&mut from).and_then(|()| from.end());
+    match (why, read) {
+        (Some(why), _) => Err(why),
+        (None, Err(error)) => Err(TableError::Json(error)),
+        (None, Ok(())) => made.finish(whose),
     }
-    if toc.entries.len() as u64 > limits::ENTRIES {
-        return Err(TableError::TooLarge { len: toc.entries.len() as u64, limit: limits::ENTRIES });
+}
+
+/// Reads a table into what is made of it. Why an entry is refused is told beside the error of the JSON's reader.
+struct Table<'a> {
+    made: &'a mut Made,
+    why: &'a mut Option<TableError>,
+}
+
+impl<'de> DeserializeSeed<'de> for Table<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_map(self)
     }
-    let mut made = Made::new(whose.segment)?;
-    let mut entries = &toc.entries[..];
-    while let Some((entry, rest)) = entries.split_first() {
-        let pieces = rest.iter().position(|next| next.kind != "chunk").unwrap_or(rest.len());
-        let (pieces, rest) = rest.split_at(pieces);
-        made.member(entry, pieces)?;
-        entries = rest;
+}
+
+impl<'de> Visitor<'de> for Table<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of contents")
     }
-    made.finish(whose)
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut version = None;
+        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
+            match &*key {
+                "version" => version = Some(map.next_value::<u32>()?),
+                "entries" => map.next_value_seed(Entries { made: &mut *self.made, why: &mut *self.why })?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        match version {
+            Some(1) => Ok(()),
+            other => {
+                *self.why = Some(TableError::Version(other.unwrap_or(0)));
+                Err(A::Error::custom("another version"))
+            }
+        }
+    }
+}
+
+/// The entries of a table.
+struct Entries<'a> {
+    made: &'a mut Made,
+    why: &'a mut Option<TableError>,
+}
+
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entries<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("entries")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(entry) = entries.next_element::<Entry>()? {
+            if let Err(why) = self.made.entry(&entry) {
+                *self.why = Some(why);
+                return Err(A::Error::custom("an entry is refused"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A piece as the table has it: where it begins, and plain bytes before it.
@@ -62,14 +135,28 @@ struct Begins {
     end: Option<u64>,
 }
 
+/// A file whose pieces are being read.
+struct File {
+    name: String,
+    size: u64,
+    /// Bytes of the pieces so far.
+    at: u64,
+    /// Of the whole file, as the table has it.
+    digest: String,
+    /// Where in the blob it has ended, if the table says so.
+    end: Option<u64>,
+}
+
 /// What has been made of the entries so far.
 struct Made {
     parser: Parser,
     placer: Placer,
     skeleton: SkeletonWriter,
     headers: Vec<u8>,
+    file: Option<File>,
     chunks: Vec<Chunk>,
     begins: Vec<Begins>,
+    entries: u64,
     ahead: u32,
 }
 
@@ -80,23 +167,44 @@ impl Made {
             placer: Placer::uncut(segment),
             skeleton: SkeletonWriter::new()?,
             headers: Vec::new(),
+            file: None,
             chunks: Vec::new(),
             begins: Vec::new(),
+            entries: 0,
             ahead: 0,
         })
     }
 
-    /// Adds a member of the tar and its pieces after the first.
-    fn member(&mut self, entry: &Entry, more: &[Entry]) -> Result<(), TableError> {
+    /// Adds an entry: a member of the tar, or a further piece of the one before.
+    fn entry(&mut self, entry: &Entry) -> Result<(), TableError> {
+        self.entries += 1;
+        if self.entries > limits::ENTRIES {
+            return Err(TableError::TooLarge { len: self.entries, limit: limits::ENTRIES });
+        }
+        if entry.kind == "chunk" {
+            return self.piece(entry);
+        }
+        self.close()?;
+        let member = self.member(entry)?;
+        if member.payload == 0 {
+            return Ok(());
+        }
+        self.file = Some(File {
+            name: entry.name.chars().take(NAME).collect(),
+            size: member.payload,
+            at: 0,
+            digest: entry.digest.clone(),
+            end: natural(entry.end_offset).filter(|end| *end > 0),
+        });
+        self.piece(entry)
+    }
+
+    /// Adds a member; its bytes are what the pieces say.
+    fn member(&mut self, entry: &Entry) -> Result<Member, TableError> {
         let member = member(entry)?;
         if is_at_root(&entry.name, PREFETCH) {
             let size = self.placer.layout().segment_size();
             self.ahead = size.of(self.placer.layout().space().next_multiple_of(size.bytes()));
-        }
-        if member.payload > 0 {
-            self.pieces(entry, more)?;
-        } else if !more.is_empty() {
-            return Err(at_fault(entry, "pieces of what has no bytes"));
         }
         let padding = usize::try_from(member.payload.next_multiple_of(512) - member.payload).unwrap_or(0);
         let mut headers = std::mem::take(&mut self.headers);
@@ -105,7 +213,7 @@ impl Made {
         self.write(&headers)?;
         self.write(&[0; 512][..padding])?;
         self.headers = headers;
-        Ok(())
+        Ok(member)
     }
 
     /// Adds bytes that are no payload.
@@ -121,43 +229,47 @@ impl Made {
         Ok(())
     }
 
-    /// Adds the pieces of a file, which must follow each other from its beginning to its end.
-    fn pieces(&mut self, first: &Entry, more: &[Entry]) -> Result<(), TableError> {
-        let wrong = |why| at_fault(first, why);
-        let size = natural(first.size).ok_or(wrong("a length below zero"))?;
-        let mut at = 0;
-        for (n, piece) in std::iter::once(first).chain(more).enumerate() {
-            if natural(piece.chunk_offset) != Some(at) {
-                return Err(wrong("its pieces do not follow each other"));
-            }
-            let stated = natural(piece.chunk_size).ok_or(wrong("a piece of less than nothing"))?;
-            let len = if stated == 0 { size - at } else { stated };
-            if len == 0 || len > size - at {
-                return Err(wrong("its pieces are longer than it is"));
-            }
-            let len32 = u32::try_from(len).ok().filter(|len| *len <= limits::PIECE);
-            let len32 = len32.ok_or(wrong("a piece of more than 16 MiB"))?;
-            // Where a file is one piece, zstd:chunked names only the file's digest.
-            let digest = if piece.chunk_digest.is_empty() && more.is_empty() {
-                &first.digest
-            } else {
-                &piece.chunk_digest
-            };
-            let digest: Digest = digest.parse().map_err(|_| wrong("a piece without SHA-256"))?;
-            let offset = natural(piece.offset).ok_or(wrong("a piece before the layer"))?;
-            let skip = natural(piece.inner_offset).and_then(|skip| u32::try_from(skip).ok());
-            let skip =
-                skip.filter(|skip| *skip <= limits::INNER).ok_or(wrong("a piece too deep in its member"))?;
-            let last = n == more.len();
-            let end = natural(first.end_offset).filter(|end| last && *end > 0);
-            self.chunks.push(Chunk { len: len32, id: ChunkId(*digest.as_bytes()) });
-            self.begins.push(Begins { offset, skip, end });
-            at += len;
+    /// Adds a piece of a file, which begins where the one before has ended.
+    fn piece(&mut self, piece: &Entry) -> Result<(), TableError> {
+        let Some(file) = &mut self.file else { return Err(at_fault(piece, "a piece without a file")) };
+        let wrong = |why| TableError::Entry { name: file.name.clone(), why };
+        if natural(piece.chunk_offset) != Some(file.at) {
+            return Err(wrong("its pieces do not follow each other"));
         }
-        if at == size { Ok(()) } else { Err(wrong("its pieces are shorter than it is")) }
+        let left = file.size - file.at;
+        let stated = natural(piece.chunk_size).ok_or(wrong("a piece of less than nothing"))?;
+        let len = if stated == 0 { left } else { stated };
+        if len == 0 || len > left {
+            return Err(wrong("its pieces are longer than it is"));
+        }
+        let short = u32::try_from(len).ok().filter(|len| *len <= limits::PIECE);
+        let short = short.ok_or(wrong("a piece of more than 16 MiB"))?;
+        // Where a file is one piece, zstd:chunked names only the file's digest.
+        let whole = piece.chunk_digest.is_empty() && len == file.size;
+        let digest = if whole { &file.digest } else { &piece.chunk_digest };
+        let digest: Digest = digest.parse().map_err(|_| wrong("a piece without SHA-256"))?;
+        let offset = natural(piece.offset).ok_or(wrong("a piece before the layer"))?;
+        let skip = natural(piece.inner_offset).and_then(|skip| u32::try_from(skip).ok());
+        let skip =
+            skip.filter(|skip| *skip <= limits::INNER).ok_or(wrong("a piece too deep in its member"))?;
+        self.chunks.push(Chunk { len: short, id: ChunkId(*digest.as_bytes()) });
+        self.begins.push(Begins { offset, skip, end: file.end.filter(|_| len == left) });
+        file.at += len;
+        Ok(())
+    }
+
+    /// Says that the pieces of a file have been read.
+    fn close(&mut self) -> Result<(), TableError> {
+        match self.file.take() {
+            Some(file) if file.at < file.size => {
+                Err(TableError::Entry { name: file.name, why: "its pieces are shorter than it is" })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn finish(mut self, whose: &Whose) -> Result<Index, TableError> {
+        self.close()?;
         self.write(&[0; 1024])?;
         self.parser.finish()?;
         let layout = self.placer.finish();
@@ -198,7 +310,7 @@ impl Made {
 
 /// Names the entry at fault, by the beginning of a name that may be anything.
 fn at_fault(entry: &Entry, why: &'static str) -> TableError {
-    TableError::Entry { name: entry.name.chars().take(200).collect(), why }
+    TableError::Entry { name: entry.name.chars().take(NAME).collect(), why }
 }
 
 /// Returns what an entry says of a member.
@@ -221,7 +333,6 @@ fn member(entry: &Entry) -> Result<Member, TableError> {
         "char" => MemberKind::Char(device()?),
         "block" => MemberKind::Block(device()?),
         "fifo" => MemberKind::Fifo,
-        "chunk" => return Err(wrong("a piece without a file")),
         _ => return Err(wrong("a kind of entry that nobody has defined")),
     };
     if entry.name.is_empty() || entry.name.len() > limits::PATH || entry.name.contains('\0') {
@@ -288,6 +399,9 @@ fn time(text: &str) -> Option<Time> {
         && (0..60).contains(&minute)
         && (0..=60).contains(&second)
         && (0..=9999).contains(&year);
+    if !in_range {
+        return None;
+    }
     let nanos = match fraction.len() {
         0 => 0,
         1..=9 => fraction.parse::<u32>().ok()? * 10_u32.pow(9 - u32::try_from(fraction.len()).ok()?),
@@ -297,12 +411,14 @@ fn time(text: &str) -> Option<Time> {
         ("Z" | "z", "") => 0,
         (sign, zone) => {
             let (hours, minutes) = zone.split_once(':')?;
-            let seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            let (hours, minutes) = (hours.parse::<u8>().ok()?, minutes.parse::<u8>().ok()?);
+            let seconds =
+                (hours < 24 && minutes < 60).then(|| i64::from(hours) * 3600 + i64::from(minutes) * 60)?;
             if sign == "-" { -seconds } else { seconds }
         }
     };
     let secs = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - ahead;
-    in_range.then_some(Time { secs, nanos })
+    Some(Time { secs, nanos })
 }
 
 /// Returns the days from 1970-01-01 to a date of the Gregorian calendar.

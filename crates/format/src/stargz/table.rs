@@ -143,7 +143,7 @@ fn footer(tail: &[u8]) -> Result<(u64, u64), TableError> {
 
 /// Returns the file that is the table out of the gzip member around it.
 fn out_of_tar(packed: &[u8]) -> Result<Vec<u8>, TableError> {
-    let plain = inflate(packed)?;
+    let mut plain = inflate(packed)?;
     let (mut parser, mut at) = (Parser::new(), 0);
     while at < plain.len() {
         let (taken, step) = parser.step(&plain[at..])?;
@@ -153,8 +153,11 @@ fn out_of_tar(packed: &[u8]) -> Result<Vec<u8>, TableError> {
                 return Err(TableError::Missing("there is another file where the table should be"));
             }
             let end = usize::try_from(member.payload).ok().and_then(|len| at.checked_add(len));
-            let table = end.and_then(|end| plain.get(at..end));
-            return table.map(<[u8]>::to_vec).ok_or(TableError::Missing("its table ends early"));
+            let end =
+                end.filter(|end| *end <= plain.len()).ok_or(TableError::Missing("its table ends early"))?;
+            plain.truncate(end);
+            plain.drain(..at);
+            return Ok(plain);
         }
     }
     Err(TableError::Missing("there is no file where the table should be"))

@@ -18,7 +18,7 @@ impl OpenLayer {
         if owned.was != Claim::Suspect {
             return Ok(false);
         }
-        let right = self.readable_and_right(segment)?;
+        let right = self.readable_and_right(segment, false)?;
         if !right {
             tracing::warn!(layer = %self.id, segment, "a segment was lost in a crash and will be fetched again");
             self.empty(segment)?;
@@ -60,7 +60,7 @@ impl OpenLayer {
             return Ok(None);
         }
         let right = self
-            .readable_and_right(segment)
+            .readable_and_right(segment, true)
             .map_err(|error| StoreError::io("checking", &self.path(segment), error))?;
         if !right {
             self.unclaim(segment)?;
@@ -86,11 +86,13 @@ impl OpenLayer {
         Ok(true)
     }
 
-    /// Returns whether a segment is right; what cannot be read is as good as wrong: it can be fetched. That we have
+    /// Returns whether a segment is right, `unknown` if nobody knows what it should be; what cannot be read is as good as wrong: it can be fetched. That we have
     /// no descriptor or memory left says nothing about it.
-    fn readable_and_right(&self, segment: u32) -> io::Result<bool> {
+    fn readable_and_right(&self, segment: u32, unknown: bool) -> io::Result<bool> {
         use rustix::io::Errno;
-        self.right(segment).or_else(|error| match Errno::from_io_error(&error) {
+        self.right(segment).map(|right| right.unwrap_or(unknown)).or_else(|error| match Errno::from_io_error(
+            &error,
+        ) {
             Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Err(error),
             _ => {
                 tracing::warn!(layer = %self.id, segment, %error, "cannot read a segment");
@@ -99,18 +101,18 @@ impl OpenLayer {
         })
     }
 
-    fn right(&self, segment: u32) -> io::Result<bool> {
+    fn right(&self, segment: u32) -> io::Result<Option<bool>> {
         let disk = self.store.disk();
         let file = disk.open(&self.file_of(segment))?;
         let len = self.content.len(segment);
         if file.metadata()?.len() != len {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
         crate::fs::read_exact(disk, &file, &mut bytes, 0)?;
         Ok(match &self.sums {
             Some(sums) => sums.is(segment, &bytes),
-            None => self.content.is(segment, &bytes),
+            None => Some(self.content.is(segment, &bytes)),
         })
     }
 }

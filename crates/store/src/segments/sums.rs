@@ -2,8 +2,8 @@
 //!
 //! A file beside the segments, `device/<id>/sums`: records of 36 bytes, number of a segment u32 and BLAKE3 of its bytes,
 //! little-endian; of several for one segment the last counts. A record is appended before its segment is, so after a crash a
-//! segment without one, or with another one, is fetched again. A torn record is filled up with zeros. Lost, the file costs a
-//! fetch of what is suspect.
+//! segment without one, or with another one, is fetched again. A torn record is filled up with ones, so that it is of no
+//! other segment. Lost, the file costs a fetch of what is suspect; what is not is believed, and cannot be checked again.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::guard;
 const NAME: &str = "sums";
 const ROW: usize = 36;
 
-/// Most that is read: each of 16,384 segments fetched a hundred times. More is begun anew.
+/// Most that is read: each of 16,384 segments fetched a hundred times. A longer file is removed.
 const LIMIT: u64 = 64 << 20;
 
 /// The sums of one layer.
@@ -43,6 +43,9 @@ impl Sums {
         let bytes = read_whole(disk, &path, LIMIT).unwrap_or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
                 tracing::warn!(%error, path = %path.display(), "sums of segments are lost");
+                if error.kind() == io::ErrorKind::InvalidData {
+                    let _ = disk.remove_file(&path); // it stays, and is as lost
+                }
             }
             Vec::new()
         });
@@ -51,7 +54,8 @@ impl Sums {
             let (number, sum) = row.split_first_chunk()?;
             Some((u32::from_le_bytes(*number), <[u8; 32]>::try_from(sum).ok()?))
         };
-        let sums = rows.iter().filter_map(row).collect();
+        // A crash may leave zeros behind what was written.
+        let sums = rows.iter().filter_map(row).filter(|(_, sum)| *sum != [0; 32]).collect();
         Self { path, known: Mutex::new(Known { sums, file: None }) }
     }
 
@@ -74,7 +78,7 @@ impl Sums {
             }
         };
         // Behind a torn record, which then says something wrong of the segment it was about, and of no other.
-        let mut rows = vec![0; usize::try_from(end.next_multiple_of(ROW as u64) - end).unwrap_or(0)];
+        let mut rows = vec![0xff; usize::try_from(end.next_multiple_of(ROW as u64) - end).unwrap_or(0)];
         rows.extend_from_slice(&segment.to_le_bytes());
         rows.extend_from_slice(&sum);
         disk.append(&file, end, &rows)?; // if it fails the file is opened anew, to see how far it went
@@ -83,10 +87,10 @@ impl Sums {
         Ok(())
     }
 
-    /// Says whether these are the bytes of a segment.
-    pub(super) fn is(&self, segment: u32, bytes: &[u8]) -> bool {
+    /// Says whether these are the bytes of a segment; nothing if that is not known.
+    pub(super) fn is(&self, segment: u32, bytes: &[u8]) -> Option<bool> {
         let sum = *blake3::hash(bytes).as_bytes();
-        guard::lock(&self.known).sums.get(&segment) == Some(&sum)
+        guard::lock(&self.known).sums.get(&segment).map(|known| *known == sum)
     }
 
     /// Makes the records durable.
@@ -94,6 +98,33 @@ impl Sums {
         match disk.open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             file => disk.sync(&file?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::RealDisk;
+
+    #[test]
+    fn a_record_torn_anywhere_is_of_no_other_segment() {
+        for torn in 0..=ROW {
+            let home = tempfile::tempdir().unwrap();
+            let disk = RealDisk::open(home.path()).unwrap();
+            let here = Path::new("");
+            let sums = Sums::open(&disk, here);
+            sums.put(&disk, 0, b"zero").unwrap();
+            sums.put(&disk, 0x0403_0201, b"torn").unwrap();
+            let path = home.path().join(NAME);
+            File::options().write(true).open(&path).unwrap().set_len((ROW + torn) as u64).unwrap();
+            let sums = Sums::open(&disk, here);
+            sums.put(&disk, 7, b"seven").unwrap();
+            let sums = Sums::open(&disk, here);
+            assert_eq!((sums.is(0, b"zero"), sums.is(0, b"other")), (Some(true), Some(false)));
+            assert_eq!(sums.is(7, b"seven"), Some(true), "torn at {torn}");
+            assert_eq!([1, 2, 3, 0x0201].map(|n| sums.is(n, b"")), [None; 4]);
+            assert_eq!(sums.is(0x0403_0201, b"torn") == Some(true), torn == ROW);
         }
     }
 }
