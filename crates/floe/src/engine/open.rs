@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use format::stargz::table::Announced;
 use format::{Digest, IndexId};
 use registry::{Descriptor, Image, Manifest, Reference, Source};
@@ -322,6 +322,12 @@ impl Engine {
         purpose: Purpose,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Resolved> {
+        if matches!(reference, Reference::Archive(archive) if archive.is_standard()) {
+            bail!(anyhow::anyhow!("the daemon has no standard input to read").context(Hint::new(
+                "opening an archive",
+                "floe copy oci-archive:- oci:DIR keeps it where it can be read again"
+            )));
+        }
         let local =
             self.store.refs().get(&ref_name(&reference.to_string())?).context("looking into the store")?;
         // A digest means the same for ever: with everything at hand nobody needs to be asked.

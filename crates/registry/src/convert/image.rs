@@ -40,7 +40,7 @@ impl Images {
     /// Looks at the images of a source.
     pub(super) async fn of(source: &Source, plan: &Plan, format: Format) -> Result<Self, Error> {
         let mut found = Self::default();
-        let (spare, mut held) = (spares(plan), 0);
+        let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
             let parsed = manifest.image(&what)?;
@@ -48,17 +48,17 @@ impl Images {
             if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(formats::is_tar) {
                 continue;
             }
+            if parsed.layers.len() > sizes::LAYERS {
+                let why = format!("{} layers, the limit is {}", parsed.layers.len(), sizes::LAYERS);
+                return Err(Error::invalid(what, why));
+            }
             for layer in &parsed.layers {
-                if !found.layers.iter().any(|(known, ..)| *known == layer.digest) {
+                if seen.insert(layer.digest) {
                     found.layers.push((layer.digest, layer.size, format.keeps(layer)));
                 }
             }
             if parsed.layers.iter().all(|layer| format.keeps(layer).is_some()) {
                 continue;
-            }
-            if parsed.layers.len() > sizes::LAYERS {
-                let why = format!("{} layers, the limit is {}", parsed.layers.len(), sizes::LAYERS);
-                return Err(Error::invalid(what, why));
             }
             let wanted: Vec<_> = parsed.layers.iter().map(|layer| format.keeps(layer).is_none()).collect();
             let config = source.read_blob(&parsed.config, sizes::CONFIG, stream::PRIORITY).await?;

@@ -1,6 +1,6 @@
 //! What the destination's name leads to before it leads to what is made: layers that need not be made again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use format::{Digest, limits as sizes};
 
@@ -26,19 +26,23 @@ impl Prior {
     pub(super) async fn of(place: &Source, format: Format) -> Result<Self, Error> {
         let mut prior = Self::default();
         let Some(root) = seen(place.root().await)? else { return Ok(prior) };
-        let mut waiting = vec![(root, 0)];
-        let mut count = 0;
-        while let Some((manifest, depth)) = waiting.pop() {
+        // One manifest is held at a time, and each is asked for once: somebody else may have written them.
+        let (mut known, mut held) = (HashSet::from([root.digest]), 0);
+        let mut waiting = Vec::new();
+        let mut next = Some((root, 0));
+        while let Some((manifest, depth)) = next.take() {
+            held += manifest.bytes.len() as u64;
             if !manifest.is_index() {
                 prior.take(place, format, manifest).await?;
-                continue;
+            } else if depth < limits::INDEX_DEPTH {
+                let children = manifest.children().into_iter();
+                let fresh =
+                    children.filter(|child| is_manifest(&child.media_type) && known.insert(child.digest));
+                waiting.extend(fresh.map(|child| (child, depth + 1)));
             }
-            for child in manifest.children().iter().filter(|child| is_manifest(&child.media_type)) {
-                count += 1;
-                if depth < limits::INDEX_DEPTH && count <= limits::COPY_MANIFESTS {
-                    let child = seen(place.manifest(child).await)?;
-                    waiting.extend(child.map(|child| (child, depth + 1)));
-                }
+            while next.is_none() && known.len() <= limits::COPY_MANIFESTS && held <= limits::COPY_BYTES {
+                let Some((child, depth)) = waiting.pop() else { break };
+                next = seen(place.manifest(&child).await)?.map(|child| (child, depth));
             }
         }
         Ok(prior)

@@ -117,6 +117,11 @@ pub(super) fn index<'a>(
                 changed = true;
                 let mut made = entry.clone();
                 replace(&mut made, &new.descriptor(), what)?;
+                // What an earlier conversion said is not so any more.
+                if let Some(notes) = made.get_mut("annotations").and_then(Value::as_object_mut) {
+                    notes.remove(CONVERTED_FROM);
+                    notes.remove(PREFERRED_ZSTD);
+                }
                 // Of an index no more is replaced than what it lists.
                 if keep && !new.is_index() {
                     entries.push(entry);
@@ -201,7 +206,12 @@ fn platform(config: &[u8], what: &str) -> Result<Value, Error> {
         .map_err(|error| Error::invalid(what, format!("its config: {error}")))?;
     let fields = ["architecture", "os", "os.version", "os.features", "variant"];
     let said = fields.iter().filter_map(|field| Some(((*field).to_owned(), config.get(*field)?.clone())));
-    Ok(Value::Object(said.collect()))
+    let said = Value::Object(said.collect());
+    // An entry without these is none that anybody finds again, ourselves included.
+    if !said["architecture"].is_string() || !said["os"].is_string() {
+        return Err(Error::invalid(what, "its config names no platform, so no index can list it"));
+    }
+    Ok(said)
 }
 
 /// Puts another descriptor in the place of one. What the old one said beyond its content stays, but not its content
