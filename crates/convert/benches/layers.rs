@@ -23,7 +23,7 @@ use format::decode::SpanDecoder;
 use format::index::{Codec, Index};
 use format::layer::Layer;
 use format::payload::SegmentSize;
-use format::unpack::Unpacker;
+use format::unpack::{Unpacker, whole};
 use format::{DiffId, Digest};
 
 const ROUNDS: usize = 3;
@@ -191,16 +191,7 @@ fn unpacked(blob: &[u8]) -> (Codec, Vec<u8>) {
         [0x28, 0xb5, ..] | [0x50..=0x5f, 0x2a, ..] => Codec::Zstd,
         _ => Codec::Plain,
     };
-    let (mut unpacker, mut rest, mut tar) = (Unpacker::new(codec).unwrap(), blob, Vec::new());
-    let mut room = vec![0; 256 << 10];
-    loop {
-        let step = unpacker.step(rest, &mut room, false).unwrap();
-        rest = &rest[step.read..];
-        tar.extend_from_slice(&room[..step.written]);
-        if step.read == 0 && step.written == 0 {
-            return (codec, tar);
-        }
-    }
+    (codec, whole(codec, blob, u64::MAX).unwrap().unwrap())
 }
 
 /// The layers of OCI layouts, single files, or a layer made on the spot.

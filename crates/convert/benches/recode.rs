@@ -17,7 +17,7 @@ use std::time::Instant;
 use convert::Expected;
 use convert::recode::{Recoding, Target, recode};
 use format::index::Codec;
-use format::unpack::Unpacker;
+use format::unpack::whole;
 use format::{DiffId, Digest};
 use sys::deflate::compress;
 use sys::inflate::Wrap;
@@ -111,16 +111,7 @@ fn unpacked(blob: &[u8]) -> Vec<u8> {
         [0x28, 0xb5, ..] => Codec::Zstd,
         _ => Codec::Plain,
     };
-    let (mut unpacker, mut rest, mut tar) = (Unpacker::new(codec).unwrap(), blob, Vec::new());
-    let mut room = vec![0; 256 << 10];
-    loop {
-        let step = unpacker.step(rest, &mut room, false).unwrap();
-        rest = &rest[step.read..];
-        tar.extend_from_slice(&room[..step.written]);
-        if step.read == 0 && step.written == 0 {
-            return tar;
-        }
-    }
+    whole(codec, blob, u64::MAX).unwrap().unwrap()
 }
 
 /// A blob, or the layers of an OCI layout.

@@ -171,7 +171,7 @@ pub fn build<S: Sink>(
     match threads {
         Threads::One => {
             let mut builder = IndexBuilder::new(options, sink)?;
-            read_all(blob, |piece| builder.push(piece))?;
+            read_all(blob, BuildError::Read, |piece| builder.push(piece))?;
             builder.finish(expected)
         }
         Threads::Two => {
@@ -182,17 +182,19 @@ pub fn build<S: Sink>(
     }
 }
 
-fn read_all(
+/// Reads a blob to its end, piece by piece.
+pub(crate) fn read_all<E>(
     mut blob: impl Read,
-    mut push: impl FnMut(&[u8]) -> Result<(), BuildError>,
-) -> Result<(), BuildError> {
+    failed: impl FnOnce(io::Error) -> E,
+    mut push: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
     let mut piece = vec![0; READ];
     loop {
         match blob.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(n) => push(&piece[..n])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(BuildError::Read(error)),
+            Err(error) => return Err(failed(error)),
         }
     }
 }
@@ -220,8 +222,8 @@ fn side_by_side<S: Sink>(
             Ok(()) => Ok(spent.try_recv().unwrap_or_else(|_| Batch::empty())),
             Err(_) => Err(BuildError::Thread),
         };
-        let blob =
-            read_all(blob, |piece| inflow.push(piece, &mut emit)).and_then(|()| inflow.finish(&mut emit));
+        let blob = read_all(blob, BuildError::Read, |piece| inflow.push(piece, &mut emit))
+            .and_then(|()| inflow.finish(&mut emit));
         drop(to_scan);
         let scan = scanning.join().map_err(|_| BuildError::Thread)??;
         let blob = blob?;

@@ -12,7 +12,7 @@ use format::index::Index;
 use format::layer::{Layer, LayerError};
 use format::limits::BLOCK;
 use format::payload::{Run, SegmentSize};
-use format::stargz;
+use format::stargz::is_added;
 use format::tar::Member;
 use format::tree::Runs;
 
@@ -150,13 +150,4 @@ impl Contents {
 /// Returns which block an offset in payload space is in.
 fn place(offset: u64) -> usize {
     usize::try_from(offset / BLOCK).unwrap_or(usize::MAX)
-}
-
-/// Says whether a path is that of something that eStargz writers put into the root of a layer.
-fn is_added(path: &[u8]) -> bool {
-    let mut path = path;
-    while let Some(rest) = path.strip_prefix(b"./").or_else(|| path.strip_prefix(b"/")) {
-        path = rest;
-    }
-    [stargz::TOC_NAME, stargz::PREFETCH, stargz::NO_PREFETCH].iter().any(|name| name.as_bytes() == path)
 }

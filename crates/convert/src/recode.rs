@@ -29,7 +29,6 @@ mod source;
 mod split;
 mod table;
 mod tail;
-mod time;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -40,6 +39,7 @@ use format::unpack::UnpackError;
 use format::{DiffId, Digest};
 
 use crate::Expected;
+use crate::builder::read_all;
 use chunked::Chunked;
 use estargz::EStargz;
 use flat::Flat;
@@ -47,9 +47,6 @@ use members::{Ended, Members, Receiver};
 use pack::Level;
 use pipe::Pipe;
 use source::Source;
-
-/// Compressed bytes read at a time.
-const READ: usize = 128 << 10;
 
 /// Longest table of contents, as JSON and packed: `maxTocSize` of containers/storage, which refuses larger ones. 150 MiB
 /// are half a million files.
@@ -237,21 +234,13 @@ fn to_flat(blob: impl Read, expected: &Expected, size: u64, pipe: &mut Pipe<'_>)
 
 /// Reads a blob to its end and checks that it is the one expected.
 fn read(
-    mut blob: impl Read,
+    blob: impl Read,
     expected: &Expected,
     size: u64,
     to: &mut impl Receiver,
 ) -> Result<Ended, RecodeError> {
     let (mut source, mut members) = (Source::new(size), Members::new());
-    let mut piece = vec![0; READ];
-    loop {
-        match blob.read(&mut piece) {
-            Ok(0) => break,
-            Ok(n) => source.push(&piece[..n], &mut |plain| members.push(plain, to))?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(RecodeError::Read(error)),
-        }
-    }
+    read_all(blob, RecodeError::Read, |piece| source.push(piece, &mut |plain| members.push(plain, to)))?;
     let found = source.finish(&mut |plain| members.push(plain, to))?;
     let ended = members.finish(to)?;
     if found != expected.blob {

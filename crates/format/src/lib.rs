@@ -14,6 +14,7 @@ pub mod limits;
 pub mod name;
 pub mod payload;
 pub mod proof;
+pub mod rfc3339;
 pub mod skeleton;
 pub mod stargz;
 pub mod tar;

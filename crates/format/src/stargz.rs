@@ -63,6 +63,19 @@ pub const NO_PREFETCH: &str = ".no.prefetch.landmark";
 /// The one byte both of these files hold.
 pub const LANDMARK: [u8; 1] = [0xf];
 
+/// Returns a path as seen from the root: without leading slashes and "./".
+pub fn from_root(mut path: &[u8]) -> &[u8] {
+    while let Some(rest) = path.strip_prefix(b"./").or_else(|| path.strip_prefix(b"/")) {
+        path = rest;
+    }
+    path
+}
+
+/// Says whether a path is that of something that these formats add to the root of a layer.
+pub fn is_added(path: &[u8]) -> bool {
+    [TOC_NAME, PREFETCH, NO_PREFETCH].iter().any(|name| name.as_bytes() == from_root(path))
+}
+
 /// Why a layer is not read by its table of contents.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {

@@ -161,6 +161,22 @@ impl Unpacker {
     }
 }
 
+/// Returns all that packed bytes hold, to their end; nothing if that is more than `most` bytes.
+pub fn whole(codec: Codec, mut packed: &[u8], most: u64) -> Result<Option<Vec<u8>>, UnpackError> {
+    let (mut unpacker, mut plain, mut room) = (Unpacker::new(codec)?, Vec::new(), vec![0; 256 << 10]);
+    loop {
+        let step = unpacker.step(packed, &mut room, false)?;
+        packed = &packed[step.read..];
+        plain.extend_from_slice(&room[..step.written]);
+        if plain.len() as u64 > most {
+            return Ok(None);
+        }
+        if step.read == 0 && step.written == 0 {
+            return unpacker.finish().map(|()| Some(plain));
+        }
+    }
+}
+
 fn gzip_step(
     inflate: &mut Inflate,
     part: &mut Part,
@@ -246,7 +262,7 @@ mod tests {
         }
     }
 
-    fn whole(codec: Codec, packed: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    fn in_pieces(codec: Codec, packed: &[u8]) -> Result<Vec<u8>, UnpackError> {
         let mut unpacker = Unpacker::new(codec)?;
         let out = unpack(&mut unpacker, packed, 1000)?;
         unpacker.finish()?;
@@ -271,13 +287,22 @@ mod tests {
                 b"onetwo",
             ),
         ] {
-            assert_eq!(whole(codec, &packed).as_deref(), Ok(plain));
+            assert_eq!(in_pieces(codec, &packed).as_deref(), Ok(plain));
+            let len = plain.len() as u64;
+            assert_eq!(whole(codec, &packed, len), Ok(Some(plain.to_vec())));
+            assert_eq!(whole(codec, &packed, len.saturating_sub(1)).unwrap().is_some(), len == 0);
         }
-        assert_eq!(whole(Codec::Gzip, &[gzip(b"one"), b"\0x".to_vec()].concat()), Err(UnpackError::Trailing));
-        assert_eq!(whole(Codec::Gzip, &[gzip(b"one"), b"x".to_vec()].concat()), Err(UnpackError::Trailing));
+        assert_eq!(
+            in_pieces(Codec::Gzip, &[gzip(b"one"), b"\0x".to_vec()].concat()),
+            Err(UnpackError::Trailing)
+        );
+        assert_eq!(
+            in_pieces(Codec::Gzip, &[gzip(b"one"), b"x".to_vec()].concat()),
+            Err(UnpackError::Trailing)
+        );
         for (codec, packed) in [(Codec::Gzip, gzip(b"one")), (Codec::Zstd, zstd(b"one"))] {
             for len in 1..packed.len() {
-                assert_eq!(whole(codec, &packed[..len]), Err(UnpackError::Truncated), "{codec:?}, {len}");
+                assert_eq!(in_pieces(codec, &packed[..len]), Err(UnpackError::Truncated), "{codec:?}, {len}");
             }
         }
     }

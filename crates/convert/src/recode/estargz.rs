@@ -26,6 +26,8 @@ use std::collections::BTreeMap;
 
 use format::name::printable;
 use format::stargz::{LANDMARK, NO_PREFETCH, PREFETCH, TOC_DIGEST, TOC_NAME, UNCOMPRESSED_SIZE};
+use format::tar::{Member, MemberKind, write_header};
+use format::tree::{Time, Xattrs};
 use format::{DiffId, Digest, DigestHasher};
 
 use super::RecodeError;
@@ -187,21 +189,21 @@ impl Receiver for EStargz<'_, '_> {
 }
 
 /// Returns the header of a regular file in the root, as Go's archive/tar writes it of a name and a length.
-fn header(name: &str, len: usize) -> [u8; BLOCK] {
-    let mut block = ZEROS;
-    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, name.as_bytes());
-    for (at, digits) in [(100, 7), (108, 7), (116, 7), (136, 11), (329, 7), (337, 7)] {
-        put(at, format!("{:0digits$o}", 0).as_bytes());
-    }
-    // Bounded by the limit of a table, of which eleven digits hold any.
-    put(124, format!("{len:011o}").as_bytes());
-    put(148, b"        ");
-    put(156, b"0");
-    put(257, b"ustar\x0000");
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    block
+fn header(name: &str, len: usize) -> Vec<u8> {
+    let member = Member {
+        path: name.as_bytes().into(),
+        kind: MemberKind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Time::default(),
+        xattrs: Xattrs::default(),
+        plain: 0,
+        payload: len as u64,
+    };
+    let mut header = Vec::with_capacity(BLOCK);
+    write_header(&member, &mut header);
+    header
 }
 
 /// Returns the footer: an empty gzip member that says where the table's begins.
@@ -230,5 +232,6 @@ mod tests {
         let (n, step) = Parser::new().step(&header(TOC_NAME, 1234)).unwrap();
         let Step::Member(member) = step else { unreachable!("a whole header") };
         assert_eq!((n, &*member.path, member.payload, member.mode), (512, TOC_NAME.as_bytes(), 1234, 0));
+        assert_eq!(header(TOC_NAME, 1234)[257..345].iter().filter(|byte| **byte == b'0').count(), 2 + 14);
     }
 }

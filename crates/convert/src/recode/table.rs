@@ -8,15 +8,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use format::Digest;
 use format::name::printable;
 use format::stargz::toc::Entry;
 use format::tar::{Member, MemberKind, NotWritten, Written};
 use format::tree::Time;
+use format::{Digest, rfc3339};
 
 use super::names::{Names, Sort, Twice};
 use super::pipe::Place;
-use super::time::rfc3339;
 use super::{MOST_TABLE, RecodeError};
 
 /// Whose table it is.
@@ -221,7 +220,7 @@ impl Table {
             Time { secs: 0, .. } => String::new(),
             Time { secs, nanos } => {
                 let secs = secs.saturating_add(i64::from(nanos >= 500_000_000));
-                rfc3339(Time { secs, nanos: 0 }).ok_or(TIME)?
+                rfc3339::write(Time { secs, nanos: 0 }).ok_or(TIME)?
             }
         };
         entry.user_name = changed(&mut self.users, written.uid, utf8(&written.user)?);
@@ -246,7 +245,7 @@ fn chunked(written: &Written) -> Result<Entry, &'static str> {
     if written.kind != b'0' && written.size != 0 {
         return Err("it has a length, but nothing that could be long");
     }
-    let time = |time: Option<Time>| time.map_or(Ok(String::new()), |time| rfc3339(time).ok_or(TIME));
+    let time = |time: Option<Time>| time.map_or(Ok(String::new()), |time| rfc3339::write(time).ok_or(TIME));
     Ok(Entry {
         size: written.size,
         link_name: utf8(&written.link)?.into(),

@@ -12,7 +12,8 @@ use anyhow::{Context, ensure};
 use format::compare::{Change, Changes, Found, Pair, Side, Table, compare, lack};
 use format::erofs::read::{Image, Inode, Kind, Source};
 use format::name::printable;
-use format::{Digest, IndexId, stargz};
+use format::stargz::is_added;
+use format::{Digest, IndexId};
 use store::Priority;
 use sys::map::Map;
 
@@ -31,9 +32,6 @@ const BATCH: usize = 256;
 
 /// Bytes read between two words about the progress.
 const SAY: u64 = 1 << 20;
-
-/// What formats with a table of their own put into the root of a layer.
-const ADDED: [&str; 3] = [stargz::TOC_NAME, stargz::PREFETCH, stargz::NO_PREFETCH];
 
 impl Engine {
     /// Compares two images. `told` hears of the differences, some at a time and in order; of a copy in another format,
@@ -109,10 +107,6 @@ fn tree(image: &OpenImage) -> anyhow::Result<Image<Map>> {
     let what = || format!("reading the tree of {}", image.reference());
     let file = File::open(image.meta_path()).with_context(what)?;
     Image::open(Map::of(&file).with_context(what)?).with_context(what)
-}
-
-fn is_added(path: &[u8]) -> bool {
-    ADDED.iter().any(|name| name.as_bytes() == path)
 }
 
 /// Returns how many different layers nobody has proved.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use format::Digest;
+use format::tree::Time;
+use format::{Digest, rfc3339};
 use registry::{Content, Layout, NewArtifact, NewLayerIndex};
 
 use super::Engine;
@@ -115,19 +116,10 @@ pub(crate) fn moment(at: std::time::SystemTime) -> String {
     civil(at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
-/// Returns a moment given in seconds since 1970, in the proleptic Gregorian calendar.
+/// Returns a moment given in seconds since 1970; past the year 9999, the last one that can be written.
 fn civil(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Counted from 1 March of year 0, a leap day is the last day of its year; an era of 400 years has 146,097 days.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let (month, year) =
-        if month < 10 { (month + 3, 400 * era + year) } else { (month - 9, 400 * era + year + 1) };
-    format!("{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    let secs = i64::try_from(seconds).unwrap_or(i64::MAX);
+    rfc3339::write(Time { secs, nanos: 0 }).unwrap_or_else(|| "9999-12-31T23:59:59Z".into())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use convert::recode::{Recoding, Target, recode};
 use format::index::{Codec, Index};
 use format::payload::SegmentSize;
-use format::unpack::Unpacker;
+use format::unpack::whole;
 use format::{DiffId, Digest};
 use registry::{Client, Content, ImageName, Manifest, Pick, Reference, media_type};
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ impl Layer {
             Target::EStargz | Target::Gzip => (Codec::Gzip, Pack::Gzip),
             Target::ZstdChunked | Target::Zstd => (Codec::Zstd, Pack::Zstd),
         };
-        let tar = unpack(codec, &blob);
+        let tar = whole(codec, &blob, u64::MAX).unwrap().unwrap();
         assert_eq!(Digest::of(&tar), *said.diff_id.digest());
         Self { tar, blob: blob.into(), pack, annotations: said.annotations }
     }
@@ -237,18 +237,6 @@ fn remove(path: &Path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).unwrap(),
         Ok(_) => fs::remove_file(path).unwrap(),
         Err(_) => {}
-    }
-}
-
-fn unpack(codec: Codec, mut packed: &[u8]) -> Vec<u8> {
-    let (mut unpacker, mut plain, mut room) = (Unpacker::new(codec).unwrap(), Vec::new(), vec![0; 1 << 20]);
-    loop {
-        let step = unpacker.step(packed, &mut room, false).unwrap();
-        packed = &packed[step.read..];
-        plain.extend_from_slice(&room[..step.written]);
-        if step.read == 0 && step.written == 0 {
-            return plain;
-        }
     }
 }
 

@@ -25,8 +25,10 @@ pub(super) struct PieceDecoder {
     /// Where the next byte of the blob is that has not been used.
     at: u64,
     open: Option<Open>,
-    /// What has come of the chunk in hand.
+    /// The chunk in hand, as far as it has come: as long as it will be, but for what lies before it.
     chunk: Vec<u8>,
+    /// Where goes what lies before a chunk in its member or frame; made when there is something.
+    passed: Vec<u8>,
     /// The first of the wanted segments, as far as they have been reached.
     filling: VecDeque<Vec<u8>>,
     spent: Vec<u8>,
@@ -55,6 +57,7 @@ impl PieceDecoder {
             wanted,
             open: None,
             chunk: Vec::new(),
+            passed: Vec::new(),
             filling: VecDeque::new(),
             spent: Vec::new(),
             layer,
@@ -94,7 +97,6 @@ impl PieceDecoder {
                 break;
             }
             self.place(number, cut)?;
-            self.chunk.clear();
             self.chunks.start += 1;
         }
         Ok(None)
@@ -120,13 +122,17 @@ impl PieceDecoder {
     fn decode(&mut self, piece: &Piece, len: u32, input: &mut &[u8]) -> Result<bool, DecodeError> {
         let begins = u64::from(piece.skip);
         let ends = begins + u64::from(len);
-        let mut room = [0; PIECE];
+        self.chunk.resize(small(len.into()), 0);
         while let Some(open) = &mut self.open
             && open.out < ends
         {
             // Never past the chunk, nor past where it is said to have ended.
-            let target = if open.out < begins { begins } else { ends };
-            let room = &mut room[..small(target - open.out).min(PIECE)];
+            let room = if open.out < begins {
+                self.passed.resize(PIECE, 0);
+                &mut self.passed[..small(begins - open.out).min(PIECE)]
+            } else {
+                &mut self.chunk[small(open.out - begins)..]
+            };
             let (now, _) = input.split_at(input.len().min(small(piece.end.saturating_sub(self.at))));
             let step = match open.unpacker.step(now, room, false) {
                 Ok(step) => step,
@@ -134,9 +140,6 @@ impl PieceDecoder {
             };
             *input = &input[step.read..];
             self.at += step.read as u64;
-            if open.out >= begins {
-                self.chunk.extend_from_slice(&room[..step.written]);
-            }
             open.out += step.written as u64;
             if step.read == 0 && step.written == 0 {
                 if self.at >= piece.end {

@@ -10,14 +10,15 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::toc::Entry;
-use super::{PREFETCH, TableError};
+use super::{PREFETCH, TableError, from_root};
 use crate::digest::{ChunkId, DiffId, Digest};
 use crate::index::{Basis, Chunk, Codec, Contents, Facts, Index, Piece, Source, hash_of};
 use crate::limits;
 use crate::payload::SegmentSize;
+use crate::rfc3339;
 use crate::skeleton::SkeletonWriter;
 use crate::tar::{Member, MemberKind, Parser, Placer, Step, write_header};
-use crate::tree::{Device, Time, Xattrs};
+use crate::tree::{Device, Xattrs};
 
 /// Characters of a name that an error repeats.
 const NAME: usize = 200;
@@ -202,7 +203,7 @@ impl Made {
     /// Adds a member; its bytes are what the pieces say.
     fn member(&mut self, entry: &Entry) -> Result<Member, TableError> {
         let member = member(entry)?;
-        if is_at_root(&entry.name, PREFETCH) {
+        if from_root(entry.name.as_bytes()) == PREFETCH.as_bytes() {
             let size = self.placer.layout().segment_size();
             self.ahead = size.of(self.placer.layout().space().next_multiple_of(size.bytes()));
         }
@@ -352,7 +353,7 @@ fn member(entry: &Entry) -> Result<Member, TableError> {
         mode: u16::try_from(entry.mode & 0o7777).unwrap_or(0),
         uid: id(entry.uid)?,
         gid: id(entry.gid)?,
-        mtime: time(&entry.modtime).ok_or(wrong("a time that is none"))?,
+        mtime: rfc3339::read(&entry.modtime).ok_or(wrong("a time that is none"))?,
         xattrs: xattrs(entry)?,
         plain: 0,
         payload,
@@ -371,83 +372,6 @@ fn xattrs(entry: &Entry) -> Result<Xattrs, TableError> {
     Ok(Arc::new(entry.xattrs.iter().map(read).collect::<Result<_, _>>()?))
 }
 
-/// Says whether a path leads to a name in the root.
-fn is_at_root(path: &str, name: &str) -> bool {
-    path.trim_start_matches("./").trim_start_matches('/') == name
-}
-
 fn natural(n: i64) -> Option<u64> {
     u64::try_from(n).ok()
-}
-
-/// Returns a moment as RFC 3339 writes it; the empty text is the beginning of 1970.
-fn time(text: &str) -> Option<Time> {
-    if text.is_empty() {
-        return Some(Time::default());
-    }
-    let (date, clock) = text.split_once(['T', 't'])?;
-    let cut = clock.find(['Z', 'z', '+', '-'])?;
-    let (clock, zone) = clock.split_at(cut);
-    let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
-    let mut clock = clock.split(':').map(|part| part.parse::<i64>().ok());
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    let in_range = (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && (0..24).contains(&hour)
-        && (0..60).contains(&minute)
-        && (0..=60).contains(&second)
-        && (0..=9999).contains(&year);
-    if !in_range {
-        return None;
-    }
-    let nanos = match fraction.len() {
-        0 => 0,
-        1..=9 => fraction.parse::<u32>().ok()? * 10_u32.pow(9 - u32::try_from(fraction.len()).ok()?),
-        _ => fraction.get(..9)?.parse().ok()?,
-    };
-    let ahead = match zone.split_at_checked(1)? {
-        ("Z" | "z", "") => 0,
-        (sign, zone) => {
-            let (hours, minutes) = zone.split_once(':')?;
-            let (hours, minutes) = (hours.parse::<u8>().ok()?, minutes.parse::<u8>().ok()?);
-            let seconds =
-                (hours < 24 && minutes < 60).then(|| i64::from(hours) * 3600 + i64::from(minutes) * 60)?;
-            if sign == "-" { -seconds } else { seconds }
-        }
-    };
-    let secs = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - ahead;
-    Some(Time { secs, nanos })
-}
-
-/// Returns the days from 1970-01-01 to a date of the Gregorian calendar.
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    // Years that begin in March, so that the leap day is the last of its year.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
-    year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1 - 719_468
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_rfc_3339_writes_them() {
-        for (text, secs, nanos) in [
-            ("", 0, 0),
-            ("1970-01-01T00:00:00Z", 0, 0),
-            ("2000-02-29T12:34:56Z", 951_827_696, 0),
-            ("1969-12-31T23:59:59.5Z", -1, 500_000_000),
-            ("2026-11-28T01:00:00.123456789+01:30", 1_795_822_200, 123_456_789),
-            ("0001-01-01T00:00:00Z", -62_135_596_800, 0),
-        ] {
-            assert_eq!(time(text), Some(Time { secs, nanos }), "{text}");
-        }
-        for text in ["x", "2026-11-28", "2026-13-01T00:00:00Z", "2026-11-28T00:00:00", "2026-11-28T25:00:00Z"]
-        {
-            assert_eq!(time(text), None, "{text}");
-        }
-    }
 }

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::index::Codec;
 use crate::limits;
 use crate::tar::{Parser, Step};
-use crate::unpack::Unpacker;
+use crate::unpack;
 
 /// Length of the footer of eStargz, and of that of old ones.
 const FOOTER: usize = 51;
@@ -143,7 +143,8 @@ fn footer(tail: &[u8]) -> Result<(u64, u64), TableError> {
 
 /// Returns the file that is the table out of the gzip member around it.
 fn out_of_tar(packed: &[u8]) -> Result<Vec<u8>, TableError> {
-    let mut plain = inflate(packed)?;
+    let too_large = TableError::TooLarge { len: packed.len() as u64, limit: limits::CONTENTS };
+    let mut plain = unpack::whole(Codec::Gzip, packed, limits::CONTENTS + AROUND)?.ok_or(too_large)?;
     let (mut parser, mut at) = (Parser::new(), 0);
     while at < plain.len() {
         let (taken, step) = parser.step(&plain[at..])?;
@@ -161,21 +162,4 @@ fn out_of_tar(packed: &[u8]) -> Result<Vec<u8>, TableError> {
         }
     }
     Err(TableError::Missing("there is no file where the table should be"))
-}
-
-fn inflate(packed: &[u8]) -> Result<Vec<u8>, TableError> {
-    let (mut unpacker, mut at) = (Unpacker::new(Codec::Gzip)?, 0);
-    let (mut plain, mut room) = (Vec::new(), vec![0; 256 << 10]);
-    loop {
-        let step = unpacker.step(&packed[at..], &mut room, false)?;
-        at += step.read;
-        plain.extend_from_slice(&room[..step.written]);
-        if plain.len() as u64 > limits::CONTENTS + AROUND {
-            return Err(TableError::TooLarge { len: plain.len() as u64, limit: limits::CONTENTS });
-        }
-        if step.read == 0 && step.written == 0 {
-            unpacker.finish()?;
-            return Ok(plain);
-        }
-    }
 }

@@ -110,7 +110,7 @@ fn block(path: &[u8], kind: u8, link: &[u8]) -> [u8; BLOCK] {
     header[157..157 + link.len()].copy_from_slice(link);
     header[156] = kind;
     header[257..265].copy_from_slice(b"ustar\x0000");
-    for at in [100, 108, 116] {
+    for at in [100, 108, 116, 329, 337] {
         octal(&mut header, at, 7, 0);
     }
     for at in [124, 136] {

@@ -33,10 +33,9 @@ use crate::client::Client;
 use crate::content::Content;
 use crate::copy::plan::Plan;
 use crate::copy::target::Target;
-use crate::copy::{Hears, Watch};
+use crate::copy::{Blobs, Sums, Watch};
 use crate::error::{Cause, Error};
 use crate::manifest::LayerBlob;
-use crate::push::Pushed;
 use crate::reference::Reference;
 use crate::source::Source;
 pub use formats::Format;
@@ -223,13 +222,8 @@ impl Work {
             let content = Content::bytes(config.clone());
             sums.count(content.size(), self.target.put(&content, &self.source).await?);
         }
-        let back = self.target.shares_host_with(&self.source);
-        for blob in outcome.carried(plan)? {
-            let content = Content::passing(&self.source, blob, back, Arc::new(Hears(self.watch.clone())));
-            let how = self.target.put(&content, &self.source).await?;
-            self.watch.arrived(&blob.digest, blob.size, how);
-            sums.count(blob.size, how);
-        }
+        let blobs = outcome.carried(plan)?.into_iter().cloned().collect();
+        *sums += Blobs::of(&self.source, &self.target, &self.watch, blobs).carry().await?;
         Ok(())
     }
 
@@ -259,24 +253,5 @@ fn possible(to: &Reference, conversion: Conversion) -> Result<(), Error> {
             refused("an archive that is being written cannot be read again; verify a conversion to oci:DIR")
         }
         _ => Ok(()),
-    }
-}
-
-/// What was put where it goes.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sums {
-    sent: usize,
-    bytes: u64,
-    mounted: usize,
-    existed: usize,
-}
-
-impl Sums {
-    fn count(&mut self, size: u64, how: Pushed) {
-        match how {
-            Pushed::Sent => (self.sent, self.bytes) = (self.sent + 1, self.bytes + size),
-            Pushed::Mounted => self.mounted += 1,
-            Pushed::Existed => self.existed += 1,
-        }
     }
 }

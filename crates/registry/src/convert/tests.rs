@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::manifest::{Manifest, Platform, media_type};
+use crate::push::Pushed;
 use crate::{Config, Layout};
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";

@@ -85,45 +85,76 @@ impl Client {
             mounted: 0,
             existed: 0,
         };
-        let blobs = Blobs {
-            back: target.shares_host_with(&source),
-            waiting: Mutex::new(plan.blobs.iter().cloned().collect()),
-            done: Mutex::default(),
-            source,
-            target: &target,
-            watch,
-        };
-        blobs.carry(target.takes_at_once()).await?;
-        for (size, how) in blobs.done.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            match how {
-                Pushed::Sent => (copied.sent, copied.bytes) = (copied.sent + 1, copied.bytes + size),
-                Pushed::Mounted => copied.mounted += 1,
-                Pushed::Existed => copied.existed += 1,
-            }
-        }
+        let blobs = plan.blobs.iter().cloned().collect();
+        let sums = Blobs::of(&source, &target, &watch, blobs).carry().await?;
+        (copied.sent, copied.bytes, copied.mounted, copied.existed) =
+            (sums.sent, sums.bytes, sums.mounted, sums.existed);
         target.name(&plan).await?;
         Ok(copied)
     }
 }
 
-/// The blobs of a copy.
-struct Blobs<'a> {
-    source: Source,
+/// What was put where it goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sums {
+    pub(crate) sent: usize,
+    pub(crate) bytes: u64,
+    pub(crate) mounted: usize,
+    pub(crate) existed: usize,
+}
+
+impl Sums {
+    pub(crate) fn count(&mut self, size: u64, how: Pushed) {
+        match how {
+            Pushed::Sent => (self.sent, self.bytes) = (self.sent + 1, self.bytes + size),
+            Pushed::Mounted => self.mounted += 1,
+            Pushed::Existed => self.existed += 1,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.bytes += other.bytes;
+        self.mounted += other.mounted;
+        self.existed += other.existed;
+    }
+}
+
+/// Blobs that are carried from one place to another.
+pub(crate) struct Blobs<'a> {
+    source: &'a Source,
     target: &'a Target,
     /// Whether they go to the host they come from.
     back: bool,
-    watch: Arc<dyn Watch>,
+    watch: &'a Arc<dyn Watch>,
     /// Held for a look only, as is the next.
     waiting: Mutex<VecDeque<Descriptor>>,
-    done: Mutex<Vec<(u64, Pushed)>>,
+    sums: Mutex<Sums>,
 }
 
-impl Blobs<'_> {
+impl<'a> Blobs<'a> {
+    pub(crate) fn of(
+        source: &'a Source,
+        target: &'a Target,
+        watch: &'a Arc<dyn Watch>,
+        blobs: VecDeque<Descriptor>,
+    ) -> Self {
+        let back = target.shares_host_with(source);
+        Self { source, target, back, watch, waiting: Mutex::new(blobs), sums: Mutex::default() }
+    }
+
     /// Carries all of them, a few at once; the first that fails ends it.
-    async fn carry(&self, at_once: usize) -> Result<(), Error> {
-        let some = |n: usize| async move { if n < at_once { self.carry_some().await } else { Ok(()) } };
+    pub(crate) async fn carry(self) -> Result<Sums, Error> {
+        let at_once = self.target.takes_at_once();
+        let some = |n: usize| {
+            let own = &self;
+            async move { if n < at_once { own.carry_some().await } else { Ok(()) } }
+        };
         const { assert!(limits::COPY_BLOBS == 4, "as many as are joined here") };
-        tokio::try_join!(some(0), some(1), some(2), some(3)).map(|_| ())
+        tokio::try_join!(some(0), some(1), some(2), some(3))?;
+        Ok(self.sums.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn carry_some(&self) -> Result<(), Error> {
@@ -131,17 +162,17 @@ impl Blobs<'_> {
             let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(blob) = next else { return Ok(()) };
             let hears = Arc::new(Hears(self.watch.clone()));
-            let content = Content::passing(&self.source, &blob, self.back, hears);
-            let how = self.target.put(&content, &self.source).await?;
+            let content = Content::passing(self.source, &blob, self.back, hears);
+            let how = self.target.put(&content, self.source).await?;
             self.watch.arrived(&blob.digest, blob.size, how);
-            self.done.lock().unwrap_or_else(PoisonError::into_inner).push((blob.size, how));
+            self.sums.lock().unwrap_or_else(PoisonError::into_inner).count(blob.size, how);
         }
     }
 }
 
 /// Passes on what a [`Watch`] wants to know of blobs.
 #[derive(Debug)]
-pub(crate) struct Hears(pub(crate) Arc<dyn Watch>);
+struct Hears(Arc<dyn Watch>);
 
 impl Passes for Hears {
     fn passed(&self, blob: &Digest, done: u64, total: u64) {
