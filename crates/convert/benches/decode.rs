@@ -25,7 +25,7 @@ fn decoding(criterion: &mut Criterion) {
         group.bench_function(way, |bencher| {
             bencher.iter(|| {
                 let mut decoder = SpanDecoder::new(Arc::clone(&layer.layer), n..n + 1).unwrap();
-                let range = decoder.packed();
+                let range = decoder.parts()[0].range.clone();
                 let mut input =
                     &layer.blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
                 black_box(decoder.push(&mut input).unwrap().unwrap());

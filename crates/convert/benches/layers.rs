@@ -179,7 +179,7 @@ fn payload_hashes(layer: &Layer, tar: &[u8]) {
 fn decode_each(layer: &Arc<Layer>, blob: &[u8]) {
     for n in 0..layer.segments() {
         let mut decoder = SpanDecoder::new(Arc::clone(layer), n..n + 1).unwrap();
-        let range = decoder.packed();
+        let range = decoder.parts()[0].range.clone();
         let mut input = &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
         std::hint::black_box(decoder.push(&mut input).unwrap().unwrap());
     }

@@ -45,7 +45,7 @@ pub fn range(data: &[u8]) {
     let Known { layer, blob, segments } = &KNOWN[usize::from(*way) % KNOWN.len()];
     let n = u32::from(*segment) % layer.segments();
     let Ok(mut decoder) = SpanDecoder::new(Arc::clone(layer), n..n + 1) else { return };
-    let packed = decoder.packed();
+    let packed = decoder.parts()[0].range.clone();
     let mut bytes: Vec<u8> =
         blob.iter().copied().skip(small(packed.start)).take(small(packed.end - packed.start)).collect();
     let at = usize::from(u16::from_le_bytes([*at, *far])) % bytes.len();

@@ -261,7 +261,7 @@ fn a_start_that_promises_too_little_stops_at_what_the_facts_say() {
     let layer = built(&tar, &blob, 16, Threads::One).layer;
     let mut decoder = SpanDecoder::new(Arc::clone(&layer), 0..layer.segments()).unwrap();
     let endless = [&blob[..], &pack("gzip -6", &vec![0; 1 << 24])].concat();
-    let mut input = &endless[usize::try_from(decoder.packed().start).unwrap()..];
+    let mut input = &endless[usize::try_from(decoder.parts()[0].range.start).unwrap()..];
     while let Some((_, verified)) = decoder.push(&mut input).unwrap() {
         decoder.reuse(verified);
     }

@@ -65,7 +65,7 @@ fn shown(layer: &Arc<Layer>, blob: &[u8]) -> Vec<(Member, Vec<u8>)> {
     while next < layer.segments() {
         let span = layer.span(next).unwrap();
         let mut decoder = SpanDecoder::new(Arc::clone(layer), span.segments.clone()).unwrap();
-        let mut packed = &blob[at(decoder.packed())];
+        let mut packed = &blob[at(decoder.parts()[0].range.clone())];
         while let Some((number, verified)) = decoder.push(&mut packed).unwrap() {
             space.resize(at(0..layer.layout().segment_size().start(number)).end, 0);
             space.extend(verified.into_vec());

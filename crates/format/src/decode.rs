@@ -1,6 +1,6 @@
 //! Compressed bytes of a blob to verified segments.
 //!
-//! Given an opened [`Layer`] and the bytes of [`SpanDecoder::packed`] from anywhere, in pieces of any size, the
+//! Given an opened [`Layer`] and the bytes of [`SpanDecoder::parts`] from anywhere, in pieces of any size, the
 //! decoder returns each wanted segment whole and checked, or an error that names the segment. A segment's bytes
 //! are handed out only after every chunk in it has passed its hash, and what no chunk covers is zero because
 //! nobody wrote it. Stops by itself once the last wanted byte is out: a blob that expands for ever costs what
@@ -18,6 +18,7 @@ mod stream;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::index::Part;
 use crate::layer::{Corrupt, Layer};
 use crate::unpack::UnpackError;
 use pieces::PieceDecoder;
@@ -68,9 +69,9 @@ pub enum DecodeError {
     },
 }
 
-/// Decodes a run of consecutive segments from one compressed range.
+/// Decodes a run of consecutive segments from what is compressed.
 ///
-/// The range begins where the first segment's span does; spans that follow are decoded through without starting anew, so
+/// That begins where the first segment's span does; spans that follow are decoded through without starting anew, so
 /// neighbours cost nothing extra.
 pub struct SpanDecoder(Way);
 
@@ -88,11 +89,11 @@ impl SpanDecoder {
         }))
     }
 
-    /// Returns the range of the blob to push, in order and from its beginning.
-    pub fn packed(&self) -> Range<u64> {
+    /// Returns what is to be pushed, in order and from its beginning.
+    pub fn parts(&self) -> Vec<Part> {
         match &self.0 {
-            Way::Stream(stream) => stream.packed(),
-            Way::Pieces(pieces) => pieces.packed(),
+            Way::Stream(stream) => vec![Part { blob: 0, range: stream.packed(), chunks: 0 }],
+            Way::Pieces(pieces) => pieces.parts(),
         }
     }
 
@@ -134,7 +135,7 @@ impl SpanDecoder {
         }
     }
 
-    /// Goes on with the segments up to `end`: [`SpanDecoder::packed`] is then what is to be pushed for them.
+    /// Goes on with the segments up to `end`: [`SpanDecoder::parts`] is then what is to be pushed for them.
     ///
     /// Only for a decoder that has a [`SpanDecoder::next`] segment, which must be before `end`.
     pub fn go_on(&mut self, end: u32) -> Result<(), DecodeError> {

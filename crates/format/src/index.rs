@@ -52,12 +52,16 @@
 //!   0  32  SHA-256 of the blob          40   4  codec, as above
 //!  32   8  length of the blob           44  32  SHA-256 of the table of contents
 //!  76   4  segments that a start reads, from the first one on
-//!  80   4  number of pieces: that of the chunks
-//!  84  20  per chunk: where it begins in the blob u64 · where it has ended u64 · plain bytes to skip u32
+//!  80   4  hash of the chunks: 0 SHA-256, 1 BLAKE3
+//!  84   4  number of blobs beside the layer's own
+//!  88   4  number of pieces: that of the chunks
+//!  92  40  per blob: SHA-256 · length u64
+//!  ..  24  per chunk: where it begins in its blob u64 · where it has ended u64 · plain bytes to skip u32 ·
+//!          number of the blob u16, 0 for the layer's own · packing u16: as codec, or 3 for an LZ4 block
 //! ```
 //!
 //! Of a layer with *contents* the basis is 1: its skeleton is made of the table of contents and is not the tar's, its
-//! chunks end where that table says, and their hashes are SHA-256. The diffID is then what the image says and cannot be
+//! chunks end where that table says, and are hashed as it has them. The diffID is then what the image says and cannot be
 //! proved by this index.
 //!
 //! Identity: BLAKE3 in key-derivation mode, context "floe layer index facts v1", over the facts section.
@@ -65,7 +69,7 @@
 mod contents;
 mod source;
 
-pub use contents::{Contents, Piece};
+pub use contents::{BlobAt, Contents, Hash, Packing, Part, Piece};
 pub use source::{Codec, Reach, Source, Start, most_plain};
 
 use crate::digest::{ChunkId, DiffId, Digest, IndexId};
@@ -124,7 +128,7 @@ pub enum IndexError {
 pub enum Basis {
     /// The layer's tar: its skeleton verbatim, chunks cut by [`crate::payload`], BLAKE3.
     Tar,
-    /// A table of contents that came with the layer: a skeleton made of that, its pieces, SHA-256.
+    /// A table of contents that came with the layer: a skeleton made of that, its pieces, its hashes.
     Contents,
 }
 

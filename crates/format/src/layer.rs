@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use crate::digest::{ChunkId, IndexId};
-use crate::index::{Basis, Facts, Index, Piece, Source};
+use crate::index::{Basis, Facts, Index, Part, Piece, Source};
 use crate::limits;
 use crate::payload::Layout;
 use crate::skeleton::{SkeletonError, SkeletonReader};
@@ -52,8 +52,8 @@ pub struct Corrupt {
 pub struct Span {
     /// The segments.
     pub segments: Range<u32>,
-    /// The part of the blob that holds them all, from the start on.
-    pub packed: Range<u64>,
+    /// What holds them all, from the start on.
+    pub parts: Vec<Part>,
 }
 
 /// A layer index checked against its own skeleton.
@@ -151,24 +151,29 @@ impl Layer {
             let after = self.groups.partition_point(|first| *first <= segment);
             let first = *self.groups.get(after.checked_sub(1)?)?;
             let past = self.groups.get(after).copied().unwrap_or(self.segments());
-            let packed = (segment < past).then(|| self.packed(first..past))??;
-            return Some(Span { segments: first..past, packed });
+            let parts = (segment < past).then(|| self.parts(first..past))??;
+            return Some(Span { segments: first..past, parts });
         }
         let reach = &self.source().reach;
         let start = reach.get(segment as usize)?.start;
         let first = reach.partition_point(|r| r.start < start);
         let past = reach.partition_point(|r| r.start <= start);
-        let packed = self.packed(number(first)..number(past))?;
-        Some(Span { segments: number(first)..number(past), packed })
+        let parts = self.parts(number(first)..number(past))?;
+        Some(Span { segments: number(first)..number(past), parts })
     }
 
-    /// Returns the part of the blob needed to decode these segments: from the start of the first one's span to
-    /// where the last byte of the last one is out. Nothing for no segment, or one that does not exist.
-    pub fn packed(&self, segments: Range<u32>) -> Option<Range<u64>> {
-        if let Some(pieces) = self.pieces() {
-            let chunks = self.chunks_of(segments)?;
-            return Some(pieces[chunks.start].begin..pieces[chunks.end - 1].end);
+    /// Returns what is needed to decode these segments, in the order in which it is needed: one part but where a table
+    /// of contents has them in several places. Nothing for no segment, or one that does not exist.
+    pub fn parts(&self, segments: Range<u32>) -> Option<Vec<Part>> {
+        match &self.source().contents {
+            Some(contents) => Some(contents.parts(self.chunks_of(segments)?, self.index.chunks())),
+            None => Some(vec![Part { blob: 0, range: self.packed(segments)?, chunks: 0 }]),
         }
+    }
+
+    /// Returns the part of the blob needed to decode these segments of a layer that has starts: from the start of the
+    /// first one's span to where the last byte of the last one is out. Nothing for no segment, or one that does not exist.
+    pub fn packed(&self, segments: Range<u32>) -> Option<Range<u64>> {
         let source = self.source();
         let first = source.reach.get(segments.start as usize)?;
         let last = source.reach.get(segments.end.checked_sub(1)? as usize)?;

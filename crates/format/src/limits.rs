@@ -62,6 +62,9 @@ pub const PIECE: u32 = 16 << 20;
 /// Plain bytes decoded for nothing before such a piece: eStargz may put neighbours into one member until it has so many.
 pub const INNER: u32 = 64 << 20;
 
+/// Blobs beside a layer that has a table of contents: RAFS numbers them in 8 bits.
+pub const BLOBS: u16 = 255;
+
 /// Segments that are fetched together because one piece reaches over the end of each: 32 MiB of them for most layers.
 pub const GROUP: u32 = 64;
 

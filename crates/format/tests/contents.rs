@@ -1,6 +1,8 @@
 //! Layers that are read by a table of contents of their own: what comes out is what went in, or an error.
 
 #[cfg(test)]
+mod pieces;
+#[cfg(test)]
 mod stargz;
 
 use std::sync::Arc;
@@ -66,7 +68,7 @@ fn decode(
     step: usize,
 ) -> Result<Vec<Vec<u8>>, DecodeError> {
     let mut decoder = SpanDecoder::new(Arc::clone(layer), wanted.clone())?;
-    let packed = decoder.packed();
+    let packed = decoder.parts()[0].range.clone();
     let packed = &blob[usize::try_from(packed.start).unwrap()..usize::try_from(packed.end).unwrap()];
     let mut out = Vec::new();
     for mut piece in packed.chunks(step) {
@@ -185,7 +187,7 @@ fn segments_that_a_long_piece_ties_together_are_one_span() {
     let small = open(&make(&entries, Form::EStargz, 30_000, 0));
     assert_eq!(spans(&small), (0..9).map(|n| n..n + 1).collect::<Vec<_>>());
     assert!(
-        small.span(0).unwrap().packed.end > small.span(1).unwrap().packed.start,
+        small.span(0).unwrap().parts[0].range.end > small.span(1).unwrap().parts[0].range.start,
         "a piece crosses the border"
     );
     assert_eq!(whole.span(9), None);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use format::decode::{DecodeError, SpanDecoder};
-use format::index::Codec;
+use format::index::{Codec, Part};
 
 use crate::claim::{Claim, FillError};
 use crate::flights::{Job, Outcome};
@@ -65,7 +65,7 @@ impl Fill<'_> {
         }
         let begin = self.job.spans[0].start;
         let fits = |span: &Range<u32>| {
-            held.layer.packed(begin..span.end).is_some_and(|packed| packed.end - packed.start <= ahead.bytes)
+            held.layer.parts(begin..span.end).is_some_and(|parts| packed_len(&parts) <= ahead.bytes)
         };
         let count = self.job.spans.iter().take_while(|span| fits(span)).count().max(1);
         let rest = self.job.spans.split_off(count);
@@ -141,33 +141,40 @@ impl Fill<'_> {
             Ok(decoder) => decoder,
             Err(error) => return Stop::Corrupt(error),
         };
-        let source = held.layer.source();
-        let blob = Blob { digest: source.blob, size: source.size };
-        let (range, priority, deadline) = (decoder.packed(), self.job.priority, self.job.deadline);
+        let (parts, priority, deadline) = (decoder.parts(), self.job.priority, self.job.deadline);
         let (inner, urgency) = (self.inner, Arc::clone(&self.urgency));
-        let mut left = range.end - range.start;
         // A decoder that goes on may hold all it needs; then nobody is asked.
         let mut stop = self.take(held, &mut decoder, past, &[]);
-        let asks = stop.is_none() && left > 0;
         let mut clock = Clock::start();
         let mut arriving = None;
-        let mut sink = |piece: &[u8]| {
-            clock.took(piece.len());
-            arriving.get_or_insert_with(|| Arrives::begin(inner));
-            // An origin that sends too much is cut off: nothing behind the range was asked for.
-            let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
-            left -= piece.len() as u64;
-            self.inner.observer.received(held.open.id(), piece.len() as u64, priority);
-            let taken = self.take(held, &mut decoder, past, piece);
-            match taken {
-                None if left > 0 => ControlFlow::Continue(()),
-                ended => {
-                    stop = ended;
-                    ControlFlow::Break(())
-                }
+        let mut read = Ok(());
+        for part in parts.iter().filter(|part| !part.range.is_empty()) {
+            if stop.is_some() {
+                break;
             }
-        };
-        let read = if asks { inner.origin.read(&blob, range, &urgency, deadline, &mut sink) } else { Ok(()) };
+            let Some(blob) = held.layer.source().blob_at(part.blob) else { break };
+            let blob = Blob { digest: blob.digest, size: blob.size };
+            let mut left = part.range.end - part.range.start;
+            let mut sink = |piece: &[u8]| {
+                clock.took(piece.len());
+                arriving.get_or_insert_with(|| Arrives::begin(inner));
+                // An origin that sends too much is cut off: nothing behind the range was asked for.
+                let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
+                left -= piece.len() as u64;
+                inner.observer.received(held.open.id(), piece.len() as u64, priority);
+                match self.take(held, &mut decoder, past, piece) {
+                    None if left > 0 => ControlFlow::Continue(()),
+                    ended => {
+                        stop = ended;
+                        ControlFlow::Break(())
+                    }
+                }
+            };
+            read = inner.origin.read(&blob, part.range.clone(), &urgency, deadline, &mut sink);
+            if read.is_err() || left > 0 {
+                break;
+            }
+        }
         drop(arriving);
         guard::lock(&self.inner.pace).learn(&clock);
         match (stop, read) {
@@ -303,7 +310,9 @@ impl Fill<'_> {
             _ => self.span().start,
         };
         self.inner.observer.corrupt(held.open.id(), segment);
-        let blob = held.layer.source().blob;
+        let part = held.layer.parts(segment..segment + 1).and_then(|parts| parts.into_iter().next());
+        let source = held.layer.source();
+        let blob = part.and_then(|part| source.blob_at(part.blob)).map_or(source.blob, |blob| blob.digest);
         ReadError::Corrupt { index: held.open.id(), segment, blob, source: Arc::new(error) }
     }
 }
@@ -335,6 +344,11 @@ impl Drop for Fill<'_> {
             self.inner.work.notify_one();
         }
     }
+}
+
+/// Returns how many bytes some parts are.
+pub(crate) fn packed_len(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| part.range.end - part.range.start).sum()
 }
 
 fn unwritten(held: &Held, segment: u32, error: FillError) -> ReadError {

@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use format::IndexId;
 use format::decode::SpanDecoder;
-use format::index::Codec;
+use format::index::{Codec, Part};
 use format::layer::Layer;
 use format::proof::Mismatch;
 
 use crate::claim::Claim;
 use crate::error::StoreError;
-use crate::fill;
+use crate::fill::{self, packed_len};
 use crate::flights::{Ahead, Flights, Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::{Origin, Priority};
@@ -461,7 +461,8 @@ fn splits(layer: &Layer, span: &Range<u32>) -> bool {
 /// one request.
 pub(crate) fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
     let mut runs: Vec<Vec<Range<u32>>> = Vec::new();
-    let mut begin = 0;
+    // Where the last run is, and how long.
+    let (mut last, mut len): (Option<Part>, u64) = (None, 0);
     let mut next = segments.start;
     while next < segments.end {
         let Some(mut span) = held.layer.span(next) else { break };
@@ -477,15 +478,23 @@ pub(crate) fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
                 // Where a part of a span is there, a decoder waits behind it: the run ends, so that one goes on.
                 if run.last().is_some_and(|last| last.end == span.segments.start)
                     && held.open.claim(span.segments.start) != Some(Claim::Whole)
-                    && span.packed.end - begin <= COALESCED =>
+                    && span.parts.first().is_some_and(|part| goes_on(last.as_ref(), part))
+                    && len + packed_len(&span.parts) <= COALESCED =>
             {
                 run.push(span.segments);
+                len += packed_len(&span.parts);
             }
             _ => {
-                begin = span.packed.start;
+                len = packed_len(&span.parts);
                 runs.push(vec![span.segments]);
             }
         }
+        last = span.parts.pop();
     }
     runs
+}
+
+/// Says whether a part is worth no request of its own behind another: all that is of one blob and in its order.
+fn goes_on(last: Option<&Part>, part: &Part) -> bool {
+    last.is_some_and(|last| last.blob == part.blob && last.range.start <= part.range.start)
 }

@@ -207,7 +207,7 @@ pub fn decode(
     piece: usize,
 ) -> Result<Vec<Vec<u8>>, DecodeError> {
     let mut decoder = SpanDecoder::new(Arc::clone(layer), segments)?;
-    let range = decoder.packed();
+    let range = decoder.parts()[0].range.clone();
     let mut out = Vec::new();
     for mut part in
         blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()].chunks(piece)

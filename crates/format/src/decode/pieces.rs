@@ -1,16 +1,16 @@
 //! The decoder of a layer that has a table of contents: each chunk by itself.
 //!
-//! What lies between the chunks, headers of the tar for the most part, is fetched and passed over. A chunk that reaches
-//! over the end of the last wanted segment is decoded all the same: its hash covers all of it.
+//! What lies between the chunks of a part, headers of the tar for the most part, is fetched and passed over. A chunk that
+//! reaches over the end of the last wanted segment is decoded all the same: its hash covers all of it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::{DecodeError, PIECE, Verified, small};
-use crate::digest::Digest;
-use crate::index::{Codec, Piece};
+use crate::index::{Codec, Contents, Packing, Part, Piece};
 use crate::layer::{Corrupt, Layer};
+use crate::limits;
 use crate::payload::Cut;
 use crate::unpack::{UnpackError, Unpacker};
 
@@ -21,8 +21,9 @@ pub(super) struct PieceDecoder {
     wanted: Range<u32>,
     /// The chunks still to be decoded; the first is in hand.
     chunks: Range<usize>,
-    packed: Range<u64>,
-    /// Where the next byte of the blob is that has not been used.
+    /// Where the chunks are that are still to be decoded; the first is being pushed.
+    parts: VecDeque<Part>,
+    /// Where in its blob the next byte is that has not been used.
     at: u64,
     open: Option<Open>,
     /// The chunk in hand, as far as it has come: as long as it will be, but for what lies before it.
@@ -34,25 +35,36 @@ pub(super) struct PieceDecoder {
     spent: Vec<u8>,
 }
 
-/// A member or frame that is being decoded.
+/// A member, frame or block that is being decoded.
 struct Open {
-    unpacker: Unpacker,
+    unit: Unit,
     /// Where in the blob it begins.
     begin: u64,
     /// Plain bytes that are out.
     out: u64,
+    /// Plain bytes before the chunk that is in hand, or was last: a twin of that needs no decoding.
+    last: Option<u32>,
+}
+
+enum Unit {
+    /// Comes out as its bytes arrive.
+    Stream(Unpacker),
+    /// Comes out when all of it is here: an LZ4 block, as far as it is.
+    Block(Vec<u8>),
+    /// Such a block, decoded.
+    Whole(Vec<u8>),
 }
 
 impl PieceDecoder {
     /// Returns a decoder of these segments.
     pub(super) fn new(layer: Arc<Layer>, wanted: Range<u32>) -> Result<Self, DecodeError> {
-        let (Some(chunks), Some(packed)) = (layer.chunks_of(wanted.clone()), layer.packed(wanted.clone()))
+        let (Some(chunks), Some(parts)) = (layer.chunks_of(wanted.clone()), layer.parts(wanted.clone()))
         else {
             return Err(DecodeError::NoSuchSegment(wanted));
         };
         Ok(Self {
-            at: packed.start,
-            packed,
+            at: parts.first().map_or(0, |part| part.range.start),
+            parts: parts.into(),
             chunks,
             wanted,
             open: None,
@@ -64,9 +76,9 @@ impl PieceDecoder {
         })
     }
 
-    /// Returns the range of the blob to push.
-    pub(super) fn packed(&self) -> Range<u64> {
-        self.packed.clone()
+    /// Returns what is to be pushed.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        self.parts.iter().cloned().collect()
     }
 
     /// Returns the segments that are still to come.
@@ -89,8 +101,8 @@ impl PieceDecoder {
                 return Ok(Some((segment, Verified(bytes))));
             }
             let (number, cut) = (self.chunks.start, self.layer.layout().cuts()[self.chunks.start]);
-            let Some(piece) = self.layer.pieces().map(|pieces| pieces[number]) else { break };
-            if !self.reach(&piece, input)? {
+            let Some(piece) = self.contents().map(|contents| contents.pieces[number]) else { break };
+            if !self.turn(input) || !self.reach(&piece, input)? {
                 break;
             }
             if !self.decode(&piece, cut.len, input)? {
@@ -98,55 +110,125 @@ impl PieceDecoder {
             }
             self.place(number, cut)?;
             self.chunks.start += 1;
+            if let Some(part) = self.parts.front_mut() {
+                part.chunks -= 1;
+            }
         }
         Ok(None)
     }
 
-    /// Goes to where a chunk's member or frame begins; false if there is not enough input.
+    /// Goes on to the next part if this one is done; false if there is not enough input.
+    fn turn(&mut self, input: &mut &[u8]) -> bool {
+        let Some(end) = self.parts.front().filter(|part| part.chunks == 0).map(|part| part.range.end) else {
+            return true;
+        };
+        self.pass(end, input);
+        if self.at < end {
+            return false;
+        }
+        self.parts.pop_front();
+        self.open = None;
+        self.at = self.parts.front().map_or(self.at, |part| part.range.start);
+        true
+    }
+
+    /// Passes over input up to a place in the blob.
+    fn pass(&mut self, place: u64, input: &mut &[u8]) {
+        let skip = small(place.saturating_sub(self.at)).min(input.len());
+        *input = &input[skip..];
+        self.at += skip as u64;
+    }
+
+    /// Goes to where a chunk's member, frame or block begins; false if there is not enough input.
     fn reach(&mut self, piece: &Piece, input: &mut &[u8]) -> Result<bool, DecodeError> {
         if self.open.as_ref().is_some_and(|open| open.begin == piece.begin) {
             return Ok(true);
         }
-        let skip = small(piece.begin.saturating_sub(self.at)).min(input.len());
-        *input = &input[skip..];
-        self.at += skip as u64;
+        self.pass(piece.begin, input);
         if self.at < piece.begin {
             return Ok(false);
         }
-        let unpacker = Unpacker::new(self.codec()).map_err(|why| self.undecodable(why))?;
-        self.open = Some(Open { unpacker, begin: piece.begin, out: 0 });
+        let unpacker = |codec| Unpacker::new(codec).map(Unit::Stream).map_err(|why| self.undecodable(why));
+        let unit = match piece.packing {
+            Packing::Plain => unpacker(Codec::Plain)?,
+            Packing::Gzip => unpacker(Codec::Gzip)?,
+            Packing::Zstd => unpacker(Codec::Zstd)?,
+            Packing::Lz4 => Unit::Block(Vec::new()),
+        };
+        self.open = Some(Open { unit, begin: piece.begin, out: 0, last: None });
         Ok(true)
     }
 
     /// Decodes the chunk in hand; false if there is not enough input.
     fn decode(&mut self, piece: &Piece, len: u32, input: &mut &[u8]) -> Result<bool, DecodeError> {
-        let begins = u64::from(piece.skip);
-        let ends = begins + u64::from(len);
+        if let Some(open) = &mut self.open {
+            if open.last == Some(piece.skip) && open.out == u64::from(piece.skip) + u64::from(len) {
+                return Ok(true); // a twin of the one before, which is in hand still
+            }
+            if let Unit::Block(block) = &mut open.unit {
+                let (now, _) = input.split_at(input.len().min(small(piece.end.saturating_sub(self.at))));
+                block.extend_from_slice(now);
+                *input = &input[now.len()..];
+                self.at += now.len() as u64;
+                if self.at < piece.end {
+                    return Ok(false);
+                }
+                let block = std::mem::take(block);
+                open.unit = Unit::Whole(unblock(&block, piece.skip.saturating_add(len)));
+            }
+        }
+        let ends = u64::from(piece.skip) + u64::from(len);
         self.chunk.resize(small(len.into()), 0);
-        while let Some(open) = &mut self.open
+        while let Some(open) = &self.open
             && open.out < ends
         {
-            // Never past the chunk, nor past where it is said to have ended.
-            let room = if open.out < begins {
-                self.passed.resize(PIECE, 0);
-                &mut self.passed[..small(begins - open.out).min(PIECE)]
-            } else {
-                &mut self.chunk[small(open.out - begins)..]
-            };
-            let (now, _) = input.split_at(input.len().min(small(piece.end.saturating_sub(self.at))));
-            let step = match open.unpacker.step(now, room, false) {
-                Ok(step) => step,
-                Err(why) => return Err(self.undecodable(why)),
-            };
-            *input = &input[step.read..];
-            self.at += step.read as u64;
-            open.out += step.written as u64;
-            if step.read == 0 && step.written == 0 {
-                if self.at >= piece.end {
-                    return Err(self.undecodable(UnpackError::Truncated));
-                }
+            if !self.step(piece, input)? {
                 return Ok(false);
             }
+        }
+        if let Some(open) = &mut self.open {
+            open.last = Some(piece.skip);
+        }
+        Ok(true)
+    }
+
+    /// Decodes some of the chunk in hand, or of what lies before it; false if there is not enough input.
+    fn step(&mut self, piece: &Piece, input: &mut &[u8]) -> Result<bool, DecodeError> {
+        let begins = u64::from(piece.skip);
+        let Some(open) = &mut self.open else { return Ok(false) };
+        let unpacker = match &mut open.unit {
+            Unit::Stream(unpacker) => unpacker,
+            Unit::Block(_) => return Ok(false),
+            Unit::Whole(plain) => {
+                let begins = small(begins);
+                let Some(found) = plain.get(begins..begins + self.chunk.len()) else {
+                    return Err(self.undecodable(UnpackError::Truncated));
+                };
+                self.chunk.copy_from_slice(found);
+                open.out = (begins + found.len()) as u64;
+                return Ok(true);
+            }
+        };
+        // Never past the chunk, nor past where it is said to have ended.
+        let room = if open.out < begins {
+            self.passed.resize(PIECE, 0);
+            &mut self.passed[..small(begins - open.out).min(PIECE)]
+        } else {
+            &mut self.chunk[small(open.out - begins)..]
+        };
+        let (now, _) = input.split_at(input.len().min(small(piece.end.saturating_sub(self.at))));
+        let step = match unpacker.step(now, room, false) {
+            Ok(step) => step,
+            Err(why) => return Err(self.undecodable(why)),
+        };
+        *input = &input[step.read..];
+        self.at += step.read as u64;
+        open.out += step.written as u64;
+        if step.read == 0 && step.written == 0 {
+            if self.at >= piece.end {
+                return Err(self.undecodable(UnpackError::Truncated));
+            }
+            return Ok(false);
         }
         Ok(true)
     }
@@ -155,7 +237,8 @@ impl PieceDecoder {
     fn place(&mut self, number: usize, cut: Cut) -> Result<(), DecodeError> {
         let size = self.layer.layout().segment_size();
         let first = size.of(cut.start);
-        if Digest::of(&self.chunk).as_bytes() != &self.layer.index().chunks()[number].id.0 {
+        let hash = self.contents().map(|contents| contents.hash.of(&self.chunk));
+        if hash != Some(self.layer.index().chunks()[number].id.0) {
             let segment = first.max(self.wanted.start);
             return Err(Corrupt { segment, chunk: u32::try_from(number).unwrap_or(u32::MAX) }.into());
         }
@@ -176,11 +259,32 @@ impl PieceDecoder {
         Ok(())
     }
 
-    fn codec(&self) -> Codec {
-        self.layer.source().codec
+    fn contents(&self) -> Option<&Contents> {
+        self.layer.source().contents.as_ref()
     }
 
     fn undecodable(&self, why: UnpackError) -> DecodeError {
         DecodeError::Undecodable { segment: self.wanted.start, why }
+    }
+}
+
+/// Returns what an LZ4 block becomes, of which at least so much is wanted; nothing if it is damaged, or longer than any piece.
+fn unblock(block: &[u8], wanted: u32) -> Vec<u8> {
+    let mut plain = vec![0; small(wanted.into())];
+    loop {
+        match lz4_flex::block::decompress_into(block, &mut plain) {
+            Ok(len) => {
+                plain.truncate(len);
+                return plain;
+            }
+            // A chunk in the middle of several: how long they are together the table does not say.
+            Err(lz4_flex::block::DecompressError::OutputTooSmall { .. })
+                if plain.len() < small(limits::PIECE.into()) =>
+            {
+                let longer = (plain.len() * 2).min(small(limits::PIECE.into()));
+                plain.resize(longer, 0);
+            }
+            Err(_) => return Vec::new(),
+        }
     }
 }

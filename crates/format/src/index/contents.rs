@@ -1,25 +1,116 @@
-//! The decoder table of a layer that has a table of contents of its own: where in the blob each chunk is.
+//! The decoder table of a layer that has a table of contents of its own: where each chunk is.
 //!
 //! Made from that table ([`crate::stargz`]), kept on a node and never sent: whoever wants it has the layer's own. The
 //! module page of [`super`] has the byte layout. An accepted table encodes to itself.
+//!
+//! The chunks of an eStargz or zstd:chunked layer are in its own blob, in the order of the files. Those of a Nydus image are
+//! in blobs beside the layer that has the table, and a file that has twins or was put together from several versions
+//! has them anywhere. So what a run of segments needs is a list of parts ([`Part`]), one for most.
+
+use std::ops::Range;
 
 use super::{Chunk, Codec, Facts, IndexError, Source, within};
 use crate::digest::Digest;
 use crate::limits;
 use crate::wire::{Fields, put};
 
-const HEAD: usize = 84;
-const ROW: usize = 20;
+const HEAD: usize = 92;
+const BLOB_ROW: usize = 40;
+const ROW: usize = 24;
+
+/// Bytes between two pieces that are fetched and passed over rather than asked around: at 100 Mbit/s they take 10 ms, as
+/// long as a request to a registry nearby.
+const GAP: u64 = 128 << 10;
+
+/// How what holds a chunk is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// Not at all.
+    Plain,
+    /// A gzip member.
+    Gzip,
+    /// A zstd frame.
+    Zstd,
+    /// An LZ4 block, without a frame.
+    Lz4,
+}
+
+impl From<Codec> for Packing {
+    fn from(codec: Codec) -> Self {
+        match codec {
+            Codec::Plain => Self::Plain,
+            Codec::Gzip => Self::Gzip,
+            Codec::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// What the chunks are hashed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// SHA-256.
+    Sha256,
+    /// BLAKE3.
+    Blake3,
+}
+
+impl Hash {
+    /// Returns the hash of some bytes.
+    pub(crate) fn of(self, bytes: &[u8]) -> [u8; 32] {
+        match self {
+            Self::Sha256 => *Digest::of(bytes).as_bytes(),
+            Self::Blake3 => *blake3::hash(bytes).as_bytes(),
+        }
+    }
+}
 
 /// Where a chunk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Offset in the blob where a member or frame begins that holds it.
+    /// Offset in the blob where a member, frame or block begins that holds it.
     pub begin: u64,
     /// Offset in the blob behind which nothing of it is.
     pub end: u64,
     /// Plain bytes from there to its first one.
     pub skip: u32,
+    /// The blob: 0 the layer's own, n the nth of [`Contents::blobs`].
+    pub blob: u16,
+    /// How that is packed.
+    pub packing: Packing,
+}
+
+impl Piece {
+    /// Says whether whoever has decoded `before` gets to this one by going on.
+    fn follows(&self, len: u32, before: &Self, len_before: u32) -> bool {
+        if self.blob != before.blob {
+            return false;
+        }
+        if (self.begin, self.end, self.packing) != (before.begin, before.end, before.packing) {
+            return self.begin >= before.end;
+        }
+        let twin = self.skip == before.skip && len == len_before;
+        twin || self.skip.checked_sub(before.skip).is_some_and(|further| further >= len_before)
+    }
+}
+
+/// A range of a blob that holds consecutive chunks, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The blob: 0 the layer's own, n the nth of [`Contents::blobs`].
+    pub blob: u16,
+    /// The range.
+    pub range: Range<u64>,
+    /// How many chunks; 0 where there is one part.
+    pub(crate) chunks: usize,
+}
+
+/// A blob beside the layer that has the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobAt {
+    /// SHA-256 of the blob.
+    pub digest: Digest,
+    /// Length of the blob.
+    pub size: u64,
 }
 
 /// Where all chunks of a layer are.
@@ -29,23 +120,61 @@ pub struct Contents {
     pub table: Digest,
     /// So many segments from the first one on hold what a start reads, as whoever made the layer says; 0 where nobody has.
     pub ahead: u32,
+    /// What the chunks are hashed by.
+    pub hash: Hash,
+    /// Blobs beside the layer's own.
+    pub blobs: Vec<BlobAt>,
     /// One per chunk.
     pub pieces: Vec<Piece>,
 }
 
 impl Contents {
+    /// Returns the parts that hold these chunks, in their order.
+    pub(crate) fn parts(&self, chunks: Range<usize>, table: &[Chunk]) -> Vec<Part> {
+        let mut parts: Vec<Part> = Vec::new();
+        let mut last: Option<(&Piece, u32)> = None;
+        for (piece, chunk) in self.pieces[chunks.clone()].iter().zip(&table[chunks]) {
+            let goes_on = last.is_some_and(|(before, len)| {
+                piece.follows(chunk.len, before, len) && piece.begin.saturating_sub(before.end) <= GAP
+            });
+            match parts.last_mut() {
+                Some(part) if goes_on => {
+                    part.range.end = piece.end;
+                    part.chunks += 1;
+                }
+                _ => parts.push(Part { blob: piece.blob, range: piece.begin..piece.end, chunks: 1 }),
+            }
+            last = Some((piece, chunk.len));
+        }
+        parts
+    }
+
     pub(super) fn encode(&self, source: &Source) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEAD + self.pieces.len() * ROW);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX); // see `check`
+        let mut out = Vec::with_capacity(self.encoded_len());
         out.extend_from_slice(source.blob.as_bytes());
         put(&mut out, source.size);
         put(&mut out, source.codec.number());
         out.extend_from_slice(self.table.as_bytes());
         put(&mut out, self.ahead);
-        put(&mut out, u32::try_from(self.pieces.len()).unwrap_or(u32::MAX)); // one per chunk, which are counted so
+        put(&mut out, u32::from(self.hash == Hash::Blake3));
+        put(&mut out, count(self.blobs.len()));
+        put(&mut out, count(self.pieces.len()));
+        for blob in &self.blobs {
+            out.extend_from_slice(blob.digest.as_bytes());
+            put(&mut out, blob.size);
+        }
         for piece in &self.pieces {
             put(&mut out, piece.begin);
             put(&mut out, piece.end);
             put(&mut out, piece.skip);
+            let packing = match piece.packing {
+                Packing::Plain => 0,
+                Packing::Gzip => 1,
+                Packing::Zstd => 2,
+                Packing::Lz4 => 3,
+            };
+            put(&mut out, u32::from(piece.blob) | packing << 16);
         }
         out
     }
@@ -55,24 +184,35 @@ impl Contents {
         let (mut fields, rest) = (Fields::new(bytes), bytes.get(HEAD..).ok_or(short.clone())?);
         let mut head = || {
             let (blob, size, codec) = (Digest::from_bytes(fields.bytes()?), fields.u64()?, fields.u32()?);
-            Some((blob, size, codec, Digest::from_bytes(fields.bytes()?), fields.u32()?, fields.u32()?))
+            let (table, ahead, hash) = (Digest::from_bytes(fields.bytes()?), fields.u32()?, fields.u32()?);
+            Some((blob, size, codec, table, ahead, hash, fields.u32()?, fields.u32()?))
         };
-        let (blob, size, codec, table, ahead, count) = head().ok_or(short.clone())?;
-        let (rows, after) = rest.as_chunks::<ROW>();
+        let (blob, size, codec, table, ahead, hash, blobs, count) = head().ok_or(short.clone())?;
+        within("the number of blobs", blobs.into(), limits::BLOBS.into())?;
+        let rows = rest.split_at_checked(blobs as usize * BLOB_ROW).ok_or(short.clone())?;
+        let (blob_rows, _) = rows.0.as_chunks::<BLOB_ROW>();
+        let (rows, after) = rows.1.as_chunks::<ROW>();
         if rows.len() as u64 != u64::from(count) || !after.is_empty() {
             return Err(short);
         }
-        let row = |row: &[u8; ROW]| {
-            let mut fields = Fields::new(row);
-            Some(Piece { begin: fields.u64()?, end: fields.u64()?, skip: fields.u32()? })
+        let hash = match hash {
+            0 => Hash::Sha256,
+            1 => Hash::Blake3,
+            number => return Err(IndexError::Unsupported { what: "hash", number }),
         };
-        let pieces = rows.iter().map(row).collect::<Option<_>>().ok_or(short)?;
-        let contents = Some(Self { table, ahead, pieces });
+        let blob_at = |row: &[u8; BLOB_ROW]| {
+            let mut fields = Fields::new(row);
+            Some(BlobAt { digest: Digest::from_bytes(fields.bytes()?), size: fields.u64()? })
+        };
+        let blobs = blob_rows.iter().map(blob_at).collect::<Option<_>>().ok_or(short)?;
+        let pieces = rows.iter().map(decode_piece).collect::<Result<_, _>>()?;
+        let contents = Some(Self { table, ahead, hash, blobs, pieces });
         let codec = Codec::from_number(codec)?;
         Ok(Source { blob, size, codec, starts: Vec::new(), reach: Vec::new(), contents })
     }
 
-    /// Checks that whoever decodes the chunks one after the other never has to go back, nor past the end.
+    /// Checks that every piece is in its blob, and that whoever decodes the chunks one after the other does not go
+    /// back, or where they are in other blobs, not so often that it is an attack.
     pub(super) fn check(&self, source: &Source, facts: &Facts, chunks: &[Chunk]) -> Result<(), IndexError> {
         let wrong = |what| Err(IndexError::Corrupt(what));
         if !source.starts.is_empty() || !source.reach.is_empty() {
@@ -84,23 +224,45 @@ impl Contents {
         if self.ahead > facts.segments() {
             return wrong("more segments are to be read ahead than there are");
         }
-        let mut last: Option<(Piece, u32)> = None;
+        within("the number of blobs", self.blobs.len() as u64, limits::BLOBS.into())?;
+        // Twins are fetched as often as they are there, and are as long plain; small ones share what is packed as one.
+        let mut budget = facts.space.saturating_mul(4).saturating_add(limits::INNER.into());
+        let mut last: Option<(&Piece, u32)> = None;
         for (piece, chunk) in self.pieces.iter().zip(chunks) {
             within("the bytes before a piece", piece.skip.into(), limits::INNER.into())?;
-            let follows = last.is_none_or(|(before, len)| {
-                let further = piece.skip.checked_sub(before.skip).is_some_and(|far| far >= len);
-                (piece.begin == before.begin && piece.end == before.end && further)
-                    || piece.begin >= before.end
-            });
-            if piece.begin >= piece.end || piece.end > source.size || !follows {
-                return wrong("its pieces are out of order");
+            let Some(size) = source.blob_at(piece.blob).map(|blob| blob.size) else {
+                return wrong("a piece is in a blob that it does not name");
+            };
+            if piece.begin >= piece.end || piece.end > size {
+                return wrong("its pieces are out of range");
             }
-            last = Some((*piece, chunk.len));
+            if last.is_some_and(|(before, len)| !piece.follows(chunk.len, before, len)) {
+                let cost = (piece.end - piece.begin).saturating_add(piece.skip.into());
+                match budget.checked_sub(cost).filter(|_| !self.blobs.is_empty()) {
+                    Some(left) => budget = left,
+                    None => return wrong("its pieces are out of order"),
+                }
+            }
+            last = Some((piece, chunk.len));
         }
         Ok(())
     }
 
     pub(super) fn encoded_len(&self) -> usize {
-        HEAD + self.pieces.len() * ROW
+        HEAD + self.blobs.len() * BLOB_ROW + self.pieces.len() * ROW
     }
+}
+
+fn decode_piece(row: &[u8; ROW]) -> Result<Piece, IndexError> {
+    let mut fields = Fields::new(row);
+    let mut read = || Some((fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?));
+    let (begin, end, skip, of) = read().ok_or(IndexError::Corrupt("a piece ends early"))?;
+    let packing = match of >> 16 {
+        0 => Packing::Plain,
+        1 => Packing::Gzip,
+        2 => Packing::Zstd,
+        3 => Packing::Lz4,
+        number => return Err(IndexError::Unsupported { what: "packing", number }),
+    };
+    Ok(Piece { begin, end, skip, blob: (of & 0xffff) as u16, packing })
 }

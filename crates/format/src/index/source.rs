@@ -4,7 +4,7 @@
 //! segments use them in order. So an accepted table encodes to itself, and a run of segments with one start is a
 //! contiguous span. A table that lies makes a decoder fail or its output fail the chunk hashes, nothing else.
 
-use super::{Basis, Chunk, Contents, Facts, IndexError, within};
+use super::{Basis, BlobAt, Chunk, Contents, Facts, IndexError, within};
 use crate::digest::Digest;
 use crate::limits;
 use crate::wire::{Fields, put};
@@ -87,6 +87,14 @@ pub struct Source {
 impl Source {
     /// Longest compressed window: zstd adds at most a few dozen bytes to the 32 KiB.
     pub const MAX_WINDOW: usize = (32 << 10) + 256;
+
+    /// Returns the blob of this number: 0 the layer's own, others those of a table of contents.
+    pub fn blob_at(&self, number: u16) -> Option<BlobAt> {
+        match number.checked_sub(1) {
+            None => Some(BlobAt { digest: self.blob, size: self.size }),
+            Some(n) => self.contents.as_ref()?.blobs.get(usize::from(n)).copied(),
+        }
+    }
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX); // at most SEGMENTS, see `check`

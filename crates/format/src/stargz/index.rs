@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, V
 use super::toc::Entry;
 use super::{PREFETCH, TableError, from_root};
 use crate::digest::{ChunkId, DiffId, Digest};
-use crate::index::{Basis, Chunk, Codec, Contents, Facts, Index, Piece, Source, hash_of};
+use crate::index::{Basis, Chunk, Codec, Contents, Facts, Hash, Index, Piece, Source, hash_of};
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::rfc3339;
@@ -293,10 +293,12 @@ impl Made {
                 next = after.offset;
             }
             let end = begins.end.map_or(next, |end| end.min(next));
-            pieces.push(Piece { begin: begins.offset, end, skip: begins.skip });
+            let packing = whose.codec.into();
+            pieces.push(Piece { begin: begins.offset, end, skip: begins.skip, blob: 0, packing });
         }
         pieces.reverse();
-        let contents = Contents { table: whose.table, ahead: self.ahead, pieces };
+        let (table, ahead) = (whose.table, self.ahead);
+        let contents = Contents { table, ahead, hash: Hash::Sha256, blobs: Vec::new(), pieces };
         let source = Source {
             blob: whose.blob,
             size: whose.size,
