@@ -12,6 +12,7 @@ pub mod index;
 pub mod layer;
 pub mod limits;
 pub mod name;
+pub mod nydus;
 pub mod payload;
 pub mod proof;
 pub mod rfc3339;
