@@ -128,13 +128,17 @@ impl<B: AsRef<[u8]>> Image<B> {
         let Some(len) = usize::try_from(must).ok().filter(|len| *len <= raw.len() && *len >= BLOCK) else {
             return Err(OpenError::Short { is, must });
         };
-        let devices = sb.devices.get();
         let device_table = usize::from(sb.device_table.get()) * size_of::<DeviceSlot>();
-        if device_table + usize::from(devices) * size_of::<DeviceSlot>() > len
-            || u32::from(devices) > limits::SEGMENTS
+        if device_table + usize::from(sb.devices.get()) * size_of::<DeviceSlot>() > len
+            || u32::from(sb.devices.get()) > limits::SEGMENTS
         {
             return Err(OpenError::Devices);
         }
+        Self::with(bytes, &sb, len).map_err(OpenError::Root)
+    }
+
+    /// Returns the image of this length and superblock, whose rules are the caller's; it has a root directory.
+    pub(crate) fn with(bytes: B, sb: &SuperBlock, len: usize) -> Result<Self, Corrupt> {
         let image = Self {
             len,
             meta: u64::from(sb.meta_block.get()) * limits::BLOCK,
@@ -142,13 +146,13 @@ impl<B: AsRef<[u8]>> Image<B> {
             root: Nid(sb.root_nid.get().into()),
             inodes: sb.inodes.get(),
             time: inode::time(sb.time_secs.get(), sb.time_nanos.get()),
-            devices,
-            device_table,
+            devices: sb.devices.get(),
+            device_table: usize::from(sb.device_table.get()) * size_of::<DeviceSlot>(),
             bytes,
         };
-        let root = image.inode(image.root).map_err(OpenError::Root)?;
+        let root = image.inode(image.root)?;
         if root.kind != Kind::Dir {
-            return Err(OpenError::Root(root.corrupt("not a directory")));
+            return Err(root.corrupt("not a directory"));
         }
         Ok(image)
     }
@@ -197,7 +201,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     }
 
     /// Returns `len` bytes of the image from `at`, if it has them.
-    fn slice(&self, at: u64, len: usize) -> Option<&[u8]> {
+    pub(crate) fn slice(&self, at: u64, len: usize) -> Option<&[u8]> {
         let at = usize::try_from(at).ok()?;
         self.bytes().get(at..at.checked_add(len)?)
     }

@@ -58,6 +58,17 @@ impl<B: AsRef<[u8]>> Image<B> {
         }
         Ok(Pieces { image: self, inode: *inode, at: offset.min(end), end })
     }
+
+    /// Returns the first `count` chunk indexes of a file as they are in the image.
+    pub(crate) fn chunk_indexes(&self, inode: &Inode, count: u64) -> Result<&[u8], Corrupt> {
+        if inode.layout != layout::CHUNKED {
+            return Err(inode.corrupt("file whose bytes are in the image"));
+        }
+        let index_size = size_of::<ChunkIndex>() as u64;
+        let len = count.checked_mul(index_size).and_then(|len| usize::try_from(len).ok());
+        let all = len.and_then(|len| self.slice(inode.tail.next_multiple_of(index_size), len));
+        all.ok_or(inode.corrupt("chunk index past the end"))
+    }
 }
 
 impl<B: AsRef<[u8]>> Pieces<'_, B> {

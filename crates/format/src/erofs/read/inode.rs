@@ -53,8 +53,13 @@ pub struct Inode {
 }
 
 impl Inode {
-    pub(super) fn corrupt(&self, what: &'static str) -> Corrupt {
+    pub(crate) fn corrupt(&self, what: &'static str) -> Corrupt {
         Corrupt { nid: self.nid, what }
+    }
+
+    /// Returns how many bytes its extended attributes take.
+    pub(crate) fn xattrs_len(&self) -> u64 {
+        self.tail - self.xattrs
     }
 }
 

@@ -1,0 +1,149 @@
+//! Bootstraps that the reference has written: their trees are those of the tars they were made of, and every chunk is where
+//! they say. `nydus/README.md` has the commands.
+
+#[cfg(test)]
+mod support;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use format::Digest;
+use format::index::{Hash, Packing, Piece};
+use format::nydus::NydusError;
+use format::nydus::bootstrap::{Blob, Bootstrap};
+use format::nydus::disk::features;
+use format::nydus::meta::BlobMeta;
+use format::tar::{MemberKind, write_header};
+use testkit::dump::{Dump, difference};
+
+/// One of the files beside this one.
+#[cfg(test)]
+fn vector(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/nydus/{name}.zst"));
+    zstd::decode_all(&std::fs::read(path).unwrap()[..]).unwrap()
+}
+
+/// Each bootstrap with its blobs and the tars of its layers.
+const VECTORS: [(&str, &[&str], &[&str]); 5] = [
+    ("zstd", &["zstd"], &["base"]),
+    ("lz4", &["lz4"], &["base"]),
+    ("none", &["none"], &["top"]),
+    ("batch", &["batch"], &["base"]),
+    ("merged", &["base", "top", "middle"], &["base", "middle", "top"]),
+];
+
+#[cfg(test)]
+fn unpack(piece: &Piece, blobs: &[Vec<u8>], len: usize) -> Vec<u8> {
+    let blob = &blobs[usize::from(piece.blob) - 1];
+    let packed = &blob[usize::try_from(piece.begin).unwrap()..usize::try_from(piece.end).unwrap()];
+    let plain = match piece.packing {
+        Packing::Plain => packed.to_vec(),
+        Packing::Zstd => zstd::bulk::decompress(packed, 1 << 24).unwrap(),
+        Packing::Lz4 => lz4_flex::block::decompress(packed, 1 << 24).unwrap(),
+        Packing::Gzip => unreachable!(),
+    };
+    let skip = usize::try_from(piece.skip).unwrap();
+    plain[skip..skip + len].to_vec()
+}
+
+#[cfg(test)]
+fn meta(blob: &Blob, bytes: &[u8]) -> Result<BlobMeta, NydusError> {
+    let range = BlobMeta::range(blob);
+    BlobMeta::open(blob, &bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()])
+}
+
+/// Makes a tar of a bootstrap and its blobs.
+#[cfg(test)]
+fn tar(bootstrap: &Bootstrap<Vec<u8>>, blobs: &[Vec<u8>]) -> Vec<u8> {
+    let metas: Vec<_> =
+        bootstrap.blobs().iter().zip(blobs).map(|(blob, bytes)| meta(blob, bytes).unwrap()).collect();
+    let list = bootstrap.list().unwrap();
+    let (mut tar, mut batches) = (Vec::new(), 0);
+    for n in 0..list.len() {
+        let member = list.member(n).unwrap();
+        write_header(&member, &mut tar);
+        let begin = tar.len();
+        for chunk in list.chunks(n).unwrap() {
+            let chunk = chunk.unwrap();
+            let of_blob = metas[usize::from(chunk.blob)].piece(&chunk).unwrap();
+            batches += usize::from(chunk.piece.is_none());
+            assert_eq!(chunk.piece.unwrap_or(of_blob), of_blob, "bootstrap and blob say the same");
+            let plain = unpack(&of_blob, blobs, usize::try_from(chunk.len).unwrap());
+            let hash = match bootstrap.hash() {
+                Hash::Blake3 => *blake3::hash(&plain).as_bytes(),
+                Hash::Sha256 => *Digest::of(&plain).as_bytes(),
+            };
+            assert_eq!(hash, chunk.id.0);
+            tar.extend(plain);
+        }
+        assert_eq!(tar.len() - begin, usize::try_from(member.payload).unwrap());
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    }
+    assert_eq!(batches > 0, bootstrap.blobs().iter().any(|blob| blob.features & features::BATCH != 0));
+    tar.extend([0; 1024]);
+    tar
+}
+
+#[cfg(test)]
+fn dump(tars: &[Vec<u8>]) -> Dump {
+    let layers: Vec<_> = tars.iter().map(|tar| support::read(tar, usize::MAX).unwrap()).collect();
+    support::dump(&support::tree(&layers).unwrap(), &layers)
+}
+
+#[test]
+fn trees_and_files_are_those_of_the_tars() {
+    for (name, of_blobs, of_tars) in VECTORS {
+        let bootstrap = Bootstrap::open(vector(&format!("{name}.boot"))).unwrap();
+        let blobs: Vec<_> = of_blobs.iter().map(|blob| vector(&format!("{blob}.blob"))).collect();
+        let ids: Vec<_> = bootstrap.blobs().iter().map(|blob| blob.id).collect();
+        assert_eq!(ids, blobs.iter().map(|blob| Digest::of(blob)).collect::<Vec<_>>());
+        let found = dump(&[tar(&bootstrap, &blobs)]);
+        let tars: Vec<_> = of_tars.iter().map(|tar| vector(&format!("{tar}.tar"))).collect();
+        let mut wanted = dump(&tars);
+        for (path, node) in &mut wanted {
+            let long = node.uid > 0xffff || node.gid > 0xffff || path.ends_with(b".pyc");
+            if !long && found.get(path).is_some_and(|found| found.mtime == (0, 0)) {
+                node.mtime = (0, 0);
+            }
+        }
+        let difference = difference(&found, &wanted);
+        assert!(difference.is_none(), "{name}: {}", difference.unwrap_or_default());
+        assert!(found.len() > 3 && (name == "none" || found.len() > 270), "{}", found.len());
+    }
+}
+
+#[test]
+fn what_a_bootstrap_says_of_its_blobs() {
+    let open = |name: &str| Bootstrap::open(vector(&format!("{name}.boot"))).unwrap();
+    let merged = open("merged");
+    assert_eq!((merged.hash(), merged.chunk_size()), (Hash::Blake3, 0x4000));
+    let packings: Vec<_> = merged.blobs().iter().map(|blob| blob.packing).collect();
+    assert_eq!(packings, [Packing::Zstd, Packing::Zstd, Packing::Lz4]);
+    assert!(merged.blobs()[0].has_batches() && !merged.blobs()[1].has_batches());
+    assert_eq!(merged.prefetch().len(), 1);
+    assert_eq!(open("lz4").hash(), Hash::Sha256);
+    assert_eq!(open("none").blobs()[0].packing, Packing::Plain);
+}
+
+#[test]
+fn names_of_one_file_are_links_to_the_first() {
+    let bootstrap = Bootstrap::open(vector("zstd.boot")).unwrap();
+    let list = bootstrap.list().unwrap();
+    let members: Vec<_> = (0..list.len()).map(|n| list.member(n).unwrap()).collect();
+    let kinds: HashMap<_, _> = members.iter().map(|member| (&member.path[..], &member.kind)).collect();
+    assert_eq!(kinds[&b"another hard"[..]], &MemberKind::File);
+    for link in ["files/hard 1", "files/hard 2"] {
+        assert_eq!(kinds[link.as_bytes()], &MemberKind::Link((*b"another hard").into()));
+    }
+    let at = members.iter().position(|member| &*member.path == b"files/hard 1").unwrap();
+    assert_eq!(list.chunks(at).unwrap().count(), 0);
+    // Directories come before what is in them.
+    let mut seen = vec![&b""[..]];
+    for member in &members {
+        let dir = member.path.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash);
+        assert!(seen.contains(&&member.path[..dir]), "{}", member.path.escape_ascii());
+        if member.kind == MemberKind::Dir {
+            seen.push(&member.path);
+        }
+    }
+}

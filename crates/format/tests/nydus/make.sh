@@ -1,0 +1,45 @@
+#!/bin/sh
+# Makes the vectors of this folder: make.sh NYDUS-IMAGE OUTPUT. Converts as pkg/converter/tool/builder.go of nydus-snapshotter does.
+set -eu
+image=$1 out=$2
+here=$(cd "$(dirname "$0")" && pwd)
+python3 "$here/make.py" "$out"
+cd "$out"
+
+create() { # NAME TAR FLAGS...
+    name=$1 tar=$2
+    shift 2
+    echo / | "$image" create --log-level warn --prefetch-policy fs --whiteout-spec none --chunk-size 0x4000 \
+        --type tar-rafs --bootstrap "$name.boot" --blob "$name.blob" "$@" "$tar"
+}
+create zstd base.tar --compressor zstd
+create lz4 base.tar --compressor lz4_block --digester sha256
+create none top.tar --compressor none
+create batch base.tar --compressor zstd --batch-size 0x4000
+create v5 base.tar --compressor zstd -v 5
+
+# Three layers with all they have in one blob each, merged. "batch" has one that is packed otherwise.
+layer() { # NAME TAR FLAGS...
+    name=$1 tar=$2
+    shift 2
+    echo / | "$image" create --log-level warn --prefetch-policy fs --whiteout-spec none --chunk-size 0x4000 \
+        --type tar-rafs --blob-inline-meta --features blob-toc --blob "$name.blob" "$@" "$tar"
+}
+merge() { # NAME BLOB...
+    name=$1
+    shift
+    boots= digests= sizes=
+    for blob; do
+        python3 "$here/boot.py" "$blob.blob" "$blob.inner"
+        digest=$(sha256sum "$blob.blob" | cut -d' ' -f1)
+        boots="$boots $blob.inner" digests="$digests,$digest" sizes="$sizes,$(stat -c %s "$blob.blob")"
+    done
+    # shellcheck disable=SC2086
+    echo / | "$image" merge --log-level warn --prefetch-policy fs --bootstrap "$name.boot" $boots \
+        --blob-digests "${digests#,}" --blob-sizes "${sizes#,}"
+}
+layer base base.tar --compressor zstd --batch-size 0x4000
+layer middle middle.tar --compressor lz4_block
+layer top top.tar --compressor zstd
+merge merged base middle top
+rm -f -- *.inner
