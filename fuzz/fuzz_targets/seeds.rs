@@ -134,6 +134,10 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
     let member = sys::deflate::compress(&tar, sys::inflate::Wrap::Gzip, 6).expect("deflate");
     let footer = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\x000000000000000000STARGZ\x01\0\0\xff\xff\0\0\0\0\0\0\0\0";
     put("contents", "footer", &[&member, footer]);
+    let vector = |packed: &[u8]| zstd::decode_all(packed).expect("a file of the tests");
+    put("nydus", "bootstrap", &[&vector(include_bytes!("../../crates/format/tests/nydus/none.boot.zst"))]);
+    let blob = vector(include_bytes!("../../crates/format/tests/nydus/batch.blob.zst"));
+    put("nydus", "meta", &[&blob[8154..]]);
     let id = IndexId::from_bytes([7; 32]);
     let notes = format!(
         r#","annotations":{{"dev.floe.layer":"{digest}","dev.floe.diffid":"{digest}","dev.floe.index":"{id}"}}"#

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use zerocopy::FromBytes;
+
 use crate::decode::SpanDecoder;
-use crate::digest::{DiffId, Digest};
-use crate::index::{Codec, Index};
+use crate::digest::{ChunkId, DiffId, Digest};
+use crate::index::{Codec, Index, Packing};
 use crate::layer::Layer;
+use crate::nydus::bootstrap::{Blob, Bootstrap, Chunk, Meta};
+use crate::nydus::disk::{MetaHeader, features};
+use crate::nydus::meta::BlobMeta;
 use crate::payload::SegmentSize;
 use crate::skeleton::{SkeletonFacts, SkeletonReader, SkeletonWriter, restore};
 use crate::stargz::index::Whose;
@@ -144,6 +149,44 @@ pub fn contents(data: &[u8]) {
     }
 }
 
+/// Reads bytes as a bootstrap of Nydus, and as the meta of a blob. What is listed is no more than the bytes can hold.
+///
+/// # Panics
+///
+/// On a defect.
+pub fn nydus(data: &[u8]) {
+    if let Ok(bootstrap) = Bootstrap::open(data)
+        && let Ok(list) = bootstrap.list()
+    {
+        let mut found = 0;
+        for n in 0..list.len() {
+            let (Ok(_), Ok(chunks)) = (list.member(n), list.chunks(n)) else { return };
+            found += chunks.take_while(Result::is_ok).count();
+        }
+        assert!(list.len() <= data.len() / 12 && found <= data.len() / 8, "more than there can be");
+    }
+    let Ok((_, header)) = MetaHeader::read_from_suffix(data) else { return };
+    let (packed, plain) = (header.units_packed.get(), header.units_plain.get());
+    for (packing, features) in
+        [(Packing::Plain, features::UNITS_V2), (Packing::Zstd, features::UNITS_V2), (Packing::Lz4, 0)]
+    {
+        let blob = Blob {
+            id: Digest::of(b""),
+            packing: Packing::Zstd,
+            chunks: 1,
+            packed_size: 1 << 40,
+            plain_size: 1 << 40,
+            features,
+            meta: Meta { offset: 0, packed, plain, packing },
+        };
+        let Ok(meta) = BlobMeta::open(&blob, data) else { continue };
+        for number in 0..100 {
+            let chunk = Chunk { blob: 0, number, len: 1000, id: ChunkId([0; 32]), piece: None };
+            let _ = meta.piece(&chunk); // somewhere, or nowhere
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use testkit::tar::{Archive, Entry, Kind, Variant};
@@ -166,6 +209,10 @@ mod tests {
         super::index(b"");
         super::index(b"noise");
         super::contents(b"noise");
+        super::nydus(b"noise");
+        let bootstrap = include_bytes!("../tests/nydus/none.boot.zst");
+        super::nydus(&zstd::decode_all(&bootstrap[..]).unwrap());
+        super::nydus(&[0; 9000]);
         let digest = crate::Digest::of(b"");
         super::contents(
             format!(
