@@ -235,6 +235,9 @@ impl Builder {
                 if old.0 < self.first {
                     self.described.insert(old);
                 }
+                if let Some(marks) = &mut self.marks {
+                    marks.describe(old);
+                }
             }
             old => {
                 let new = self.create(meta, Kind::Dir(BTreeMap::new()))?;

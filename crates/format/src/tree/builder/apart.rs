@@ -7,16 +7,19 @@
 //!
 //! A layer that hides all of those below it cannot be shown so: of the roots that it stacks overlayfs asks none whether it is opaque.
 //!
+//! Or it is shown as the OCI image spec has it in a tar, for whoever merges layers later: an empty file `.wh.NAME`
+//! beside what it hides, `.wh..wh..opq` in a directory whose lower entries are hidden.
+//!
 //! Nothing below is known: a parent that the layer does not describe is 0755 root:root, and symbolic links of lower layers are
 //! not followed. That is what a directory holds into which the layer alone was unpacked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::{Builder, TreeError, TreeProblem};
-use crate::name::Name;
+use super::{Builder, OPAQUE as OPAQUE_FILE, TreeError, TreeProblem, WHITEOUT};
+use crate::name::{Name, printable};
 use crate::tar::Member;
-use crate::tree::{Device, InodeNo, Kind, Meta, Runs, Tree};
+use crate::tree::{Device, File, InodeNo, Kind, Meta, Runs, Tree};
 
 /// By this overlayfs knows a directory that hides what is below it.
 const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
@@ -50,6 +53,31 @@ impl Apart {
         shown.map_err(|problem| TreeError { layer, path: String::new(), problem })?;
         Ok(self.0.finish())
     }
+
+    /// Returns the finished tree, in which what the layer hides is shown as a tar does, and the directories that no
+    /// member describes: they are there because something lies below them.
+    pub fn finish_as_tar(mut self) -> Result<(Tree, HashSet<InodeNo>), TreeError> {
+        let layer = self.0.current();
+        let marks = self.0.marks.take().unwrap_or_default();
+        let files = marks.names.into_iter().map(|(dir, name)| (dir, [WHITEOUT, name.as_bytes()].concat()));
+        let opaque = marks.dirs.into_iter().map(|dir| (dir, OPAQUE_FILE.to_vec()));
+        for (dir, name) in files.chain(opaque) {
+            let entered = self.0.whiteout(dir, &name);
+            entered.map_err(|problem| TreeError { layer, path: printable(&name), problem })?;
+        }
+        Ok((self.0.finish(), marks.implied))
+    }
+}
+
+impl Builder {
+    fn whiteout(&mut self, dir: InodeNo, name: &[u8]) -> Result<(), TreeProblem> {
+        let name = Name::parse(name)?;
+        let meta = Meta { xattrs: Arc::clone(&self.no_xattrs), ..Meta::default() };
+        let file = File { size: 0, layer: self.current(), runs: Runs::None };
+        let new = self.create(meta, Kind::File(file))?;
+        self.enter(dir, name, new);
+        Ok(())
+    }
 }
 
 /// What a layer hides: it acts as if it came first, so it is shown when all members are known.
@@ -57,6 +85,8 @@ impl Apart {
 pub(super) struct Marks {
     names: BTreeSet<(InodeNo, Name)>,
     dirs: BTreeSet<InodeNo>,
+    /// Directories that no member has described so far.
+    implied: HashSet<InodeNo>,
 }
 
 impl Marks {
@@ -68,6 +98,16 @@ impl Marks {
     /// Hides all that lower layers have in a directory.
     pub(super) fn opaque(&mut self, dir: InodeNo) {
         self.dirs.insert(dir);
+    }
+
+    /// Makes a directory for what lies below it.
+    pub(super) fn imply(&mut self, dir: InodeNo) {
+        self.implied.insert(dir);
+    }
+
+    /// Says what a directory is like.
+    pub(super) fn describe(&mut self, dir: InodeNo) {
+        self.implied.remove(&dir);
     }
 
     fn show(mut self, builder: &mut Builder) -> Result<(), TreeProblem> {

@@ -48,6 +48,9 @@ impl Builder {
             let meta = Meta { mode: 0o755, xattrs: Arc::clone(&self.no_xattrs), ..Meta::default() };
             let new = self.create(meta, Kind::Dir(BTreeMap::new()))?;
             self.enter(dir, name, new);
+            if let Some(marks) = &mut self.marks {
+                marks.imply(new);
+            }
             dir = new;
         }
         // What a link leads to may change without this directory's knowing.
