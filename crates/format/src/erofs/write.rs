@@ -8,12 +8,12 @@
 //! Order: a directory's inode with its last entries, its other blocks, the inodes of its files, then its
 //! subdirectories in turn, likewise. So a walk reads the image nearly from front to end.
 
-mod chunks;
+pub(crate) mod chunks;
 mod dirs;
-mod inode;
-mod place;
-mod survey;
-mod xattrs;
+pub(crate) mod inode;
+pub(crate) mod place;
+pub(crate) mod survey;
+pub(crate) mod xattrs;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -117,7 +117,7 @@ pub fn image(tree: &Tree, layers: &[LayerDevices]) -> Result<Vec<u8>, WriteError
     let xattrs = XattrPlan::new(tree, &survey, shared)?;
     let mut space = Space::after(shared + xattrs.shared.len())?;
 
-    let writer = Writer { tree, survey: &survey, devices: &devices, xattrs: &xattrs };
+    let writer = Writer { tree, survey: &survey, contents: &devices, xattrs: &xattrs };
     let mut places = vec![Place::default(); tree.inodes.len()];
     for &number in &survey.order {
         places[number.0 as usize] = writer.place(number, &mut space)?;
@@ -204,7 +204,7 @@ fn seal(image: &mut [u8], mut head: SuperBlock) {
     put(image, disk::SUPER_OFFSET, head.as_bytes());
 }
 
-fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
+pub(crate) fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
     image[at..at + bytes.len()].copy_from_slice(bytes);
 }
 

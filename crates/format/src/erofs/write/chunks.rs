@@ -2,6 +2,7 @@
 
 use zerocopy::little_endian::{U16, U32};
 
+use super::inode::Contents;
 use super::{LayerDevices, WriteError};
 use crate::erofs::disk::{BLOCK_BITS, CHUNK_BITS, CHUNK_INDEXES, ChunkIndex};
 use crate::limits;
@@ -18,7 +19,7 @@ pub(super) struct Devices<'a> {
 
 /// Why a file has no chunk indexes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Runs that are unaligned, out of order, or not within segments.
     Runs,
     /// Too many of them.
@@ -27,7 +28,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// Returns the error for a file at a path.
-    pub(super) fn at(self, path: String, file: &File) -> WriteError {
+    pub(crate) fn at(self, path: String, file: &File) -> WriteError {
         match self {
             Self::Runs => WriteError::Runs { path, layer: file.layer.0 },
             Self::Chunks(chunks) => WriteError::Chunks { path, size: file.size, chunks },
@@ -37,21 +38,21 @@ impl Fault {
 
 /// The size and the number of the chunks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ChunkPlan {
+pub(crate) struct ChunkPlan {
     /// `log2` of a chunk in blocks.
-    bits: u32,
-    /// How many.
-    count: usize,
+    pub(crate) bits: u32,
+    /// How many indexes there are.
+    pub(crate) count: usize,
 }
 
 impl ChunkPlan {
     /// Returns the chunk format, as an inode has it.
-    pub(super) fn format(self) -> u32 {
+    pub(crate) fn format(self) -> u32 {
         CHUNK_INDEXES | self.bits
     }
 
     /// Returns how many bytes the indexes take.
-    pub(super) fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         self.count * size_of::<ChunkIndex>()
     }
 }
@@ -89,43 +90,6 @@ impl<'a> Devices<'a> {
     /// Returns layer, segment number and length in blocks of each device, in order.
     pub(super) fn slots(&self) -> impl Iterator<Item = (&'a LayerDevices, u32, u32)> {
         self.layers.iter().flat_map(|layer| (0..).zip(&layer.lens).map(move |(n, &len)| (layer, n, len)))
-    }
-
-    /// Decides on the chunks of a file that is not empty: the largest that tell data and holes exactly.
-    pub(super) fn plan(&self, file: &File) -> Result<ChunkPlan, Fault> {
-        let blocks = file.size.div_ceil(limits::BLOCK);
-        // Where one thing ends and another begins, a chunk must begin too.
-        let mut borders = 0;
-        self.pieces(file, |piece| {
-            borders |= piece.at;
-            let end = piece.at + piece.count;
-            if end < blocks {
-                borders |= end;
-            }
-        })?;
-        let whole = blocks.next_power_of_two().trailing_zeros();
-        // No border at all has 64 trailing zeros.
-        let bits = borders.trailing_zeros().min(whole).min(CHUNK_BITS);
-        let count = blocks.div_ceil(1 << bits);
-        match usize::try_from(count) {
-            Ok(n) if count <= limits::CHUNK_INDEXES => Ok(ChunkPlan { bits, count: n }),
-            _ => Err(Fault::Chunks(count)),
-        }
-    }
-
-    /// Writes the indexes of a file; `out` has exactly their length.
-    pub(super) fn write(&self, file: &File, plan: ChunkPlan, out: &mut [ChunkIndex]) -> Result<(), Fault> {
-        out.fill(ChunkIndex::HOLE);
-        self.pieces(file, |piece| {
-            for chunk in piece.at >> plan.bits..(piece.at + piece.count).div_ceil(1 << plan.bits) {
-                let block = piece.block + ((chunk << plan.bits) - piece.at);
-                // In range: the plan was made from the same pieces, and a segment has at most 2^18 blocks.
-                if let (Ok(chunk), Ok(block)) = (usize::try_from(chunk), u32::try_from(block)) {
-                    let device = U16::new(piece.device);
-                    out[chunk] = ChunkIndex { block_high: U16::ZERO, device, block: U32::new(block) };
-                }
-            }
-        })
     }
 
     /// Calls `see` with the pieces of a file, ascending, as long as they can be.
@@ -172,6 +136,49 @@ impl<'a> Devices<'a> {
             see(done);
         }
         Ok(())
+    }
+}
+
+impl Contents for Devices<'_> {
+    const COMPACT: bool = true;
+
+    /// The largest chunks that tell data and holes exactly.
+    fn plan(&self, file: &File) -> Result<Option<ChunkPlan>, Fault> {
+        if file.size == 0 {
+            return Ok(None);
+        }
+        let blocks = file.size.div_ceil(limits::BLOCK);
+        // Where one thing ends and another begins, a chunk must begin too.
+        let mut borders = 0;
+        self.pieces(file, |piece| {
+            borders |= piece.at;
+            let end = piece.at + piece.count;
+            if end < blocks {
+                borders |= end;
+            }
+        })?;
+        let whole = blocks.next_power_of_two().trailing_zeros();
+        // No border at all has 64 trailing zeros.
+        let bits = borders.trailing_zeros().min(whole).min(CHUNK_BITS);
+        let count = blocks.div_ceil(1 << bits);
+        match usize::try_from(count) {
+            Ok(n) if count <= limits::CHUNK_INDEXES => Ok(Some(ChunkPlan { bits, count: n })),
+            _ => Err(Fault::Chunks(count)),
+        }
+    }
+
+    fn write(&self, file: &File, plan: ChunkPlan, out: &mut [ChunkIndex]) -> Result<(), Fault> {
+        out.fill(ChunkIndex::HOLE);
+        self.pieces(file, |piece| {
+            for chunk in piece.at >> plan.bits..(piece.at + piece.count).div_ceil(1 << plan.bits) {
+                let block = piece.block + ((chunk << plan.bits) - piece.at);
+                // In range: the plan was made from the same pieces, and a segment has at most 2^18 blocks.
+                if let (Ok(chunk), Ok(block)) = (usize::try_from(chunk), u32::try_from(block)) {
+                    let device = U16::new(piece.device);
+                    out[chunk] = ChunkIndex { block_high: U16::ZERO, device, block: U32::new(block) };
+                }
+            }
+        })
     }
 }
 
@@ -226,7 +233,7 @@ mod tests {
         let layers = layers();
         let devices = Devices::new(&layers).unwrap();
         let file = File { size, layer: LayerNo(1), runs };
-        let plan = devices.plan(&file)?;
+        let plan = devices.plan(&file)?.unwrap();
         let mut out = vec![ChunkIndex::HOLE; plan.count];
         devices.write(&file, plan, &mut out)?;
         Ok((plan.bits, out.iter().map(|i| (i.device.get(), i.block.get())).collect()))
@@ -349,7 +356,7 @@ mod tests {
                     model[usize::try_from(run.at / BLOCK + n).unwrap()] = Some((payload / 65_536 + 1, payload % 65_536 / BLOCK));
                 }
             }
-            let plan = devices.plan(&file).unwrap();
+            let plan = devices.plan(&file).unwrap().unwrap();
             let mut out = vec![ChunkIndex::HOLE; plan.count];
             devices.write(&file, plan, &mut out).unwrap();
             let mut shown = Vec::new();

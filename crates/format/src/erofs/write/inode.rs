@@ -5,7 +5,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::chunks::{ChunkPlan, Devices};
+use super::chunks::{ChunkPlan, Fault};
 use super::place::Space;
 use super::survey::Survey;
 use super::xattrs::XattrPlan;
@@ -14,21 +14,33 @@ use crate::erofs::disk::{
     self, BLOCK, ChunkIndex, InodeCompact, InodeExtended, SLOT, file_type, layout, mode,
 };
 use crate::limits;
-use crate::tree::{Device, Inode, InodeNo, Kind, Tree};
+use crate::tree::{Device, File, Inode, InodeNo, Kind, Tree};
 
 /// Where an inode is and where its whole blocks begin.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Place {
-    pub(super) nid: u32,
+pub(crate) struct Place {
+    pub(crate) nid: u32,
     block: u32,
 }
 
+/// Where the bytes of files are.
+pub(crate) trait Contents {
+    /// Whether inodes may have the short form.
+    const COMPACT: bool;
+
+    /// Decides on the chunks of a file; nothing if it needs none.
+    fn plan(&self, file: &File) -> Result<Option<ChunkPlan>, Fault>;
+
+    /// Writes the indexes of a file; `out` has exactly their length.
+    fn write(&self, file: &File, plan: ChunkPlan, out: &mut [ChunkIndex]) -> Result<(), Fault>;
+}
+
 /// What both passes need.
-pub(super) struct Writer<'a> {
-    pub(super) tree: &'a Tree,
-    pub(super) survey: &'a Survey,
-    pub(super) devices: &'a Devices<'a>,
-    pub(super) xattrs: &'a XattrPlan<'a>,
+pub(crate) struct Writer<'a, C> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) survey: &'a Survey,
+    pub(crate) contents: &'a C,
+    pub(crate) xattrs: &'a XattrPlan<'a>,
 }
 
 /// An inode whose form is decided.
@@ -75,9 +87,9 @@ impl Draft {
     }
 }
 
-impl Writer<'_> {
+impl<C: Contents> Writer<'_, C> {
     /// Takes room for an inode.
-    pub(super) fn place(&self, number: InodeNo, space: &mut Space) -> Result<Place, WriteError> {
+    pub(crate) fn place(&self, number: InodeNo, space: &mut Space) -> Result<Place, WriteError> {
         let draft = self.draft(number)?;
         let nid = space.inode(draft.len())?;
         let (_, blocks) = draft.layout();
@@ -86,7 +98,7 @@ impl Writer<'_> {
     }
 
     /// Writes an inode and everything that belongs to it.
-    pub(super) fn encode(
+    pub(crate) fn encode(
         &self,
         number: InodeNo,
         ino: u32,
@@ -118,7 +130,7 @@ impl Writer<'_> {
                 let start = after.next_multiple_of(size_of::<ChunkIndex>());
                 // Rightly long and without alignment, so there is no way to fail.
                 if let Ok(out) = <[ChunkIndex]>::mut_from_bytes(&mut image[start..start + plan.len()]) {
-                    let done = self.devices.write(file, plan, out);
+                    let done = self.contents.write(file, plan, out);
                     done.map_err(|fault| fault.at(self.survey.path(self.tree, number), file))?;
                 }
             }
@@ -155,8 +167,10 @@ impl Writer<'_> {
             Kind::Char(_) | Kind::Block(_) | Kind::Fifo => (0, None),
         };
         let meta = &inode.meta;
-        let compact =
-            self.survey.small(number, meta) && meta.mtime == self.survey.time && size <= u32::MAX.into();
+        let compact = C::COMPACT
+            && self.survey.small(number, meta)
+            && meta.mtime == self.survey.time
+            && size <= u32::MAX.into();
         let base = if compact { size_of::<InodeCompact>() } else { size_of::<InodeExtended>() };
         let xattr_count = self.xattrs.count(&meta.xattrs);
         let xattr_count = xattr_count.ok_or_else(|| WriteError::Xattrs { path: path() })?;
@@ -165,8 +179,9 @@ impl Writer<'_> {
             // Kernels want a symbolic link's inode, attributes and target in one block.
             (_, Some((blocks, tail))) if head + tail <= BLOCK => Body::Inline { blocks, tail },
             (_, Some((blocks, _))) => Body::Blocks(blocks + 1),
-            (Kind::File(file), None) if size > 0 => {
-                Body::Chunks(self.devices.plan(file).map_err(|fault| fault.at(path(), file))?)
+            (Kind::File(file), None) => {
+                let plan = self.contents.plan(file).map_err(|fault| fault.at(path(), file))?;
+                plan.map_or(Body::None, Body::Chunks)
             }
             _ => Body::None,
         };

@@ -9,7 +9,7 @@ use crate::limits;
 const OPEN: usize = 8;
 
 /// The inode area of an image, growing.
-pub(super) struct Space {
+pub(crate) struct Space {
     /// Block from which nids count.
     meta_block: u32,
     /// First block nobody has.
@@ -20,7 +20,7 @@ pub(super) struct Space {
 
 impl Space {
     /// Returns the area that begins after `taken` bytes of other things.
-    pub(super) fn after(taken: usize) -> Result<Self, WriteError> {
+    pub(crate) fn after(taken: usize) -> Result<Self, WriteError> {
         let block = u32::try_from(taken / BLOCK).map_err(|_| WriteError::TooLarge)?;
         let used = (taken % BLOCK).next_multiple_of(SLOT);
         let mut space = Self { meta_block: block, next: block + 1, open: vec![(block, used)] };
@@ -31,19 +31,19 @@ impl Space {
     }
 
     /// Returns the block from which nids count.
-    pub(super) fn meta_block(&self) -> u32 {
+    pub(crate) fn meta_block(&self) -> u32 {
         self.meta_block
     }
 
     /// Returns the length of the image in blocks.
-    pub(super) fn blocks(&self) -> u32 {
+    pub(crate) fn blocks(&self) -> u32 {
         self.next
     }
 
     /// Takes room for an inode and what must follow it; returns its nid.
     ///
     /// Up to a block, it is all in one block.
-    pub(super) fn inode(&mut self, len: usize) -> Result<u32, WriteError> {
+    pub(crate) fn inode(&mut self, len: usize) -> Result<u32, WriteError> {
         let (block, at) = match self.open.iter().position(|&(_, used)| used + len <= BLOCK) {
             Some(n) => {
                 let (block, used) = &mut self.open[n];
@@ -69,7 +69,7 @@ impl Space {
     }
 
     /// Takes whole blocks; returns the first.
-    pub(super) fn take(&mut self, blocks: usize) -> Result<u32, WriteError> {
+    pub(crate) fn take(&mut self, blocks: usize) -> Result<u32, WriteError> {
         let first = self.next;
         let end = u64::from(first) + blocks as u64;
         if end * BLOCK as u64 > limits::METADATA {

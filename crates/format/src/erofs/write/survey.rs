@@ -9,20 +9,20 @@ use crate::name::printable;
 use crate::tree::{InodeNo, Kind, Meta, Time, Tree};
 
 /// What is known of a tree before anything is placed.
-pub(super) struct Survey {
+pub(crate) struct Survey {
     /// Reachable inodes: a directory, then what is in it but directories, then its subdirectories likewise.
-    pub(super) order: Vec<InodeNo>,
+    pub(crate) order: Vec<InodeNo>,
     /// `st_nlink` by inode number; 0 for inodes that no name leads to.
     links: Vec<u32>,
     /// The directory of the first name, by inode number; the root's is the root.
     parents: Vec<InodeNo>,
     /// The most frequent modification time of inodes that could be compact.
-    pub(super) time: Time,
+    pub(crate) time: Time,
 }
 
 impl Survey {
     /// Walks a tree from its root.
-    pub(super) fn of(tree: &Tree) -> Result<Self, WriteError> {
+    pub(crate) fn of(tree: &Tree) -> Result<Self, WriteError> {
         let count = tree.inodes.len();
         let mut survey = Self {
             order: Vec::with_capacity(count),
@@ -41,23 +41,23 @@ impl Survey {
     }
 
     /// Returns the number of names of an inode, as `stat` tells it.
-    pub(super) fn links(&self, inode: InodeNo) -> u32 {
+    pub(crate) fn links(&self, inode: InodeNo) -> u32 {
         self.links[inode.0 as usize]
     }
 
     /// Returns the directory in which an inode has its first name.
-    pub(super) fn parent(&self, inode: InodeNo) -> InodeNo {
+    pub(crate) fn parent(&self, inode: InodeNo) -> InodeNo {
         self.parents[inode.0 as usize]
     }
 
     /// Says whether owner and number of names fit the short form of an inode; size and time are other questions.
-    pub(super) fn small(&self, inode: InodeNo, meta: &Meta) -> bool {
+    pub(crate) fn small(&self, inode: InodeNo, meta: &Meta) -> bool {
         let limit = u32::from(u16::MAX);
         meta.uid <= limit && meta.gid <= limit && self.links(inode) <= limit
     }
 
     /// Returns the path of an inode, without the leading slash, fit to print.
-    pub(super) fn path(&self, tree: &Tree, inode: InodeNo) -> String {
+    pub(crate) fn path(&self, tree: &Tree, inode: InodeNo) -> String {
         let mut names = Vec::new();
         let mut at = inode;
         while at != Tree::ROOT {

@@ -16,13 +16,13 @@ use crate::tree::{InodeNo, Tree};
 type Set = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// Which attributes are shared, and where.
-pub(super) struct XattrPlan<'a> {
+pub(crate) struct XattrPlan<'a> {
     /// Shared attributes: name and value to id. An id counts 4-byte units from `block`.
     ids: HashMap<(&'a [u8], &'a [u8]), u32>,
     /// The shared entries.
-    pub(super) shared: Vec<u8>,
+    pub(crate) shared: Vec<u8>,
     /// Block from which ids count.
-    pub(super) block: u32,
+    pub(crate) block: u32,
 }
 
 /// The attributes of one inode, split.
@@ -33,7 +33,7 @@ struct Split<'s> {
 
 impl<'a> XattrPlan<'a> {
     /// Decides what is shared; the shared area begins `at` bytes into the image, a multiple of 4.
-    pub(super) fn new(tree: &'a Tree, survey: &Survey, at: usize) -> Result<Self, WriteError> {
+    pub(crate) fn new(tree: &'a Tree, survey: &Survey, at: usize) -> Result<Self, WriteError> {
         let block = u32::try_from(at / BLOCK).map_err(|_| WriteError::TooLarge)?;
         let mut plan = Self { ids: HashMap::new(), shared: Vec::new(), block };
         let mut counts: HashMap<(&[u8], &[u8]), u32> = HashMap::new();
@@ -61,7 +61,7 @@ impl<'a> XattrPlan<'a> {
     }
 
     /// Returns the `xattr_count` of an inode, or nothing where its attributes do not fit.
-    pub(super) fn count(&self, set: &Set) -> Option<u16> {
+    pub(crate) fn count(&self, set: &Set) -> Option<u16> {
         if set.is_empty() {
             return Some(0);
         }
@@ -74,7 +74,7 @@ impl<'a> XattrPlan<'a> {
     }
 
     /// Returns the bytes that follow an inode which has attributes.
-    pub(super) fn body(&self, set: &Set) -> Vec<u8> {
+    pub(crate) fn body(&self, set: &Set) -> Vec<u8> {
         let split = self.split(set);
         // At most 255, see `split`.
         let shared = u8::try_from(split.ids.len()).unwrap_or(u8::MAX);
