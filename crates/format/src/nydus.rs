@@ -21,9 +21,11 @@
 
 pub mod bootstrap;
 pub mod disk;
+pub mod layer;
 pub mod meta;
 mod tables;
 mod tree;
+pub mod write;
 
 use crate::erofs::read::Corrupt;
 

@@ -18,8 +18,10 @@ mod tests;
 use std::fmt;
 
 use zerocopy::FromBytes;
+use zerocopy::little_endian::U16;
 
 use super::disk::{self, BLOCK, DeviceSlot, SuperBlock, compat, incompat};
+use crate::nydus::disk::COMPAT_RAFS;
 use crate::tree::Time;
 use crate::{IndexId, limits};
 
@@ -135,6 +137,25 @@ impl<B: AsRef<[u8]>> Image<B> {
             return Err(OpenError::Devices);
         }
         Self::with(bytes, &sb, len).map_err(OpenError::Root)
+    }
+
+    /// Takes an image of RAFS, whose superblock has no checksum and whose devices are none that we know: only what is
+    /// beside the contents of files can be read of it.
+    pub(crate) fn open_rafs(bytes: B) -> Result<Self, OpenError> {
+        let raw = bytes.as_ref();
+        let is = raw.len() as u64;
+        let Some((block0, _)) = raw.split_first_chunk::<BLOCK>() else {
+            return Err(OpenError::Short { is, must: limits::BLOCK });
+        };
+        let Ok((sb, _)) = SuperBlock::read_from_prefix(&block0[disk::SUPER_OFFSET..]) else {
+            return Err(OpenError::Magic); // cannot be: the block is long enough
+        };
+        if sb.magic.get() != disk::MAGIC || sb.feature_compat.get() & COMPAT_RAFS == 0 {
+            return Err(OpenError::Magic);
+        }
+        known(&sb)?;
+        let len = raw.len();
+        Self::with(bytes, &SuperBlock { devices: U16::ZERO, ..sb }, len).map_err(OpenError::Root)
     }
 
     /// Returns the image of this length and superblock, whose rules are the caller's; it has a root directory.

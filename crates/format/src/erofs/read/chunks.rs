@@ -71,6 +71,17 @@ impl<B: AsRef<[u8]>> Image<B> {
     }
 }
 
+impl<B: AsRef<[u8]>> Image<B> {
+    /// Returns as many bytes of a file's chunk indexes as asked for.
+    pub(crate) fn raw_indexes(&self, inode: &Inode, len: usize) -> Result<&[u8], Corrupt> {
+        if inode.kind != Kind::File || inode.layout != layout::CHUNKED {
+            return Err(inode.corrupt("file whose bytes are in the image"));
+        }
+        let at = inode.tail.next_multiple_of(size_of::<ChunkIndex>() as u64);
+        self.slice(at, len).ok_or(inode.corrupt("chunk index past the end"))
+    }
+}
+
 impl<B: AsRef<[u8]>> Pieces<'_, B> {
     /// Returns the piece at `at` within its chunk.
     fn chunk(&self, at: u64) -> Result<Piece, Corrupt> {

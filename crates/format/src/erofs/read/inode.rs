@@ -148,6 +148,14 @@ impl<B: AsRef<[u8]>> Image<B> {
         Ok(target)
     }
 
+    /// Returns the first of the bytes that the long form of an inode reserves; 0 for the short one.
+    pub(crate) fn reserved(&self, inode: &Inode) -> u8 {
+        let at = inode.nid.0 * disk::SLOT as u64 + self.meta;
+        let long = inode.xattrs - at == size_of::<InodeExtended>() as u64;
+        let reserved = self.slice(inode.xattrs - 16, 1).filter(|_| long);
+        reserved.map_or(0, |bytes| bytes[0])
+    }
+
     /// Returns one block of an inode whose contents are in the image; the last one may be short.
     pub(super) fn block(&self, inode: &Inode, number: u64) -> Result<&[u8], Corrupt> {
         let corrupt = inode.corrupt("contents past the end");

@@ -32,6 +32,16 @@ struct Split<'s> {
 }
 
 impl<'a> XattrPlan<'a> {
+    /// Shares none.
+    pub(crate) fn apart(tree: &Tree, survey: &Survey) -> Result<Self, WriteError> {
+        for &number in &survey.order {
+            for (name, value) in tree.inode(number).meta.xattrs.iter() {
+                check(name, value, tree, survey, number)?;
+            }
+        }
+        Ok(Self { ids: HashMap::new(), shared: Vec::new(), block: 0 })
+    }
+
     /// Decides what is shared; the shared area begins `at` bytes into the image, a multiple of 4.
     pub(crate) fn new(tree: &'a Tree, survey: &Survey, at: usize) -> Result<Self, WriteError> {
         let block = u32::try_from(at / BLOCK).map_err(|_| WriteError::TooLarge)?;
