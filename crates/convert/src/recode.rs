@@ -23,6 +23,7 @@ mod estargz;
 mod flat;
 mod members;
 mod names;
+pub mod nydus;
 mod pack;
 mod pipe;
 mod source;
@@ -170,6 +171,9 @@ pub enum RecodeError {
     /// The compressor failed.
     #[error("compressing the layer: {0}")]
     Pack(String),
+    /// The layer makes no tree, or none that Nydus has a form for.
+    #[error(transparent)]
+    Nydus(#[from] nydus::NydusError),
     /// No thread could be had.
     #[error("starting a thread")]
     Spawn(#[source] io::Error),

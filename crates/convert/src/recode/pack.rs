@@ -29,9 +29,19 @@ const OWN_CHUNKED: i32 = 10;
 pub(super) enum Level {
     Gzip(i32),
     Zstd(i32),
+    /// Zstd without sums of its own: for what has other ones.
+    Bare(i32),
 }
 
 impl Level {
+    /// Returns the level asked for of bare zstd, or zstd's own.
+    pub(super) fn bare(level: Option<i32>) -> Result<Self, RecodeError> {
+        match Self::of(Target::Zstd, level)? {
+            Self::Zstd(level) => Ok(Self::Bare(level)),
+            other => Ok(other),
+        }
+    }
+
     /// Returns the level asked for, or the target's own.
     pub(super) fn of(target: Target, level: Option<i32>) -> Result<Self, RecodeError> {
         match target {
@@ -71,10 +81,11 @@ impl Packer {
                     .map_err(|_| RecodeError::Pack("gzip has no such level".into()))?;
                 Codec::Gzip(libdeflater::Compressor::new(level))
             }
-            Level::Zstd(level) => {
-                let mut zstd = zstd::bulk::Compressor::new(level).map_err(pack)?;
+            Level::Zstd(number) | Level::Bare(number) => {
+                let mut zstd = zstd::bulk::Compressor::new(number).map_err(pack)?;
                 // As zstd(1) and the writers of zstd:chunked have it.
-                zstd.set_parameter(CParameter::ChecksumFlag(true)).map_err(pack)?;
+                let sums = matches!(level, Level::Zstd(_));
+                zstd.set_parameter(CParameter::ChecksumFlag(sums)).map_err(pack)?;
                 Codec::Zstd(zstd)
             }
         };

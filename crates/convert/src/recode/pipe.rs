@@ -9,13 +9,18 @@
 //! to the packers in turn and the writer takes what they made in the same turn: the order needs no numbers. Each queue
 //! holds one job, so a packer has at most three at hand. What a piece becomes depends on nothing but the piece.
 //!
+//! A chunk is a piece of which the blob holds one copy only. Which of them is the first the writer knows, for it sees them in
+//! order; packers look up what it has written so far to pack no copy of that, and what they pack in vain is not written.
+//!
 //! If one of the threads fails, its ends of the queues go away and the others stop; the error is told at the end.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-use format::{Digest, DigestHasher};
+use format::{ChunkId, Digest, DigestHasher};
 
 use super::RecodeError;
 use super::pack::{Level, Packer};
@@ -48,6 +53,8 @@ enum Kind {
     Plain,
     /// To be packed; its first so many bytes are content of a file, and hashed.
     Content(usize),
+    /// To be packed if that makes it shorter, and to be there once.
+    Chunk,
     /// To be written as it is.
     AsIs,
 }
@@ -56,12 +63,22 @@ enum Kind {
 struct Packed {
     bytes: Vec<u8>,
     /// Lengths of the pieces in it, and what is known of their content.
-    pieces: Vec<(usize, Option<Content>)>,
+    pieces: Vec<(usize, Found)>,
     asked: Option<Sender<Placed>>,
 }
 
-/// A digest, and whether there was nothing but zeros.
-type Content = (Digest, bool);
+/// What is known of a piece.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Nothing,
+    /// A digest, and whether there was nothing but zeros.
+    Content(Digest, bool),
+    /// Its hash and its length.
+    Chunk(ChunkId, u32),
+}
+
+/// Chunks that have been written, and their numbers.
+type Known = Arc<RwLock<HashMap<ChunkId, u32>>>;
 
 /// Where a piece with content is in the blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,13 +93,32 @@ pub(super) struct Place {
     pub(super) zeros: bool,
 }
 
+/// Where a chunk is in the blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    /// BLAKE3 of its bytes.
+    pub(crate) id: ChunkId,
+    /// Its offset.
+    pub(crate) offset: u64,
+    /// Its length there; that of its bytes, if they are not packed.
+    pub(crate) packed: u32,
+    /// Its length.
+    pub(crate) plain: u32,
+}
+
 /// Where all pieces so far are.
 #[derive(Debug, Default)]
-pub(super) struct Placed {
+pub(crate) struct Placed {
     /// Those with content, in order.
-    pub(super) places: Vec<Place>,
+    pub(crate) places: Vec<Place>,
+    /// Chunks, in order, each once.
+    pub(crate) chunks: Vec<Chunk>,
+    /// Which of them each piece is that was to be one.
+    pub(crate) copies: Vec<u32>,
     /// Offset after all of them.
-    pub(super) end: u64,
+    pub(crate) end: u64,
+    /// SHA-256 of all up to there.
+    pub(crate) digest: Option<Digest>,
 }
 
 /// What was written.
@@ -116,16 +152,17 @@ impl<'scope> Pipe<'scope> {
         out: impl Write + Send + 'scope,
     ) -> Result<Self, RecodeError> {
         let (give_back, emptied) = mpsc::channel();
+        let known = Known::default();
         let (mut packers, mut packed, mut handles) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..threads.clamp(1, THREADS) {
             let (to_packer, jobs) = mpsc::sync_channel(1);
             let (to_writer, done) = mpsc::sync_channel(1);
-            let (packer, give_back) = (Packer::new(level)?, give_back.clone());
-            handles.push(spawn(scope, "pack", move || pack(packer, &jobs, &to_writer, &give_back))?);
+            let (packer, give_back, known) = (Packer::new(level)?, give_back.clone(), known.clone());
+            handles.push(spawn(scope, "pack", move || pack(packer, &jobs, &to_writer, &give_back, &known))?);
             packers.push(to_packer);
             packed.push(done);
         }
-        let writer = spawn(scope, "write", move || write(&packed, out))?;
+        let writer = spawn(scope, "write", move || write(&packed, out, &known))?;
         Ok(Self {
             packers,
             turn: 0,
@@ -169,6 +206,16 @@ impl<'scope> Pipe<'scope> {
         {
             piece.kind = Kind::Content(self.job.bytes.len() - piece.start);
         }
+    }
+
+    /// Ends the open piece, which is a chunk.
+    pub(super) fn chunk_ends(&mut self) -> Result<(), RecodeError> {
+        if let Some(piece) = self.job.pieces.last_mut()
+            && self.open
+        {
+            piece.kind = Kind::Chunk;
+        }
+        self.cut()
     }
 
     /// Writes a piece of its own, packed although it may be empty.
@@ -242,26 +289,15 @@ fn pack(
     jobs: &Receiver<Job>,
     to_writer: &SyncSender<Packed>,
     give_back: &Sender<Job>,
+    known: &Known,
 ) -> Result<(), RecodeError> {
     for mut job in jobs {
         let mut packed = Packed { bytes: Vec::new(), pieces: Vec::new(), asked: job.asked.take() };
         let ends = job.pieces.iter().skip(1).map(|piece| piece.start).chain([job.bytes.len()]);
         for (piece, end) in job.pieces.iter().zip(ends) {
-            let plain = &job.bytes[piece.start..end];
-            let content = match piece.kind {
-                Kind::Content(len) => {
-                    Some((Digest::of(&plain[..len]), plain[..len].iter().all(|byte| *byte == 0)))
-                }
-                _ => None,
-            };
-            let len = match piece.kind {
-                Kind::AsIs => {
-                    packed.bytes.extend_from_slice(plain);
-                    plain.len()
-                }
-                _ => packer.pack(plain, &mut packed.bytes)?,
-            };
-            packed.pieces.push((len, content));
+            let made =
+                piece_of(piece.kind, &job.bytes[piece.start..end], &mut packer, &mut packed.bytes, known)?;
+            packed.pieces.push(made);
         }
         job.bytes.clear();
         job.pieces.clear();
@@ -273,26 +309,110 @@ fn pack(
     Ok(())
 }
 
-/// Writes what the packers made, in turn, until the one whose turn it is has ended.
-fn write(packers: &[Receiver<Packed>], mut out: impl Write) -> Result<Written, RecodeError> {
-    let (mut hasher, mut placed) = (DigestHasher::new(), Placed::default());
-    for packer in packers.iter().cycle() {
-        let Ok(packed) = packer.recv() else { break };
-        out.write_all(&packed.bytes).map_err(RecodeError::Write)?;
-        hasher.update(&packed.bytes);
-        for (len, content) in packed.pieces {
-            let (offset, end) = (placed.end, placed.end + len as u64);
-            if let Some((digest, zeros)) = content {
-                placed.places.push(Place { offset, end, digest, zeros });
-            }
-            placed.end = end;
+/// Packs a piece; returns its length and what is known of it.
+fn piece_of(
+    kind: Kind,
+    plain: &[u8],
+    packer: &mut Packer,
+    out: &mut Vec<u8>,
+    known: &Known,
+) -> Result<(usize, Found), RecodeError> {
+    match kind {
+        Kind::Plain => Ok((packer.pack(plain, out)?, Found::Nothing)),
+        Kind::Content(len) => {
+            let content = &plain[..len];
+            let found = Found::Content(Digest::of(content), content.iter().all(|byte| *byte == 0));
+            Ok((packer.pack(plain, out)?, found))
         }
-        if let Some(asked) = packed.asked {
-            let end = placed.end;
-            // Whoever asked and is gone has ended.
-            let _ = asked.send(std::mem::replace(&mut placed, Placed { places: Vec::new(), end }));
+        Kind::AsIs => {
+            out.extend_from_slice(plain);
+            Ok((plain.len(), Found::Nothing))
+        }
+        Kind::Chunk => {
+            let id = ChunkId::of(plain);
+            // A piece is at most as long as the pipe was told.
+            let found = Found::Chunk(id, u32::try_from(plain.len()).map_err(|_| RecodeError::Thread)?);
+            if known.read().unwrap_or_else(PoisonError::into_inner).contains_key(&id) {
+                return Ok((0, found));
+            }
+            let start = out.len();
+            let mut len = packer.pack(plain, out)?;
+            if len >= plain.len() {
+                out.truncate(start);
+                out.extend_from_slice(plain);
+                len = plain.len();
+            }
+            Ok((len, found))
         }
     }
-    out.flush().map_err(RecodeError::Write)?;
-    Ok(Written { digest: hasher.finish(), size: placed.end })
+}
+
+/// Writes what the packers made, in turn, until the one whose turn it is has ended.
+fn write(packers: &[Receiver<Packed>], out: impl Write, known: &Known) -> Result<Written, RecodeError> {
+    let mut writer = Writer { out, hasher: DigestHasher::new(), placed: Placed::default() };
+    for packer in packers.iter().cycle() {
+        let Ok(packed) = packer.recv() else { break };
+        writer.take(&packed, known)?;
+        if let Some(asked) = packed.asked {
+            let end = writer.placed.end;
+            let mut placed = std::mem::replace(&mut writer.placed, Placed { end, ..Placed::default() });
+            placed.digest = Some(writer.hasher.clone().finish());
+            // Whoever asked and is gone has ended.
+            let _ = asked.send(placed);
+        }
+    }
+    writer.out.flush().map_err(RecodeError::Write)?;
+    Ok(Written { digest: writer.hasher.finish(), size: writer.placed.end })
+}
+
+struct Writer<W> {
+    out: W,
+    hasher: DigestHasher,
+    placed: Placed,
+}
+
+impl<W: Write> Writer<W> {
+    fn take(&mut self, packed: &Packed, known: &Known) -> Result<(), RecodeError> {
+        // Pieces that follow each other are written together.
+        let (mut from, mut to) = (0, 0);
+        for (len, found) in &packed.pieces {
+            let len = *len;
+            if self.piece(len, *found, known)? {
+                to += len;
+            } else {
+                self.put(&packed.bytes[from..to])?;
+                (from, to) = (to + len, to + len);
+            }
+        }
+        self.put(&packed.bytes[from..to])
+    }
+
+    /// Notes where a piece will be; says whether it is to be written.
+    fn piece(&mut self, len: usize, found: Found, known: &Known) -> Result<bool, RecodeError> {
+        let placed = &mut self.placed;
+        let (offset, end) = (placed.end, placed.end + len as u64);
+        match found {
+            Found::Nothing => {}
+            Found::Content(digest, zeros) => placed.places.push(Place { offset, end, digest, zeros }),
+            Found::Chunk(id, plain) => {
+                let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(number) = known.get(&id) {
+                    placed.copies.push(*number);
+                    return Ok(false);
+                }
+                let number = u32::try_from(placed.chunks.len()).map_err(|_| RecodeError::Thread)?;
+                let packed = u32::try_from(len).map_err(|_| RecodeError::Thread)?;
+                known.insert(id, number);
+                placed.copies.push(number);
+                placed.chunks.push(Chunk { id, offset, packed, plain });
+            }
+        }
+        placed.end = end;
+        Ok(true)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), RecodeError> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes).map_err(RecodeError::Write)
+    }
 }

@@ -1,0 +1,120 @@
+//! Nydus: layers to blobs of RAFS version 6, and of the blobs of all layers an image's bootstrap.
+//!
+//! As `Pack` and `Merge` of nydus-snapshotter's `pkg/converter` have it: a blob has its layer's chunks, where each of them is, and the
+//! layer's own tree, whiteouts as the files they are in a tar. A last layer, a tar.gz, has the tree of all of them. Unlike
+//! other targets this one has no tar any more: a blob's diffID is its own digest.
+//!
+//! ```text
+//! blob ─► source ─► members ─► cut ─── chunks ───► pipe ─► out        [`pack`]
+//!                              └ tree of the layer ─► parts ─┘
+//! parts of each layer ─► members ─► tree of the image ─► bootstrap ─► tar.gz        [`merge`]
+//! ```
+//!
+//! **Only blobs tell.** [`merge`] knows of a layer what is at the end of its blob, whether that was made just now or found in
+//! a registry. So the bootstrap depends on the blobs alone, and a blob made before serves as one made now.
+//!
+//! **Bounded** as other targets are; beside that in memory are the layer's tree and 60 bytes for each chunk.
+
+mod cut;
+mod merge;
+mod parts;
+
+use std::io::{Read, Write};
+use std::thread;
+
+use format::Digest;
+use format::nydus::layer::LayerError;
+use format::nydus::write::BootstrapError;
+use format::tree::TreeError;
+
+use super::pack::Level;
+use super::pipe::Pipe;
+use super::{RecodeError, read};
+use crate::Expected;
+use cut::Cut;
+pub use merge::{Merged, merge};
+pub use parts::{Parts, PartsError, Toc};
+
+/// What a chunk's bytes, and a piece of the pipe, may be: a chunk is shorter, so the pipe never ends one by itself.
+const PIECE: usize = 2 << 20;
+
+/// How to make blobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    /// How hard to compress: 1 to 22. If not said, as nydus-image does.
+    pub level: Option<i32>,
+    /// The length of the source's blob, from its manifest.
+    pub blob_size: u64,
+    /// Threads that compress, 1 at least. The result is the same.
+    pub threads: usize,
+}
+
+impl Packing {
+    /// Says whether there is such a level.
+    pub fn check(&self) -> Result<(), RecodeError> {
+        Level::bare(self.level).map(drop)
+    }
+}
+
+/// What was made of a layer.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// The digest of the blob, and its diffID.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// What the image's bootstrap is made of.
+    pub parts: Parts,
+}
+
+/// Why there is no bootstrap of an image, or of a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum NydusError {
+    /// The members of the layers do not make a tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// RAFS cannot hold it.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// A layer's own bootstrap is not to be understood.
+    #[error("reading what a blob says of its layer")]
+    Layer(#[from] LayerError),
+    /// A blob's end is not.
+    #[error("reading the end of a blob")]
+    Parts(#[from] PartsError),
+}
+
+/// Makes a blob of a layer's.
+pub fn pack(
+    blob: impl Read,
+    expected: &Expected,
+    packing: &Packing,
+    out: impl Write + Send,
+) -> Result<Packed, RecodeError> {
+    let level = Level::bare(packing.level)?;
+    thread::scope(|scope| {
+        let mut pipe = Pipe::start(scope, level, packing.threads, PIECE, out)?;
+        let parts = match to_blob(blob, expected, packing.blob_size, &mut pipe) {
+            Ok(parts) => parts,
+            // Another thread stopped, and knows why.
+            Err(RecodeError::Thread) => return Err(pipe.end().err().unwrap_or(RecodeError::Thread)),
+            Err(error) => return Err(error),
+        };
+        let written = pipe.finish()?;
+        Ok(Packed { digest: written.digest, size: written.size, parts })
+    })
+}
+
+fn to_blob(
+    blob: impl Read,
+    expected: &Expected,
+    size: u64,
+    pipe: &mut Pipe<'_>,
+) -> Result<Parts, RecodeError> {
+    let mut cut = Cut::new(pipe)?;
+    read(blob, expected, size, &mut cut)?;
+    let layer = cut.finish()?;
+    let (parts, tail) = parts::write(&layer, pipe.placed()?)?;
+    pipe.as_is(&tail)?;
+    Ok(parts)
+}
