@@ -28,8 +28,8 @@ pub mod toc;
 
 use crate::digest::Digest;
 use crate::index::IndexError;
-use crate::skeleton::SkeletonError;
-use crate::tar::{SpaceError, TarError};
+use crate::skeleton::MadeError;
+use crate::tar::TarError;
 use crate::unpack::UnpackError;
 
 /// Annotation of a layer's descriptor: the SHA-256 of the table, as plain JSON.
@@ -104,8 +104,8 @@ pub enum TableError {
     /// The zstd frame around it is damaged.
     #[error("unpacking the table of contents")]
     Zstd(#[source] std::io::Error),
-    /// The tar around it is damaged, or one made of its entries is none.
-    #[error("the tar around or in the table of contents")]
+    /// The tar around it is damaged.
+    #[error("the tar around the table of contents")]
     Tar(#[from] TarError),
     /// Not the JSON it should be.
     #[error("reading the table of contents")]
@@ -121,12 +121,9 @@ pub enum TableError {
         /// What is wrong.
         why: &'static str,
     },
-    /// Its files take more room than any layer may.
-    #[error(transparent)]
-    Space(#[from] SpaceError),
-    /// Its skeleton cannot be packed.
-    #[error("packing the skeleton")]
-    Skeleton(#[from] SkeletonError),
+    /// Its entries do not make a skeleton.
+    #[error("making a skeleton of the table of contents")]
+    Made(#[from] MadeError),
     /// Its parts do not make an index.
     #[error(transparent)]
     Index(#[from] IndexError),

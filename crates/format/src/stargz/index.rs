@@ -16,8 +16,8 @@ use crate::index::{Basis, Chunk, Codec, Contents, Facts, Hash, Index, Piece, Sou
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::rfc3339;
-use crate::skeleton::SkeletonWriter;
-use crate::tar::{Member, MemberKind, Parser, Placer, Step, write_header};
+use crate::skeleton::SkeletonMaker;
+use crate::tar::{Member, MemberKind};
 use crate::tree::{Device, Xattrs};
 
 /// Characters of a name that an error repeats.
@@ -150,10 +150,7 @@ struct File {
 
 /// What has been made of the entries so far.
 struct Made {
-    parser: Parser,
-    placer: Placer,
-    skeleton: SkeletonWriter,
-    headers: Vec<u8>,
+    skeleton: SkeletonMaker,
     file: Option<File>,
     chunks: Vec<Chunk>,
     begins: Vec<Begins>,
@@ -164,10 +161,7 @@ struct Made {
 impl Made {
     fn new(segment: SegmentSize) -> Result<Self, TableError> {
         Ok(Self {
-            parser: Parser::new(),
-            placer: Placer::uncut(segment),
-            skeleton: SkeletonWriter::new()?,
-            headers: Vec::new(),
+            skeleton: SkeletonMaker::new(segment)?,
             file: None,
             chunks: Vec::new(),
             begins: Vec::new(),
@@ -204,30 +198,10 @@ impl Made {
     fn member(&mut self, entry: &Entry) -> Result<Member, TableError> {
         let member = member(entry)?;
         if from_root(entry.name.as_bytes()) == PREFETCH.as_bytes() {
-            let size = self.placer.layout().segment_size();
-            self.ahead = size.of(self.placer.layout().space().next_multiple_of(size.bytes()));
+            self.ahead = self.skeleton.segments();
         }
-        let padding = usize::try_from(member.payload.next_multiple_of(512) - member.payload).unwrap_or(0);
-        let mut headers = std::mem::take(&mut self.headers);
-        headers.clear();
-        write_header(&member, &mut headers);
-        self.write(&headers)?;
-        self.write(&[0; 512][..padding])?;
-        self.headers = headers;
+        self.skeleton.member(&member)?;
         Ok(member)
-    }
-
-    /// Adds bytes that are no payload.
-    fn write(&mut self, mut bytes: &[u8]) -> Result<(), TableError> {
-        self.skeleton.write(bytes)?;
-        while !bytes.is_empty() {
-            let (taken, step) = self.parser.step(bytes)?;
-            bytes = &bytes[taken..];
-            if let Step::Member(member) = step {
-                self.placer.member(&member)?;
-            }
-        }
-        Ok(())
     }
 
     /// Adds a piece of a file, which begins where the one before has ended.
@@ -271,18 +245,15 @@ impl Made {
 
     fn finish(mut self, whose: &Whose) -> Result<Index, TableError> {
         self.close()?;
-        self.write(&[0; 1024])?;
-        self.parser.finish()?;
-        let layout = self.placer.finish();
-        let (skeleton, of_skeleton) = self.skeleton.finish()?;
+        let made = self.skeleton.finish()?;
         let facts = Facts {
             diff_id: whose.diff_id,
             basis: Basis::Contents,
-            tar_len: self.parser.plain(),
-            segment: layout.segment_size(),
-            space: layout.space(),
-            skeleton_len: of_skeleton.len,
-            skeleton_hash: of_skeleton.hash,
+            tar_len: made.tar_len,
+            segment: made.layout.segment_size(),
+            space: made.layout.space(),
+            skeleton_len: made.facts.len,
+            skeleton_hash: made.facts.hash,
             chunk_count: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
             chunks_hash: hash_of(&self.chunks),
         };
@@ -307,7 +278,7 @@ impl Made {
             reach: Vec::new(),
             contents: Some(contents),
         };
-        Ok(Index::new(facts, skeleton.into(), self.chunks, source)?)
+        Ok(Index::new(facts, made.packed, self.chunks, source)?)
     }
 }
 
