@@ -8,6 +8,7 @@ use crate::decode::SpanDecoder;
 use crate::digest::{ChunkId, DiffId, Digest};
 use crate::index::{Codec, Index, Packing};
 use crate::layer::Layer;
+use crate::nydus;
 use crate::nydus::bootstrap::{Blob, Bootstrap, Chunk, Meta};
 use crate::nydus::disk::{MetaHeader, features};
 use crate::nydus::meta::BlobMeta;
@@ -149,11 +150,13 @@ pub fn contents(data: &[u8]) {
     }
 }
 
-/// Reads bytes as a bootstrap of Nydus, and as the meta of a blob. What is listed is no more than the bytes can hold.
+/// Reads bytes as a bootstrap of Nydus, and as the meta of a blob. What is listed is no more than the bytes can hold, and
+/// what makes an index opens.
 ///
 /// # Panics
 ///
 /// On a defect.
+#[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
 pub fn nydus(data: &[u8]) {
     if let Ok(bootstrap) = Bootstrap::open(data)
         && let Ok(list) = bootstrap.list()
@@ -164,6 +167,21 @@ pub fn nydus(data: &[u8]) {
             found += chunks.take_while(Result::is_ok).count();
         }
         assert!(list.len() <= data.len() / 12 && found <= data.len() / 8, "more than there can be");
+        let table = Digest::of(data);
+        let whose = nydus::index::Whose {
+            blob: table,
+            size: 1 << 20,
+            codec: Codec::Gzip,
+            diff_id: DiffId::new(table),
+            table,
+            blobs: &[],
+            metas: &[],
+            segment: SegmentSize::DEFAULT,
+        };
+        if let Ok(made) = nydus::index::index(&bootstrap, &whose) {
+            assert!(Index::decode(&made.encode()).as_ref() == Ok(&made), "it encodes to something else");
+            Layer::open(made).expect("an index that was made of a bootstrap");
+        }
     }
     let Ok((_, header)) = MetaHeader::read_from_suffix(data) else { return };
     let (packed, plain) = (header.units_packed.get(), header.units_plain.get());

@@ -5,7 +5,7 @@
 //! together, and behind them tables that repeat what the bootstrap says. Who has the bootstrap needs no other table of a
 //! blob but for chunks that are packed together.
 //!
-//! [`bootstrap`] reads the first, [`meta`] the second, [`disk`] has the records of both.
+//! [`bootstrap`] reads the first, [`meta`] the second, [`disk`] has the records of both; [`index`] makes an index of them.
 //!
 //! # Sources
 //!
@@ -21,6 +21,7 @@
 
 pub mod bootstrap;
 pub mod disk;
+pub mod index;
 pub mod layer;
 pub mod meta;
 mod tables;

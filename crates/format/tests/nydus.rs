@@ -6,14 +6,19 @@ mod support;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use format::Digest;
-use format::index::{Hash, Packing, Piece};
+use format::decode::SpanDecoder;
+use format::index::{BlobAt, Codec, Hash, Index, IndexError, Packing, Piece};
+use format::layer::{Layer, LayerError};
 use format::nydus::NydusError;
 use format::nydus::bootstrap::{Blob, Bootstrap};
 use format::nydus::disk::features;
+use format::nydus::index::{MakeError, Whose, index};
 use format::nydus::meta::BlobMeta;
+use format::payload::SegmentSize;
 use format::tar::{MemberKind, write_header};
+use format::{DiffId, Digest};
 use testkit::dump::{Dump, difference};
 
 /// One of the files beside this one.
@@ -146,4 +151,104 @@ fn names_of_one_file_are_links_to_the_first() {
             seen.push(&member.path);
         }
     }
+}
+
+#[cfg(test)]
+fn whose<'a>(metas: &'a [Option<BlobMeta>], blobs: &'a [BlobAt]) -> Whose<'a> {
+    let layer = Digest::of(b"the layer that has the bootstrap");
+    Whose {
+        blob: layer,
+        size: 100_000,
+        codec: Codec::Gzip,
+        diff_id: DiffId::new(layer),
+        table: layer,
+        blobs,
+        metas,
+        segment: SegmentSize::from_bits(16).unwrap(),
+    }
+}
+
+/// Reads an index and what its segments are in the blobs as a layer of which all has arrived.
+#[cfg(test)]
+fn arrived(index: Index, blobs: &[Vec<u8>]) -> support::Layer {
+    let mut members = Vec::new();
+    let layer = Layer::open_with(index, |member, runs| {
+        members.push((member, runs));
+        Ok::<_, LayerError>(())
+    });
+    let layer = Arc::new(layer.unwrap());
+    let mut space = Vec::new();
+    for first in 0..layer.segments() {
+        let mut decoder = SpanDecoder::new(Arc::clone(&layer), first..first + 1).unwrap();
+        for part in decoder.parts() {
+            let range = usize::try_from(part.range.start).unwrap()..usize::try_from(part.range.end).unwrap();
+            let mut bytes = &blobs[usize::from(part.blob) - 1][range];
+            while let Some((segment, verified)) = decoder.push(&mut bytes).unwrap() {
+                space.resize(usize::try_from(segment).unwrap() << 16, 0);
+                space.extend(verified.into_vec());
+            }
+        }
+        decoder.finish().unwrap();
+    }
+    support::Layer { members, skeleton: Vec::new(), layout: layer.layout().clone(), space }
+}
+
+#[test]
+fn an_index_of_a_bootstrap_gives_the_same_files() {
+    for (name, of_blobs, _) in VECTORS {
+        let bootstrap = Bootstrap::open(vector(&format!("{name}.boot"))).unwrap();
+        let blobs: Vec<_> = of_blobs.iter().map(|blob| vector(&format!("{blob}.blob"))).collect();
+        let metas: Vec<_> =
+            bootstrap.blobs().iter().zip(&blobs).map(|(blob, bytes)| meta(blob, bytes).ok()).collect();
+        let at: Vec<_> =
+            blobs.iter().map(|blob| BlobAt { digest: Digest::of(blob), size: blob.len() as u64 }).collect();
+        let made = index(&bootstrap, &whose(&metas, &at)).unwrap();
+        assert_eq!(Index::decode(&made.encode()).as_ref(), Ok(&made));
+        let contents = made.source().contents.as_ref().unwrap();
+        assert_eq!((&contents.blobs, contents.hash), (&at, bootstrap.hash()));
+        let back = contents
+            .pieces
+            .windows(2)
+            .filter(|two| two[0].blob == two[1].blob && two[1].begin < two[0].begin);
+        assert!(back.count() < 5, "files are in the order of the blobs");
+        let layers = [arrived(made, &blobs)];
+        let found = support::dump(&support::tree(&layers).unwrap(), &layers);
+        let difference = difference(&found, &dump(&[tar(&bootstrap, &blobs)]));
+        assert!(difference.is_none(), "{name}: {}", difference.unwrap_or_default());
+    }
+}
+
+#[test]
+fn an_index_needs_what_is_missing() {
+    let bootstrap = Bootstrap::open(vector("batch.boot")).unwrap();
+    let error = index(&bootstrap, &whose(&[], &[])).unwrap_err();
+    assert!(matches!(error, MakeError::Meta(blob) if blob == bootstrap.blobs()[0].id), "{error}");
+    let bootstrap = Bootstrap::open(vector("zstd.boot")).unwrap();
+    assert!(index(&bootstrap, &whose(&[], &[])).is_ok(), "the bootstrap itself says how long its blobs are");
+    let short = [BlobAt { digest: bootstrap.blobs()[0].id, size: 10_000 }];
+    let error = index(&bootstrap, &whose(&[], &short)).unwrap_err();
+    assert!(matches!(error, MakeError::Index(IndexError::Corrupt(_))), "{error}");
+}
+
+#[test]
+fn files_that_are_to_be_read_first_come_first() {
+    let mut bytes = vector("zstd.boot");
+    let root = bytes[4096 + 256..4096 + 260].to_vec();
+    let mut first = 0;
+    let made = |bytes: &[u8]| index(&Bootstrap::open(bytes.to_vec()).unwrap(), &whose(&[], &[])).unwrap();
+    let ahead = |index: &Index| index.source().contents.as_ref().unwrap().ahead;
+    assert_eq!((&root[1..], ahead(&made(&bytes))), (&[0, 0, 0][..], 0), "all of it is none of it");
+    // The directory of many small files instead: the seventh of ten entries of the root, 12 bytes each.
+    let name = b"...another harddeepfileslinksmanynames";
+    let names = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes.copy_within(names - 10 * 12 + 6 * 12..names - 10 * 12 + 6 * 12 + 4, 4096 + 256);
+    let index = made(&bytes);
+    // Its files that are not empty take 4 KiB each; no others come before the last of them.
+    assert_eq!(ahead(&index), 243_u32.div_ceil(16));
+    let layer = Layer::open_with(index, |member, _| {
+        assert!(member.payload == 0 || member.path.starts_with(b"many/") == (first < 243));
+        first += u32::from(member.payload > 0);
+        Ok::<_, LayerError>(())
+    });
+    assert!(layer.is_ok() && first > 243);
 }

@@ -23,6 +23,15 @@ pub struct Listing<'a, B> {
     entries: Vec<Entry<'a>>,
 }
 
+/// Which entries are to be read first: as the writer has it, or because of a directory above them.
+pub(super) struct Prefetched(Vec<bool>);
+
+impl Prefetched {
+    pub(super) fn contains(&self, n: usize) -> bool {
+        self.0.get(n).is_some_and(|first| *first)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Entry<'a> {
     /// Number of the entry of its directory and 1; 0 for the root.
@@ -162,6 +171,30 @@ impl<B: AsRef<[u8]>> Listing<'_, B> {
     /// Says that there is nothing but the root.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Says whether the nth entry is a further name of an inode that an entry before it has.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    pub fn is_link(&self, n: usize) -> bool {
+        self.entries[n].first.is_some()
+    }
+
+    /// Returns what is to be read first, unless that is everything.
+    pub(super) fn prefetched(&self) -> Prefetched {
+        let nids: HashSet<_> = self.bootstrap.prefetch().iter().map(|nid| Nid((*nid).into())).collect();
+        if nids.is_empty() || nids.contains(&self.bootstrap.image.root()) {
+            return Prefetched(Vec::new());
+        }
+        let mut first: Vec<bool> = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            // A directory comes before what is in it.
+            let by_dir = (entry.dir as usize).checked_sub(1).is_some_and(|dir| first[dir]);
+            first.push(by_dir || nids.contains(&entry.nid));
+        }
+        Prefetched(first)
     }
 
     /// Returns the nth entry as a member of a tar. A name of an inode that an entry before has is a hard link to that.
