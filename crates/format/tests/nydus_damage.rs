@@ -82,6 +82,7 @@ fn what_is_not_supported_is_named() {
     said(with(4096 + 256, |row: &mut BlobRow| row.digester = 1.into()), "different");
     said(with(4096 + 256, |row: &mut BlobRow| row.digester = 2.into()), "digests");
     said(with(4096 + 256, |row: &mut BlobRow| row.compressor = 4.into()), "compressor 4");
+    said(with(0, |magic: &mut [u8; 4]| *magic = *b"SFAR"), "version 5");
     let mut bytes = vector("merged.boot");
     bytes[1024] ^= 1;
     assert_eq!(read(&bytes), Err(NydusError::Magic));

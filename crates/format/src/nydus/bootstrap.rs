@@ -16,6 +16,9 @@ use crate::limits;
 
 pub use super::tree::Listing;
 
+/// What bootstraps of RAFS version 5 begin with.
+const MAGIC_5: [u8; 4] = 0x5241_4653_u32.to_le_bytes();
+
 /// A blob that files of the image have chunks in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
@@ -88,6 +91,9 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         let raw = bytes.as_ref();
         if raw.len() as u64 > limits::METADATA {
             return Err(NydusError::TooLarge { what: "the bootstrap", limit: limits::METADATA });
+        }
+        if raw.starts_with(&MAGIC_5) {
+            return Err(NydusError::Unsupported("a bootstrap of RAFS version 5".to_owned()));
         }
         let Some(Ok((block, _))) = raw.get(SUPER_OFFSET..).map(SuperBlock::read_from_prefix) else {
             return Err(NydusError::Magic);

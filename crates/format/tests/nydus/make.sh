@@ -16,9 +16,8 @@ create zstd base.tar --compressor zstd
 create lz4 base.tar --compressor lz4_block --digester sha256
 create none top.tar --compressor none
 create batch base.tar --compressor zstd --batch-size 0x4000
-create v5 base.tar --compressor zstd -v 5
 
-# Three layers with all they have in one blob each, merged. "batch" has one that is packed otherwise.
+# Three layers, each with all that a blob can have, merged.
 layer() { # NAME TAR FLAGS...
     name=$1 tar=$2
     shift 2
