@@ -62,6 +62,9 @@ pub const PIECE: u32 = 16 << 20;
 /// Plain bytes decoded for nothing before such a piece: eStargz may put neighbours into one member until it has so many.
 pub const INNER: u32 = 64 << 20;
 
+/// A bootstrap of Nydus with the tar around it, in bytes: 200 a file, so over a million files. It is in memory while it is read.
+pub const BOOTSTRAP: u64 = 256 << 20;
+
 /// Blobs beside a layer that has a table of contents: RAFS numbers them in 8 bits.
 pub const BLOBS: u16 = 255;
 

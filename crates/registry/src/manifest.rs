@@ -36,6 +36,8 @@ pub mod media_type {
     pub const FLOE_PROFILE: &str = "application/vnd.floe.profile.v1+json";
     /// A signature over the index artifact's facts.
     pub const FLOE_SIGNATURE: &str = "application/vnd.floe.signature.v1";
+    /// An image that needs a client of Nydus, as artifact type.
+    pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";
 }
 
 /// A reference to content by its digest.
@@ -79,6 +81,17 @@ impl Descriptor {
             platform: None,
             annotations: BTreeMap::new(),
         }
+    }
+}
+
+impl Descriptor {
+    /// Says whether an entry of an image index is for clients of Nydus: by its type, or as they had it before there was
+    /// one, by a feature of its platform.
+    pub fn needs_nydus(&self) -> bool {
+        let features =
+            self.platform.as_ref().and_then(|platform| platform.other.get("os.features")?.as_array());
+        self.artifact_type.as_deref() == Some(media_type::NYDUS_IMAGE)
+            || features.is_some_and(|features| features.iter().any(|one| one == "nydus.remoteimage.v1"))
     }
 }
 
@@ -318,9 +331,13 @@ impl ImageIndex {
         true
     }
 
-    /// Returns the best image for a platform: an exact variant, else the highest that runs, else the first.
+    /// Returns the best image for a platform: one that every client can read, of these an exact variant, else the highest
+    /// that runs, else the first.
     pub(crate) fn choose(&self, platform: &Platform) -> Option<Descriptor> {
-        let fit = |image: &Descriptor| platform.fit(image.platform.as_ref()?);
+        let fit = |image: &Descriptor| {
+            let fit = platform.fit(image.platform.as_ref()?)?;
+            Some((!image.needs_nydus(), fit))
+        };
         let best = self.descriptors().filter_map(|image| Some((fit(&image)?, image)));
         best.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, image)| image)
     }
@@ -415,7 +432,8 @@ impl Image {
 
 /// Checks that a manifest is an image of which all parts can be fetched.
 pub(crate) fn check_image(manifest: &ImageManifest, what: &str) -> Result<(), Error> {
-    let artifact = manifest.artifact_type.as_deref().filter(|kind| *kind != media_type::CONFIG);
+    let image = [media_type::CONFIG, media_type::NYDUS_IMAGE];
+    let artifact = manifest.artifact_type.as_deref().filter(|kind| !image.contains(kind));
     if artifact.is_some() || manifest.config.media_type == media_type::EMPTY {
         let kind = artifact.unwrap_or("an unnamed type");
         return Err(Error::Unsupported {
@@ -461,6 +479,23 @@ mod tests {
         };
         entry.platform = Some(platform);
         serde_json::to_value(entry).unwrap()
+    }
+
+    #[test]
+    fn an_image_of_nydus_is_chosen_where_there_is_no_other() {
+        let mut by_type = entry("by type", "linux", "arm64", Some("v8"));
+        by_type["artifactType"] = json!(media_type::NYDUS_IMAGE);
+        let mut by_feature = entry("by feature", "linux", "arm64", Some("v8"));
+        by_feature["platform"]["os.features"] = json!(["x", "nydus.remoteimage.v1"]);
+        let ordinary = entry("ordinary", "linux", "arm64", None);
+        let platform = Platform::parse("linux/arm64/v8").unwrap();
+        let chosen = |entries: &[&Value]| {
+            let manifests = entries.iter().copied().cloned().collect();
+            ImageIndex { manifests, ..ImageIndex::empty() }.choose(&platform).unwrap().digest
+        };
+        let digest = |name: &str| Digest::of(name.as_bytes());
+        assert_eq!(chosen(&[&by_type, &ordinary, &by_feature]), digest("ordinary"));
+        assert_eq!(chosen(&[&by_feature, &by_type]), digest("by feature"));
     }
 
     #[test]

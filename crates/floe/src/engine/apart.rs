@@ -15,7 +15,8 @@ use format::{Digest, DigestHasher};
 use store::{Blob, MetaKey, Origin, Priority, RefLayer, Urgency};
 
 use super::Engine;
-use super::layers::{FoundLayer, KnownLayers, Place};
+use super::found::{FoundLayer, Place};
+use super::layers::KnownLayers;
 use super::live::LiveMount;
 use super::open::{Purpose, parse};
 use super::record::Shape;

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use format::IndexId;
 use store::{CompleteError, Priority};
 
-use super::layers::FoundLayer;
+use super::found::FoundLayer;
 use super::open::OpenImage;
 use super::{Engine, Talk};
 use crate::daemon::protocol::{Event, Progress, Settled};
@@ -93,10 +93,10 @@ impl Engine {
         let deadline = Instant::now() + COMPLETE_DEADLINE;
         for found in image.layers() {
             let blob = found.place.blob;
-            say(talk, "fetching", &blob, 0, found.place.size)?;
+            say(talk, "fetching", &blob, 0, found.packed())?;
             let mut gone = Ok(());
             let completed = self.through.complete_while(found.id(), deadline, &mut |missing| {
-                gone = say(talk, "fetching", &blob, found.here(missing), found.place.size);
+                gone = say(talk, "fetching", &blob, found.here(missing), found.packed());
                 gone.is_ok()
             });
             gone?;

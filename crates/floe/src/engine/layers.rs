@@ -9,12 +9,12 @@ use anyhow::{Context, anyhow, bail};
 use format::index::{Basis, Index};
 use format::layer::Layer;
 use format::payload::SegmentSize;
-use format::stargz::table::Announced;
-use format::{DiffId, Digest, IndexId, limits};
+use format::{Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Hold, ImageRef, OpenLayer, Origin, Pin, Priority, Proof, RefLayer, RefName, Urgency};
+use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, RefName, Urgency};
 
 use super::asker::{Asker, Question, is_in};
+use super::found::{FoundLayer, Place};
 use super::line::Line;
 use super::open::{Purpose, Resolved};
 use super::parallel::parallel;
@@ -53,91 +53,6 @@ const LARGE: u64 = 256 << 20;
 
 /// And larger ones still beyond 1 GiB.
 const HUGE: u64 = 1 << 30;
-
-/// A layer as manifest and config name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) blob: Digest,
-    pub(super) size: u64,
-    pub(super) media_type: String,
-    pub(super) diff_id: DiffId,
-    /// The table of contents it is said to have, where that is known.
-    pub(super) table: Option<Announced>,
-}
-
-impl Place {
-    /// Returns the layer of a reference that is in the store.
-    pub(super) fn of(layer: &RefLayer) -> Self {
-        Self {
-            blob: layer.blob,
-            size: layer.size,
-            media_type: layer.media_type.clone(),
-            diff_id: layer.diff_id,
-            table: None,
-        }
-    }
-}
-
-/// A layer that can be read.
-pub(super) struct FoundLayer {
-    pub(super) place: Place,
-    pub(super) hold: Hold,
-    pub(super) origin: IndexOrigin,
-    pub(super) index_size: u64,
-}
-
-impl FoundLayer {
-    pub(super) fn id(&self) -> IndexId {
-        self.hold.files().id()
-    }
-
-    pub(super) fn layer(&self) -> &Arc<Layer> {
-        self.hold.layer()
-    }
-
-    /// Returns it as a reference names it.
-    pub(super) fn as_ref(&self) -> RefLayer {
-        RefLayer {
-            blob: self.place.blob,
-            size: self.place.size,
-            media_type: self.place.media_type.clone(),
-            diff_id: self.place.diff_id,
-            index: self.id(),
-            proved: self.proved(),
-        }
-    }
-
-    pub(super) fn proved(&self) -> bool {
-        self.hold.files().standing().proof == Proof::Proved
-    }
-
-    pub(super) fn files(&self) -> Arc<OpenLayer> {
-        self.hold.files().clone()
-    }
-
-    /// Returns about how many bytes of the blob are missing.
-    pub(super) fn missing(&self) -> u64 {
-        missing(self.hold.files(), self.place.size)
-    }
-
-    /// Returns about how many bytes of the blob are here when so many segments are missing.
-    pub(super) fn here(&self, missing: usize) -> u64 {
-        here(self.hold.files(), self.place.size, missing)
-    }
-}
-
-/// Returns about how many of so many packed bytes of a layer are here when so many segments are missing.
-fn here(files: &OpenLayer, size: u64, missing: usize) -> u64 {
-    let all = u64::from(files.segments()).max(1);
-    // In 128 bits: a blob of a terabyte times a million segments does not fit 64.
-    let share = u128::from(size) * u128::from(all.saturating_sub(missing as u64)) / u128::from(all);
-    u64::try_from(share).unwrap_or(size)
-}
-
-/// Returns about how many of so many packed bytes of a layer are missing.
-pub(super) fn missing(files: &OpenLayer, size: u64) -> u64 {
-    size.saturating_sub(here(files, size, files.missing()))
-}
 
 /// All layers of an image.
 pub(super) struct Found {
@@ -211,6 +126,11 @@ impl Engine {
         let asker = Asker::of(reference, purpose);
         let asked = asker.question();
         let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
+        if missing.iter().any(|n| resolved.layers[*n].role.is_some()) {
+            // It is no tar, so there is no other way to read it.
+            let why = why_not.text.unwrap_or_else(|| "its registry is not reached".into());
+            bail!("an image of Nydus that cannot be read: {why}");
+        }
         let streamed =
             parallel(&missing, STREAMS, |n| self.stream_layer(&resolved.layers[*n], &asked, talk))?;
         for (n, layer) in missing.iter().zip(streamed) {
@@ -247,9 +167,13 @@ impl Engine {
         let mut layers =
             parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked))?;
         let mut profile = None;
-        let mut why_not = WhyNot::default();
         let line = Line::default();
-        if layers.iter().any(Option::is_none)
+        let mut why_not = WhyNot::default();
+        if let Some(source) = &resolved.source {
+            why_not.text = self.read_nydus(source, &resolved.layers, &asked, &line, &mut layers)?;
+        }
+        let lacks = |n: usize| layers[n].is_none() && resolved.layers[n].role.is_none();
+        if (0..layers.len()).any(lacks)
             && let Some(source) = &resolved.source
         {
             match self.shipped(source, &resolved.manifest, artifacts) {
@@ -292,7 +216,10 @@ impl Engine {
             };
             let size = index.encode().len() as u64;
             let made_of = index.source().contents.as_ref().map(|contents| contents.table);
-            if made_of.is_some_and(|table| asked.proving || !is_of(&table, place)) {
+            let all_of_it = made_of == Some(place.blob);
+            if made_of.is_some_and(|table| (asked.proving && !all_of_it) || !is_of(&table, place))
+                || all_of_it != place.role.is_some()
+            {
                 continue;
             }
             let hold = match self.open_layer(place, index) {
@@ -309,7 +236,8 @@ impl Engine {
             let verdict = self.rule.judge(asked.asked, &claim, &[]);
             // Believed once for this very reference, with evidence that need not be at hand today. What was
             // good enough for a tag of the same manifest is not good enough for its digest.
-            let vouched = place.table.is_some() && made_of.is_some() && vouched(verdict, asked);
+            let vouched = place.table.is_some() && made_of.is_some() && vouched(verdict, asked)
+                || place.role.is_some_and(|role| role.is_certain(verdict, asked));
             let believed = !asked.shared
                 && accepted_by.iter().any(|name| name.as_str() == asked.name)
                 && verdict == Verdict::UnsignedForDigest;

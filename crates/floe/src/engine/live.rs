@@ -16,8 +16,8 @@ use mount::keeper::Client;
 use store::{MetaKey, OpenLayer, RefLayer, Segments};
 use sys::map::Map;
 
+use super::found;
 use super::keeping::{Connection, Keeping};
-use super::layers;
 use super::metrics::Reads;
 use super::mounts::place;
 use super::profile::Recorder;
@@ -310,7 +310,7 @@ impl LiveMount {
     pub(super) fn missing(&self) -> u64 {
         let missing = |layer: &RefLayer| {
             let found = self.files.iter().find(|(files, _)| files.id() == layer.index);
-            found.map_or(0, |(files, _)| layers::missing(files, layer.size))
+            found.map_or(0, |(files, _)| found::missing(files, layer.size))
         };
         self.record().layers.iter().map(missing).sum()
     }

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
-//! | `layers.rs` | where a layer's index comes from: store, registry, or the layer itself |
+//! | `layers.rs`, `tables.rs`, `nydus.rs` | where a layer's index comes from: store, registry, or the layer itself |
 //! | `asker.rs` | for whom it is wanted |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
@@ -27,6 +27,7 @@ mod compare;
 mod contents;
 mod dedup;
 mod fetch;
+mod found;
 mod keeping;
 pub(crate) mod keyed_lock;
 mod layers;
@@ -35,6 +36,7 @@ mod live;
 pub mod metrics;
 pub mod mounts;
 pub(crate) mod names;
+mod nydus;
 mod open;
 mod parallel;
 mod pipe;

@@ -12,8 +12,9 @@ use format::{Digest, IndexId};
 use registry::{Descriptor, Image, Manifest, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
 
-use super::layers::{FoundLayer, Place};
+use super::found::{FoundLayer, Place};
 use super::live::{Recipe, expose};
+use super::nydus::{self, Role};
 use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::room::InUse;
@@ -449,6 +450,7 @@ impl Resolved {
             media_type: layer.media_type.clone(),
             diff_id: layer.diff_id,
             table: Announced::by(&layer.annotations),
+            role: Role::of(&layer.media_type, &layer.annotations),
         });
         Self {
             layers: layers.collect(),
@@ -463,8 +465,10 @@ impl Resolved {
     }
 
     fn local(image: &ImageRef, source: Option<Arc<Source>>) -> Self {
+        let roles = nydus::roles(&image.manifest);
+        let place = |(n, layer)| Place { role: roles.get(n).copied().flatten(), ..Place::of(layer) };
         Self {
-            layers: image.layers.iter().map(Place::of).collect(),
+            layers: image.layers.iter().enumerate().map(place).collect(),
             manifest: image.manifest_digest,
             manifest_bytes: image.manifest.clone(),
             config: image.config.clone(),

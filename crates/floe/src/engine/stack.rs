@@ -12,7 +12,7 @@ use format::DiffId;
 use registry::{Manifest, Source};
 use store::{MetaKey, RefLayer, Usage};
 
-use super::layers::{FoundLayer, Place};
+use super::found::{FoundLayer, Place};
 use super::live::{LiveMount, Recipe};
 use super::open::{OpenImage, Purpose};
 use super::record::Shape;

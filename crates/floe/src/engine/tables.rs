@@ -17,7 +17,8 @@ use registry::{Priority, Source};
 
 use super::Engine;
 use super::asker::Question;
-use super::layers::{FoundLayer, NotSigned, Place, segment_size};
+use super::found::{FoundLayer, Place};
+use super::layers::{NotSigned, segment_size};
 use super::line::Line;
 use super::parallel::parallel;
 use super::profile::Profile;

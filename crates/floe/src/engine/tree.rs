@@ -12,7 +12,7 @@ use format::tree::{Apart, Builder, Runs, Tree, TreeError};
 use store::MetaKey;
 
 use super::Engine;
-use super::layers::FoundLayer;
+use super::found::FoundLayer;
 
 /// Members handed on at once: some 50 KB.
 const BATCH: usize = 256;

@@ -9,7 +9,7 @@ use super::bootstrap::{Bootstrap, Chunk, Listing};
 use super::meta::BlobMeta;
 use crate::digest::{DiffId, Digest};
 use crate::index::{
-    Basis, BlobAt, Chunk as Row, Codec, Contents, Facts, Index, IndexError, Piece, Source, hash_of,
+    Basis, BlobAt, Chunk as Row, Codec, Contents, Facts, Hash, Index, IndexError, Piece, Source, hash_of,
 };
 use crate::payload::SegmentSize;
 use crate::skeleton::{MadeError, SkeletonMaker};
@@ -82,6 +82,13 @@ pub fn index<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Res
         making.member(n)?;
     }
     making.finish(ahead)
+}
+
+/// Returns the index of a layer that is a blob: of itself it has no files.
+pub fn nothing(whose: &Whose<'_>) -> Result<Index, MakeError> {
+    let contents =
+        Contents { table: whose.table, ahead: 0, hash: Hash::Blake3, blobs: Vec::new(), pieces: Vec::new() };
+    put_together(whose, SkeletonMaker::new(whose.segment)?, Vec::new(), contents)
 }
 
 /// The entries in the order in which they are taken.
@@ -179,18 +186,6 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
 
     fn finish(self, ahead: u32) -> Result<Index, MakeError> {
         let whose = self.whose;
-        let made = self.skeleton.finish()?;
-        let facts = Facts {
-            diff_id: whose.diff_id,
-            basis: Basis::Contents,
-            tar_len: made.tar_len,
-            segment: made.layout.segment_size(),
-            space: made.layout.space(),
-            skeleton_len: made.facts.len,
-            skeleton_hash: made.facts.hash,
-            chunk_count: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
-            chunks_hash: hash_of(&self.chunks),
-        };
         let blobs = self.bootstrap.blobs().iter().map(|blob| {
             let known = whose.blobs.iter().find(|known| known.digest == blob.id).copied();
             known.unwrap_or(BlobAt { digest: blob.id, size: blob.packed_size })
@@ -202,14 +197,35 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
             blobs: blobs.collect(),
             pieces: self.pieces,
         };
-        let source = Source {
-            blob: whose.blob,
-            size: whose.size,
-            codec: whose.codec,
-            starts: Vec::new(),
-            reach: Vec::new(),
-            contents: Some(contents),
-        };
-        Ok(Index::new(facts, made.packed, self.chunks, source)?)
+        put_together(whose, self.skeleton, self.chunks, contents)
     }
+}
+
+fn put_together(
+    whose: &Whose<'_>,
+    skeleton: SkeletonMaker,
+    chunks: Vec<Row>,
+    contents: Contents,
+) -> Result<Index, MakeError> {
+    let made = skeleton.finish()?;
+    let facts = Facts {
+        diff_id: whose.diff_id,
+        basis: Basis::Contents,
+        tar_len: made.tar_len,
+        segment: made.layout.segment_size(),
+        space: made.layout.space(),
+        skeleton_len: made.facts.len,
+        skeleton_hash: made.facts.hash,
+        chunk_count: u32::try_from(chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
+        chunks_hash: hash_of(&chunks),
+    };
+    let source = Source {
+        blob: whose.blob,
+        size: whose.size,
+        codec: whose.codec,
+        starts: Vec::new(),
+        reach: Vec::new(),
+        contents: Some(contents),
+    };
+    Ok(Index::new(facts, made.packed, chunks, source)?)
 }

@@ -1,0 +1,205 @@
+//! Images of Nydus: the last layer has the tree of all, the others are blobs that it takes its bytes from.
+//!
+//! That layer, the bootstrap, is read whole before anything of it is believed, and has the digest and the diffID that the
+//! image says; what it says of the blobs is checked by its chunks' hashes as they arrive. So its index is as good as the
+//! layer, and is believed wherever the image is. A blob has no files: its index says so. That it is one only the manifest
+//! says, which may say it of somebody else's layer; so where layers are shared with images nobody here is asked about, it
+//! counts as a table of contents does.
+//!
+//! Of both the index names the layer itself as the table that it was made of.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use format::index::{BlobAt, Codec, Index};
+use format::nydus::bootstrap::{Blob, Bootstrap};
+use format::nydus::index::{Whose, index, nothing};
+use format::nydus::meta::BlobMeta;
+use format::tar::{MemberKind, Parser, Step};
+use format::{DiffId, Digest, limits, unpack};
+use registry::{Descriptor, Priority, Source};
+
+use super::Engine;
+use super::asker::Question;
+use super::found::{FoundLayer, Place};
+use super::layers::{NotSigned, segment_size};
+use super::line::Line;
+use super::report::IndexOrigin;
+use crate::trust::Verdict;
+
+/// What a layer is of an image of Nydus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Bytes of files.
+    Blob,
+    /// The tree.
+    Bootstrap,
+}
+
+/// `pkg/converter/constant.go` of nydus-snapshotter.
+const BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
+const IS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
+const IS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
+const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
+
+impl Role {
+    /// Returns what a layer is, as its descriptor says.
+    pub(super) fn of(media_type: &str, annotations: &BTreeMap<String, String>) -> Option<Self> {
+        let is = |name| annotations.get(name).is_some_and(|value| value == "true");
+        if is(IS_BOOTSTRAP) {
+            Some(Self::Bootstrap)
+        } else {
+            (media_type == BLOB || is(IS_BLOB) || annotations.contains_key(REFERENCE)).then_some(Self::Blob)
+        }
+    }
+
+    /// Says whether nobody need be asked whether the layer is that.
+    pub(super) fn is_certain(self, verdict: Verdict, asked: &Question<'_>) -> bool {
+        self == Self::Bootstrap || !asked.shared || verdict.accepted()
+    }
+}
+
+/// Returns what the layers of a manifest are.
+pub(super) fn roles(manifest: &[u8]) -> Vec<Option<Role>> {
+    let role = |layer: &Descriptor| Role::of(&layer.media_type, &layer.annotations);
+    serde_json::from_slice::<registry::ImageManifest>(manifest)
+        .map_or(Vec::new(), |manifest| manifest.layers.iter().map(role).collect())
+}
+
+impl Engine {
+    /// Opens the layers of an image of Nydus that have no index; returns why not, for the first that could not be.
+    pub(super) fn read_nydus(
+        &self,
+        source: &Source,
+        places: &[Place],
+        asked: &Question<'_>,
+        line: &Line,
+        layers: &mut [Option<FoundLayer>],
+    ) -> anyhow::Result<Option<String>> {
+        for (place, layer) in places.iter().zip(layers) {
+            let (Some(role), None) = (place.role, &layer) else { continue };
+            let read = match role {
+                _ if !role.is_certain(self.rule.judge_unsigned(asked.asked), asked) => {
+                    Err(NotSigned::Shared.into())
+                }
+                Role::Blob => Ok(nothing(&whose(place, Codec::Plain, &[], &[]))?),
+                Role::Bootstrap => self.read_bootstrap(source, place, places, line),
+            };
+            match read.and_then(|index| self.take_nydus(place, index)) {
+                Ok(found) => *layer = Some(found),
+                Err(error) => return Ok(Some(format!("layer {}: {error:#}", place.blob))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_nydus(&self, place: &Place, index: Index) -> anyhow::Result<FoundLayer> {
+        let _pin = self.store.put_index(&index).context("keeping the index")?;
+        let hold = self.open_layer(place, index)?;
+        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Contents, index_size: place.size })
+    }
+
+    /// Fetches a bootstrap, and makes the index of the tree that it has.
+    fn read_bootstrap(
+        &self,
+        source: &Source,
+        place: &Place,
+        places: &[Place],
+        line: &Line,
+    ) -> anyhow::Result<Index> {
+        let begun = Instant::now();
+        let descriptor = Descriptor::new(&place.media_type, place.blob, place.size);
+        let packed =
+            self.net.blob(source, &descriptor, limits::BOOTSTRAP).context("fetching the bootstrap")?;
+        line.seen(packed.len() as u64, begun.elapsed());
+        let codec = codec(&packed);
+        let tar = unpack::whole(codec, &packed, limits::BOOTSTRAP)?
+            .with_context(|| format!("the bootstrap is longer than {} bytes", limits::BOOTSTRAP))?;
+        drop(packed);
+        let diff_id = DiffId::new(Digest::of(&tar));
+        if diff_id != place.diff_id {
+            bail!("the bootstrap is {diff_id}, where the image says {}", place.diff_id);
+        }
+        let bootstrap = Bootstrap::open(file(&tar)?).context("reading the bootstrap")?;
+        let blobs = self.blobs_of(bootstrap.blobs(), places)?;
+        let metas: Vec<_> = (bootstrap.blobs().iter().zip(&blobs))
+            .map(|(blob, at)| self.meta(source, blob, at, line))
+            .collect::<anyhow::Result<_>>()?;
+        let index =
+            index(&bootstrap, &whose(place, codec, &blobs, &metas)).context("reading the bootstrap")?;
+        tracing::info!(layer = %place.blob, index = %index.id(), "index from a bootstrap of Nydus");
+        Ok(index)
+    }
+
+    /// Returns the blobs of a bootstrap as the image has them.
+    fn blobs_of(&self, blobs: &[Blob], places: &[Place]) -> anyhow::Result<Vec<BlobAt>> {
+        let blob = |blob: &Blob| {
+            let place = places.iter().find(|place| place.blob == blob.id);
+            let place = place.with_context(|| format!("blob {} is not among the image's layers", blob.id))?;
+            Ok(BlobAt { digest: place.blob, size: place.size })
+        };
+        blobs.iter().map(blob).collect()
+    }
+
+    /// Returns what a blob says of chunks that are packed together, where it has any.
+    fn meta(
+        &self,
+        source: &Source,
+        blob: &Blob,
+        at: &BlobAt,
+        line: &Line,
+    ) -> anyhow::Result<Option<BlobMeta>> {
+        if !blob.has_batches() {
+            return Ok(None);
+        }
+        let (range, begun) = (BlobMeta::range(blob), Instant::now());
+        if range.start > range.end || range.end > at.size || range.end - range.start > limits::BOOTSTRAP {
+            bail!("the tables of blob {} are out of range", at.digest);
+        }
+        let bytes = self.net.part(source, &at.digest, at.size, range, Priority::Demand);
+        let bytes = bytes.with_context(|| format!("fetching the tables of blob {}", at.digest))?;
+        line.seen(bytes.len() as u64, begun.elapsed());
+        let meta = BlobMeta::open(blob, &bytes);
+        Ok(Some(meta.with_context(|| format!("reading the tables of blob {}", at.digest))?))
+    }
+}
+
+fn whose<'a>(place: &Place, codec: Codec, blobs: &'a [BlobAt], metas: &'a [Option<BlobMeta>]) -> Whose<'a> {
+    Whose {
+        blob: place.blob,
+        size: place.size,
+        codec,
+        diff_id: place.diff_id,
+        table: place.blob,
+        blobs,
+        metas,
+        segment: segment_size(blobs.iter().map(|blob| blob.size).sum()),
+    }
+}
+
+/// Bootstraps are tars in gzip, or plain.
+fn codec(blob: &[u8]) -> Codec {
+    match blob {
+        [0x1f, 0x8b, ..] => Codec::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Codec::Zstd,
+        _ => Codec::Plain,
+    }
+}
+
+/// Returns the bootstrap in the tar of its layer.
+fn file(tar: &[u8]) -> anyhow::Result<&[u8]> {
+    let (mut parser, mut rest) = (Parser::new(), tar);
+    loop {
+        let (taken, step) = parser.step(rest).context("reading the tar of the bootstrap")?;
+        rest = &rest[taken..];
+        let Step::Member(member) = step else { bail!("there is no image/image.boot in the bootstrap layer") };
+        let payload = usize::try_from(member.payload).ok().and_then(|len| rest.split_at_checked(len));
+        let (bytes, after) = payload.context("the tar of the bootstrap ends early")?;
+        let name = member.path.strip_prefix(b"./").unwrap_or(&member.path);
+        if name == b"image/image.boot" && matches!(member.kind, MemberKind::File) {
+            return Ok(bytes);
+        }
+        rest = after;
+    }
+}

@@ -1,0 +1,207 @@
+//! Images of Nydus, as its own tools make them: lazy, the same files, and never taken for something else.
+#![allow(missing_docs, reason = "a test crate has no public surface")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::Node;
+use support::image::{Layer, Pack, TestImage, blob_path};
+use support::servers::Embedded;
+use testkit::dump::{self, Dump};
+use testkit::faulty::{Fault, Faulty};
+use testkit::tar::Entry;
+
+const NAMES: [&str; 3] = ["base", "middle", "top"];
+const BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
+
+/// What `nydus-image` made: see the vectors' own page.
+fn vector(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../format/tests/nydus").join(name);
+    zstd::decode_all(&fs::read(format!("{}.zst", path.display())).unwrap()[..]).unwrap()
+}
+
+/// An image of these blobs and a bootstrap, with the media types and annotations of nydus-snapshotter's converter.
+fn image(blobs: &[Vec<u8>], boot: &[u8]) -> TestImage {
+    let note = |layer: &mut Layer, name: &str, value: &str| {
+        layer.annotations.insert(format!("containerd.io/snapshot/{name}"), value.into());
+    };
+    let mut layers: Vec<Layer> = blobs.iter().map(|blob| Layer::new(blob.clone(), Pack::Plain)).collect();
+    layers.iter_mut().for_each(|layer| note(layer, "nydus-blob", "true"));
+    let entries = [Entry::dir("image"), Entry::file("image/image.boot", boot)];
+    let mut bootstrap = Layer::of(&entries, Pack::Gzip);
+    note(&mut bootstrap, "nydus-bootstrap", "true");
+    note(&mut bootstrap, "nydus-fs-version", "6");
+    layers.push(bootstrap);
+    let mut image = TestImage::new(layers, &json!({}));
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    for layer in manifest["layers"].as_array_mut().unwrap().iter_mut().take(blobs.len()) {
+        layer["mediaType"] = json!(BLOB);
+    }
+    image.manifest = serde_json::to_vec(&manifest).unwrap().into();
+    image
+}
+
+/// An image of three layers.
+fn merged() -> TestImage {
+    let blobs: Vec<_> = NAMES.iter().map(|name| vector(&format!("{name}.blob"))).collect();
+    image(&blobs, &vector("merged.boot"))
+}
+
+/// What it shows: that which the image shows that it was made of. Layers of it turn directories into files, which GNU tar
+/// does not.
+fn wanted(host: &str) -> Dump {
+    let tars = NAMES.iter().map(|name| Layer::new(vector(&format!("{name}.tar")), Pack::Gzip)).collect();
+    let reference = format!("{host}/team/app:tars");
+    TestImage::new(tars, &json!({})).push(&reference);
+    let node = Node::new("");
+    let at = node.mount(&reference);
+    let dump = dump::disk(&at).unwrap();
+    node.umount(&at);
+    dump
+}
+
+/// Compares all but times, which RAFS does not keep.
+fn assert_same(mounted: &Path, wanted: &Dump) {
+    let timeless = |dump: Dump| -> Dump {
+        dump.into_iter().map(|(path, node)| (path, dump::Node { mtime: (0, 0), ..node })).collect()
+    };
+    let (found, wanted) = (timeless(dump::disk(mounted).unwrap()), timeless(wanted.clone()));
+    if let Some(difference) = dump::difference(&found, &wanted) {
+        panic!("mounted is not extracted\n{difference}");
+    }
+}
+
+/// Mounts an image; returns where, and where its indexes came from.
+fn origins(node: &Node, reference: &str) -> (PathBuf, Vec<String>) {
+    let at = node.mount(reference);
+    let report = node.json(&["inspect", reference]);
+    let origin = |layer: &Value| layer["origin"].as_str().unwrap().to_owned();
+    (at, report["layers"].as_array().unwrap().iter().map(origin).collect())
+}
+
+fn is_lazy(path: &str) {
+    let first = node!();
+    let mut registry = Embedded::start(&first.path("registry"));
+    let (image, wanted) = (merged(), wanted(&registry.host()));
+    let reference = format!("{}/team/app:nydus", registry.host());
+    image.push(&reference);
+    let config = format!("[mount]\npath = {path:?}\n");
+    let node = Node::new(&config);
+    let (at, origins) = origins(&node, &reference);
+    assert_eq!(origins, ["contents"; 4]);
+    assert_same(&at, &wanted);
+
+    // Killed, and again; then without network.
+    node.kill_daemon();
+    assert_same(&at, &wanted);
+    node.umount(&at);
+    node.stop();
+    registry.down();
+    let at = node.mount(&reference);
+    assert_same(&at, &wanted);
+    assert_eq!(node.received(), 0);
+}
+
+#[test]
+fn an_image_of_nydus_is_lazy() {
+    is_lazy("auto");
+}
+
+#[test]
+fn an_image_of_nydus_is_lazy_through_fuse() {
+    is_lazy("fuse");
+}
+
+#[test]
+fn every_packing_is_read() {
+    let first = node!();
+    let registry = Embedded::start(&first.path("registry"));
+    for (name, tar) in [("zstd", "base"), ("lz4", "base"), ("batch", "base")] {
+        let layer = Layer::new(vector(&format!("{tar}.tar")), Pack::Plain);
+        let wanted = TestImage::new(vec![layer], &json!({})).extract(&first.path(name));
+        let reference = format!("{}/team/app:{name}", registry.host());
+        image(&[vector(&format!("{name}.blob"))], &vector(&format!("{name}.boot"))).push(&reference);
+        let node = Node::new("");
+        let at = node.mount(&reference);
+        assert_same(&at, &wanted);
+        node.umount(&at);
+    }
+}
+
+#[test]
+fn a_pull_brings_all_of_it_and_a_policy_on_indexes_is_not_about_it() {
+    let first = node!();
+    let registry = Embedded::start(&first.path("registry"));
+    let (image, wanted) = (merged(), wanted(&registry.host()));
+    let reference = format!("{}/team/app:nydus", registry.host());
+    image.push(&reference);
+    // The tree is in a layer, which is read whole: there is nothing for anybody to sign.
+    let node = Node::new(&format!("[trust]\nrequire = [\"{}/team/\"]\n", registry.host()));
+    let pulled = node.json(&["pull", &reference]);
+    for layer in pulled["layers"].as_array().unwrap() {
+        assert_eq!(layer["local"], layer["segments"]);
+    }
+    drop(registry);
+    let at = node.mount(&reference);
+    assert_same(&at, &wanted);
+}
+
+#[test]
+fn a_bootstrap_that_is_another_or_damaged_is_an_error_that_says_so() {
+    let node = node!();
+    let server = Faulty::start();
+    let image = merged();
+    let fails = |image: &TestImage, tag: &str, what: &str| {
+        image.put(&server, "team/app", tag);
+        let failed = node.fails(&["mount", &format!("{}/team/app:{tag}", server.host()), "/mnt"]);
+        assert!(failed.contains(what), "{failed}");
+    };
+    // A blob that the bootstrap needs is not in the manifest.
+    let names = ["base.blob", "middle.blob"].map(vector);
+    fails(&lacking(&names), "lacking", "is not among the image's layers");
+    // Something else where the tree should be.
+    let mut wrong = vector("zstd.boot");
+    wrong[1024] ^= 1;
+    fails(&self::image(&[vector("zstd.blob")], &wrong), "wrong", "this is not a bootstrap of Nydus");
+    // No bootstrap in it.
+    let mut none = image;
+    let last = none.layers.len() - 1;
+    let mut layer = Layer::of(&[Entry::file("image/other", "x")], Pack::Gzip);
+    layer.annotations = none.layers[last].annotations.clone();
+    none.layers[last] = layer;
+    let none = TestImage::new(none.layers, &json!({}));
+    fails(&none, "none", "no image/image.boot");
+}
+
+/// An image that lacks a blob of its tree.
+fn lacking(blobs: &[Vec<u8>]) -> TestImage {
+    image(blobs, &vector("merged.boot"))
+}
+
+#[test]
+fn bytes_of_a_blob_that_are_wrong_never_reach_a_reader() {
+    let node = node!();
+    let server = Faulty::start();
+    let image = merged();
+    image.put(&server, "team/app", "v1");
+    let at = node.mount(&format!("{}/team/app:v1", server.host()));
+    let blob = blob_path("team/app", &image.layers[0].digest());
+    let wrong = image.layers[0].blob.iter().map(|byte| !byte).collect();
+    server.fault(&blob, Fault::Swap(wrong), u32::MAX);
+    let failing = fs::read_dir(&at).unwrap().flatten().filter(|entry| {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        is_file && entry.metadata().is_ok_and(|meta| meta.len() > 0) && fs::read(entry.path()).is_err()
+    });
+    assert!(failing.count() > 0);
+    server.heal();
+}
