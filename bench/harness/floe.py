@@ -6,7 +6,8 @@ image. Each has a repository of its own, so that no index made for one is found 
 - `floe-first`    the image alone: streamed and indexed on the way;
 - `floe-index`    the image and its index artifact;
 - `floe-profile`  the same, with the profile of one earlier run shipped in the artifact;
-- `floe-estargz`, `floe-zstdchunked`   no index, but the image is converted: lazy by the tables of its layers.
+- `floe-estargz`, `floe-zstdchunked`   no index, but the image is converted: lazy by the tables of its layers;
+- `floe-nydus`    the same, by the tree in its last layer; started by digest, as the name stands for the original too.
 """
 import json
 import os
@@ -34,7 +35,8 @@ def build():
 
 
 # What `floe convert` is told to make, by the system that reads it.
-FORMATS = {"floe-estargz": "estargz", "floe-zstdchunked": "zstdchunked"}
+FORMATS = {"floe-estargz": "estargz", "floe-zstdchunked": "zstdchunked", "floe-nydus": "nydus"}
+NYDUS = "application/vnd.nydus.image.manifest.v1+json"  # what an image index calls such an image
 
 
 class Floe:
@@ -42,11 +44,12 @@ class Floe:
 
     TITLES = {"floe-first": "Floe, no index anywhere", "floe-index": "Floe, index in the registry",
               "floe-profile": "Floe, index and profile", "floe-estargz": "Floe, converted to eStargz",
-              "floe-zstdchunked": "Floe, converted to zstd:chunked"}
+              "floe-zstdchunked": "Floe, converted to zstd:chunked", "floe-nydus": "Floe, converted to Nydus"}
 
     def __init__(self, name, binary, home, deadline, path):
         self.name, self.title = name, self.TITLES[name]
         self.repositories = (name,)
+        self._digests = {}  # of images that no tag leads to
         self._deadline = deadline
         self._binary = binary
         self._path = path
@@ -58,6 +61,8 @@ class Floe:
             if self.name in FORMATS:
                 with fresh_store(self._binary, self._root, self._path) as store:
                     store.command("convert", f"oci:{image.layout}:{image.tag}", self._reference(image), "--format", FORMATS[self.name])
+                if self.name == "floe-nydus":
+                    self._digests[image.name] = registry_.entry(self._reference(image).removeprefix("docker://"), NYDUS)
                 continue
             registry_.push(image, f"{self.name}/{image.name}")
             if self._ships("first"):
@@ -83,7 +88,8 @@ class Floe:
         return self.name.endswith(f"-{what}")
 
     def _reference(self, image):
-        return f"docker://{registry.ADDRESS}/{self.name}/{image.name}:{image.tag}"
+        digest = self._digests.get(image.name)
+        return f"docker://{registry.ADDRESS}/{self.name}/{image.name}" + (f"@{digest}" if digest else f":{image.tag}")
 
 
 @contextmanager

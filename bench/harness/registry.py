@@ -143,6 +143,12 @@ class Registry:
         repository, _, tag = reference.removeprefix(f"{ADDRESS}/").rpartition(":")
         return [layer["digest"] for layer in json.loads(_get(f"http://{ADDRESS}/v2/{repository}/manifests/{tag}", MANIFESTS)[1])["layers"]]
 
+    def entry(self, reference, kind):
+        """The digest of the entry of an image index that has this artifact type."""
+        repository, _, tag = reference.removeprefix(f"{ADDRESS}/").rpartition(":")
+        entries = json.loads(_get(f"http://{ADDRESS}/v2/{repository}/manifests/{tag}", MANIFESTS)[1])["manifests"]
+        return next(entry["digest"] for entry in entries if entry.get("artifactType") == kind)
+
     def mark(self):
         """Returns a place in the log; `since` reads from it."""
         return [os.path.getsize(server.log) for server in self._servers]
