@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use convert::Expected;
+use convert::recode::nydus::{Packing, pack};
 use convert::recode::{Recoding, Target, recode};
 use format::index::Codec;
 use format::unpack::whole;
-use format::{DiffId, Digest};
+use format::{ChunkId, DiffId, Digest};
 use sys::deflate::compress;
 use sys::inflate::Wrap;
 
@@ -32,6 +33,7 @@ fn main() {
             compressors(&tar);
         }
         recodings(&blob, &tar);
+        nydus(&blob, &tar);
     }
 }
 
@@ -53,6 +55,38 @@ fn recodings(blob: &[u8], tar: &[u8]) {
             );
         }
     }
+}
+
+/// A blob of Nydus, and what the libraries take for it by themselves: whatever is above that is ours.
+fn nydus(blob: &[u8], tar: &[u8]) {
+    let expected = Expected { blob: Digest::of(blob), diff_id: DiffId::new(Digest::of(tar)) };
+    let level: Option<i32> = std::env::var("LEVEL").ok().map(|level| level.parse().unwrap());
+    let say = |name: &str, (cpu, wall): (f64, f64), size: u64| {
+        println!(
+            "  {name:<23}  {:9.2} MB  {:6.3} of the source  cpu {cpu:6.2} s  wall {wall:6.2} s",
+            size as f64 / 1e6,
+            size as f64 / blob.len() as f64,
+        );
+    };
+    for threads in [1, 2] {
+        let packing = Packing { level, blob_size: blob.len() as u64, threads };
+        let mut size = 0;
+        let time = timed(|| size = pack(blob, &expected, &packing, std::io::sink()).unwrap().size);
+        say(&format!("Nydus        {threads} threads"), time, size);
+    }
+    let mut size = 0;
+    let time = timed(|| {
+        let mut zstd = zstd::bulk::Compressor::new(level.unwrap_or(3)).unwrap();
+        let tar = unpacked(blob);
+        std::hint::black_box((Digest::of(blob), Digest::of(&tar)));
+        for chunk in tar.chunks(1 << 20) {
+            std::hint::black_box(ChunkId::of(chunk));
+            let packed = zstd.compress(chunk).unwrap();
+            std::hint::black_box(Digest::of(&packed));
+            size += packed.len() as u64;
+        }
+    });
+    say("inflate, hashes, zstd", time, size);
 }
 
 fn compressors(tar: &[u8]) {
