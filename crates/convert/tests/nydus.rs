@@ -14,7 +14,7 @@ use std::process::Command;
 use common::{Dice, PACKINGS, assorted, expected, pack as packed_as};
 use convert::Expected;
 use convert::recode::RecodeError;
-use convert::recode::nydus::{NydusError, Packed, Packing, Parts, Toc, merge, pack};
+use convert::recode::nydus::{Blob, NydusError, Packed, Packing, Parts, Toc, compare, merge, pack};
 use format::nydus::layer::Layer;
 use format::nydus::write::{Files, bootstrap};
 use format::tar::{Parser, Step};
@@ -376,6 +376,44 @@ fn makes_a_tree(tars: &[Vec<u8>]) -> bool {
         }
         true
     })
+}
+
+#[test]
+fn a_blob_that_holds_something_else_is_told() {
+    let mut entries = stack()[0].clone();
+    let tar = archive(&entries);
+    let said = made(&tar, &tar, 2).unwrap();
+    let check = |tar: &[u8], made: &Made, blob: &[u8]| {
+        let (digest, size, parts) = (made.said.digest, made.said.size, &made.said.parts);
+        compare(tar, &expected(tar, tar), tar.len() as u64, Blob { bytes: blob, digest, size, parts })
+    };
+    // Made at another level, it holds the same.
+    let packing = Packing { level: Some(19), ..packing(&tar, 2) };
+    let mut blob = Vec::new();
+    let other = pack(&tar[..], &expected(&tar, &tar), &packing, &mut blob).unwrap();
+    assert_ne!(other.digest, said.said.digest);
+    check(&tar, &Made { said: other, blob: Vec::new() }, &blob).unwrap();
+    check(&tar, &said, &said.blob).unwrap();
+    for at in (0..said.blob.len()).step_by(said.blob.len() / 16) {
+        let mut bad = said.blob.clone();
+        bad[at] ^= 1;
+        assert!(check(&tar, &said, &bad).is_err(), "byte {at}");
+        assert!(check(&tar, &said, &said.blob[..at]).is_err(), "cut at {at}");
+    }
+    // A link says again what its file is like.
+    for n in (1..entries.len()).filter(|n| *n != 3) {
+        let kept = entries.clone();
+        entries[n].mtime.0 += 1;
+        let tar = archive(&entries);
+        let error = check(&tar, &said, &said.blob).unwrap_err();
+        assert!(matches!(error, RecodeError::Nydus(NydusError::Differs(_))), "{error}");
+        entries = kept;
+    }
+    entries[3] =
+        Entry::file("d/small", "Content").xattr("user.a", b"\xff\0").xattr("security.capability", [1; 20]);
+    let tar = archive(&entries);
+    let error = check(&tar, &said, &said.blob).unwrap_err();
+    assert_eq!(error.to_string(), "\"the list of chunks\" differs");
 }
 
 proptest! {

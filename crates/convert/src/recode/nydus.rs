@@ -15,6 +15,7 @@
 //!
 //! **Bounded** as other targets are; beside that in memory are the layer's tree and 60 bytes for each chunk.
 
+mod check;
 mod cut;
 mod merge;
 mod parts;
@@ -31,6 +32,7 @@ use super::pack::Level;
 use super::pipe::Pipe;
 use super::{RecodeError, read};
 use crate::Expected;
+pub use check::{Blob, compare};
 use cut::Cut;
 pub use merge::{Merged, merge};
 pub use parts::{Parts, PartsError, Toc};
@@ -79,6 +81,9 @@ pub enum NydusError {
     /// A layer's own bootstrap is not to be understood.
     #[error("reading what a blob says of its layer")]
     Layer(#[from] LayerError),
+    /// A blob does not hold what its layer does.
+    #[error("{0:?} differs")]
+    Differs(String),
     /// A blob's end is not.
     #[error("reading the end of a blob")]
     Parts(#[from] PartsError),

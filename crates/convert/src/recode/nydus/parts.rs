@@ -46,6 +46,14 @@ pub struct Parts {
     pub(super) meta_header: Vec<u8>,
 }
 
+impl Parts {
+    /// Says whether an image can be made of them.
+    pub fn check(&self) -> Result<(), NydusError> {
+        let layer = format::nydus::layer::Layer::open(&self.bootstrap)?;
+        layer.members::<NydusError>(|_, _| Ok(())).map(drop)
+    }
+}
+
 /// Why the end of a blob tells nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PartsError {

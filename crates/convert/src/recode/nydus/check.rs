@@ -1,0 +1,142 @@
+//! Whether a blob of Nydus holds the files of the layer it was made of.
+//!
+//! The layer is packed again, and what comes out is thrown away but for its tree and its chunks: which bytes are which chunk does
+//! not depend on how hard they are compressed. Against that the blob's own tree is held, and every chunk of it is unpacked.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+
+use format::nydus::disk::{Unit, UnitV1};
+use format::nydus::layer::Layer;
+use format::nydus::write::CHUNK_SIZE;
+use format::tar::Member;
+use format::tree::Runs;
+use format::{ChunkId, Digest, DigestHasher};
+use zerocopy::FromBytes;
+
+use super::super::RecodeError;
+use super::{NydusError, Packing, Parts, pack};
+use crate::Expected;
+
+/// A blob that is checked.
+#[derive(Debug)]
+pub struct Blob<'a, R> {
+    /// Its bytes.
+    pub bytes: R,
+    /// What they must turn out to be.
+    pub digest: Digest,
+    /// How many there are.
+    pub size: u64,
+    /// What is at its end.
+    pub parts: &'a Parts,
+}
+
+/// Compares a layer's blob, of this length, with the one that was made of it; the first difference is the error.
+pub fn compare(
+    layer: impl Read,
+    expected: &Expected,
+    size: u64,
+    made: Blob<'_, impl Read>,
+) -> Result<(), RecodeError> {
+    let packing = Packing { level: Some(1), blob_size: size, threads: 1 };
+    let again = pack(layer, expected, &packing, io::sink())?;
+    trees(&again.parts, made.parts)?;
+    chunks(made)
+}
+
+/// A member, and which chunks its bytes are.
+type Seen = (Member, Vec<u32>);
+
+fn trees(one: &Parts, other: &Parts) -> Result<(), NydusError> {
+    let (one, other) = (Layer::open(&one.bootstrap)?, Layer::open(&other.bootstrap)?);
+    let mut left = members(&one)?.into_iter();
+    for (member, chunks) in members(&other)? {
+        if left.next().is_none_or(|(was, of)| was != member || of != chunks) {
+            return Err(NydusError::Differs(format::name::printable(&member.path)));
+        }
+    }
+    if let Some((member, _)) = left.next() {
+        return Err(NydusError::Differs(format::name::printable(&member.path)));
+    }
+    let rows = |layer: &Layer<'_>| {
+        let rows = layer.blob().map_or(&[][..], |blob| &blob.chunks);
+        rows.iter().map(|row| (row.number.get(), row.plain_size.get(), row.digest)).collect::<Vec<_>>()
+    };
+    if rows(&one) == rows(&other) { Ok(()) } else { Err(NydusError::Differs("the list of chunks".into())) }
+}
+
+fn members(layer: &Layer<'_>) -> Result<Vec<Seen>, NydusError> {
+    let mut seen = Vec::new();
+    let all = layer.members::<NydusError>(|member, runs| {
+        seen.push((member.clone(), runs));
+        Ok(())
+    })?;
+    let of = |(member, runs): (Member, Runs)| {
+        let chunks = match runs {
+            Runs::Whole(first) => {
+                let count = member.payload.div_ceil(CHUNK_SIZE.into());
+                // In range: they were counted for this member.
+                let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(all.len());
+                all[place(first)..place(first + count)].to_vec()
+            }
+            _ => Vec::new(),
+        };
+        (member, chunks)
+    };
+    Ok(seen.into_iter().map(of).collect())
+}
+
+/// Unpacks every chunk of a blob.
+fn chunks(made: Blob<'_, impl Read>) -> Result<(), RecodeError> {
+    let layer = Layer::open(&made.parts.bootstrap).map_err(NydusError::from)?;
+    let rows = layer.blob().map_or(&[][..], |blob| &blob.chunks);
+    let digests: HashMap<u32, [u8; 32]> = rows.iter().map(|row| (row.number.get(), row.digest)).collect();
+    let mut from = Hashed { from: made.bytes, hasher: DigestHasher::new(), at: 0 };
+    let mut packed = Vec::new();
+    for (number, unit) in (0..).zip(made.parts.meta.as_chunks::<{ size_of::<UnitV1>() }>().0) {
+        let differs = || RecodeError::from(NydusError::Differs(format!("chunk {number}")));
+        let Unit { packed_offset, packed_size, plain_size, .. } =
+            UnitV1::read_from_bytes(unit).map_err(|_| differs())?.unit();
+        if packed_offset != from.at || plain_size > CHUNK_SIZE || packed_size > plain_size {
+            return Err(differs());
+        }
+        packed.resize(packed_size as usize, 0);
+        from.read_exact(&mut packed).map_err(RecodeError::Read)?;
+        let id = match packed_size == plain_size {
+            true => ChunkId::of(&packed),
+            false => match zstd::bulk::decompress(&packed, plain_size as usize) {
+                Ok(plain) if plain.len() == plain_size as usize => ChunkId::of(&plain),
+                _ => return Err(differs()),
+            },
+        };
+        // A file that another one of the layer has replaced may have had one that nothing names.
+        if digests.get(&number).is_some_and(|digest| *digest != id.0) {
+            return Err(differs());
+        }
+    }
+    io::copy(&mut from, &mut io::sink()).map_err(RecodeError::Read)?;
+    let found = from.hasher.finish();
+    if from.at != made.size {
+        return Err(RecodeError::BlobLength { expected: made.size, found: Some(from.at) });
+    }
+    if found != made.digest {
+        return Err(RecodeError::BlobDigest { expected: made.digest, found });
+    }
+    Ok(())
+}
+
+/// Hashes and counts what is read.
+struct Hashed<R> {
+    from: R,
+    hasher: DigestHasher,
+    at: u64,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        self.at += n as u64;
+        Ok(n)
+    }
+}
