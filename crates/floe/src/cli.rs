@@ -276,6 +276,8 @@ pub enum LayerFormat {
     Zstdchunked,
     /// Ordinary layers: gzip instead of either; others stay
     Oci,
+    /// Blobs of chunks and a bootstrap, lazy for nydus-snapshotter and Floe; the original is always kept beside it
+    Nydus,
 }
 
 /// `floe pull`.

@@ -167,6 +167,29 @@ fn every_platform_goes_there_and_back() {
 }
 
 #[test]
+fn an_image_of_nydus_lies_beside_its_original() {
+    let node = node!("");
+    let multi = Multi::push(&node, 75);
+    let to = multi.place("nydus:v1");
+    let report = node.json(&["convert", &multi.from, &to, "--format", "nydus", "--verify"]);
+    assert_eq!((hows(&report), &report["verified"]), (vec!["recoded"; 3], &json!(3)), "{report}");
+    assert_eq!(image_at(&to, &Platform::host()).manifest.digest, multi.here.digest());
+    let listed = root_at(&to).unwrap().children();
+    assert_eq!(listed.len(), 4);
+    assert_eq!(listed[2].annotations[CONVERTED_FROM], multi.here.digest().to_string());
+    // A second run has of its layers what is at their ends in the registry, and makes the same of it.
+    let again = node.json(&["convert", &multi.from, &to, "--format", "nydus", "--verify"]);
+    assert_eq!((hows(&again), &again["digest"]), (vec!["reused"; 3], &report["digest"]), "{again}");
+    assert_eq!(again["sent"], 0);
+    // Made again of both, or into other formats, it begins with the original.
+    let again = node.json(&["convert", &to, &to, "--format", "nydus"]);
+    assert_eq!((hows(&again), &again["digest"]), (vec!["reused"; 3], &report["digest"]), "{again}");
+    let other = node.json(&["convert", &to, &multi.place("other:v1"), "--format", "estargz"]);
+    assert_eq!(hows(&other), ["recoded"; 3], "{other}");
+    assert_eq!(root_at(&multi.place("other:v1")).unwrap().children().len(), 2);
+}
+
+#[test]
 fn an_original_that_is_kept_is_what_everybody_gets() {
     let node = node!("");
     let multi = Multi::push(&node, 72);
@@ -364,7 +387,8 @@ fn what_makes_no_sense_is_refused() {
     let node = Node::new("");
     for args in [
         &["convert", "oci:/a", "oci:/b"][..],
-        &["convert", "oci:/a", "oci:/b", "--format", "nydus"],
+        &["convert", "oci:/a", "oci:/b", "--format", "soci"],
+        &["convert", "oci:/a", "oci:/b", "--format", "nydus", "--level", "23"],
         &["convert", "oci:/a", "oci:/b", "--format", "estargz", "--level", "13"],
         &["convert", "oci:/a", "oci:/b", "--format", "zstdchunked", "--level", "0"],
     ] {

@@ -85,6 +85,10 @@ pub const COPY_BYTES: u64 = 64 << 20;
 /// memory.
 pub const COPY_BLOBS: usize = 4;
 
+/// What a layer that was made before says of its files, in bytes, packed: half a million files. It waits in memory until all layers are
+/// there.
+pub const TREE_BYTES: u64 = 64 << 20;
+
 /// Layers that are written anew at once when an image is converted: each has a file, and some tens of megabytes in memory.
 pub const CONVERT_LAYERS: usize = 4;
 

@@ -1,6 +1,8 @@
 //! `floe convert`: an image whose layers are in another format. The command does it itself, as `floe copy` does; here is
 //! what connects the registry's part of it, images, with the converter's, layers.
 
+mod nydus;
+
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -31,20 +33,25 @@ struct Report {
 
 pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<Code> {
     let (from, to) = (parse(&args.from)?, parse(&args.to)?);
-    let recoder = Recoder::new(args.format, args.level)?;
+    let recoder = recoder(args.format, args.level)?;
     let conversion = Conversion {
         format: match args.format {
             cli::LayerFormat::Estargz => Format::EStargz,
             cli::LayerFormat::Zstdchunked => Format::ZstdChunked,
             cli::LayerFormat::Oci => Format::Oci,
+            cli::LayerFormat::Nydus => Format::Nydus,
         },
-        originals: if args.keep_original { Originals::Kept } else { Originals::LeftOut },
+        // An image of Nydus alone under a name is none for most who ask for that.
+        originals: match args.keep_original || args.format == cli::LayerFormat::Nydus {
+            true => Originals::Kept,
+            false => Originals::LeftOut,
+        },
         verify: args.verify,
     };
     let net = Net::new(&session.config, None)?;
     let bars = Arc::new(Bars::new("converting"));
     let converted = net.run(transfer::until_ended("converting", async {
-        let converted = net.client().convert((&from, &to), conversion, Arc::new(recoder), bars.clone()).await;
+        let converted = net.client().convert((&from, &to), conversion, recoder, bars.clone()).await;
         converted.map_err(|error| transfer::advised(error, format!("converting {from} to {to}")))
     }));
     bars.clear();
@@ -60,18 +67,21 @@ struct Recoder {
     level: Option<i32>,
 }
 
-impl Recoder {
-    fn new(format: cli::LayerFormat, level: Option<i32>) -> anyhow::Result<Self> {
-        let target = match format {
-            cli::LayerFormat::Estargz => Target::EStargz,
-            cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
-            cli::LayerFormat::Oci => Target::Gzip,
-        };
-        let recoder = Self { target, level };
-        recoder.recoding(0, 1).check().map_err(|error| misused(format!("--level: {error}")))?;
-        Ok(recoder)
-    }
+/// Returns who writes layers in a format, at a level.
+fn recoder(format: cli::LayerFormat, level: Option<i32>) -> anyhow::Result<Arc<dyn Recode>> {
+    let refused = |error: recode::RecodeError| misused(format!("--level: {error}"));
+    let target = match format {
+        cli::LayerFormat::Estargz => Target::EStargz,
+        cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
+        cli::LayerFormat::Oci => Target::Gzip,
+        cli::LayerFormat::Nydus => return Ok(Arc::new(nydus::Packer::new(level).map_err(refused)?)),
+    };
+    let recoder = Recoder { target, level };
+    recoder.recoding(0, 1).check().map_err(refused)?;
+    Ok(Arc::new(recoder))
+}
 
+impl Recoder {
     fn recoding(self, blob_size: u64, threads: usize) -> Recoding {
         Recoding { target: self.target, level: self.level, blob_size, threads }
     }

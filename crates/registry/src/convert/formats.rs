@@ -6,11 +6,24 @@ use format::stargz::{
     MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION, TOC_DIGEST, UNCOMPRESSED_SIZE,
 };
 
-use crate::manifest::Descriptor;
+use format::{DiffId, Digest};
+
+use crate::manifest::{Descriptor, LayerBlob};
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+const NYDUS: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
+
+/// Annotations of Nydus's layers: of a blob, of the layer with the bootstrap, and of its version.
+const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
+const NYDUS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
+const NYDUS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
+
+/// What an index says of an image of Nydus, so that those who know it find it and all others pass it over: nydus-snapshotter
+/// takes either (`docs/index_detection.md`), older clients know the second alone.
+pub(super) const NYDUS_ARTIFACT: &str = "application/vnd.nydus.image.manifest.v1+json";
+pub(super) const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
 
 /// What is said of a table that a layer has, and of no other layer.
 const TABLES: [&str; 5] =
@@ -25,6 +38,8 @@ pub enum Format {
     ZstdChunked,
     /// Ordinary layers: gzip where a table has to go, and what has none stays.
     Oci,
+    /// Blobs of chunks, and one more layer with the tree of all: not for those who unpack layers.
+    Nydus,
 }
 
 impl Format {
@@ -33,7 +48,19 @@ impl Format {
         match self {
             Self::EStargz | Self::Oci => GZIP,
             Self::ZstdChunked => ZSTD,
+            Self::Nydus => NYDUS,
         }
+    }
+
+    /// Returns what the descriptors of all layers say that are made.
+    pub(super) fn annotations(self) -> BTreeMap<String, String> {
+        let said = (self == Self::Nydus).then(|| (NYDUS_BLOB.to_owned(), "true".to_owned()));
+        said.into_iter().collect()
+    }
+
+    /// Says whether an image needs one more layer, and all others to be in the format.
+    pub fn has_top(self) -> bool {
+        self == Self::Nydus
     }
 
     /// Says whether a layer is in the format.
@@ -43,6 +70,7 @@ impl Format {
             (Self::EStargz, GZIP) => said(TOC_DIGEST),
             (Self::ZstdChunked, ZSTD) => said(MANIFEST_POSITION),
             (Self::Oci, TAR | GZIP | ZSTD) => !said(TOC_DIGEST) && !said(MANIFEST_POSITION),
+            (Self::Nydus, NYDUS) => said(NYDUS_BLOB),
             _ => false,
         }
     }
@@ -71,8 +99,24 @@ impl std::fmt::Display for Format {
             Self::EStargz => "eStargz",
             Self::ZstdChunked => "zstd:chunked",
             Self::Oci => "an ordinary layer",
+            Self::Nydus => "Nydus",
         })
     }
+}
+
+/// Returns the layer on top of an image of Nydus: its blob's digest and length, and the digest of its tar.
+pub(super) fn top(digest: Digest, size: u64, diff_id: DiffId) -> LayerBlob {
+    let said = [(NYDUS_BOOTSTRAP, "true"), (NYDUS_VERSION, "6")];
+    let annotations = said.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+    LayerBlob { digest, size, media_type: GZIP.into(), diff_id, annotations }
+}
+
+/// Says whether these are the layers of an image of Nydus: its parts mean nothing one by one.
+pub(super) fn are_nydus(layers: &[Descriptor]) -> bool {
+    layers.iter().any(|layer| {
+        layer.media_type == NYDUS
+            || [NYDUS_BLOB, NYDUS_BOOTSTRAP].iter().any(|name| layer.annotations.contains_key(*name))
+    })
 }
 
 /// Says whether something is a layer that can be looked into.
@@ -137,6 +181,9 @@ mod tests {
                 );
             }
         }
+        assert_eq!(Format::Nydus.keeps(&layer(docker, None)), None);
+        assert!(Format::Nydus.is_made(&layer(NYDUS, Some(NYDUS_BLOB))));
+        assert!(are_nydus(&[layer(GZIP, Some(NYDUS_BOOTSTRAP))]) && !are_nydus(&[layer(GZIP, None)]));
         let mut elsewhere = layer(GZIP, None);
         elsewhere.urls.push("https://vendor.example".into());
         assert!(EStargz.keeps(&elsewhere).is_some());

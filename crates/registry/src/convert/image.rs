@@ -8,7 +8,7 @@ use format::{Digest, limits as sizes};
 use super::formats::{self, Format};
 use super::layers::Made;
 use super::rewrite::{self, Child};
-use super::{Conversion, ConvertedLayer, How, Originals, stream};
+use super::{Conversion, ConvertedLayer, How, Originals, Tops, stream};
 use crate::copy::Watch;
 use crate::copy::plan::Plan;
 use crate::error::Error;
@@ -48,6 +48,12 @@ impl Images {
             if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(formats::is_tar) {
                 continue;
             }
+            if formats::are_nydus(&parsed.layers) {
+                let why = "it is part of an image of Nydus";
+                let all = parsed.layers.iter().map(|layer| (layer.digest, layer.size, Some(why.into())));
+                found.layers.extend(all.filter(|(digest, ..)| seen.insert(*digest)));
+                continue;
+            }
             if parsed.layers.len() > sizes::LAYERS {
                 let why = format!("{} layers, the limit is {}", parsed.layers.len(), sizes::LAYERS);
                 return Err(Error::invalid(what, why));
@@ -59,6 +65,12 @@ impl Images {
             }
             if parsed.layers.iter().all(|layer| format.keeps(layer).is_some()) {
                 continue;
+            }
+            if format.has_top()
+                && let Some((layer, why)) =
+                    parsed.layers.iter().find_map(|layer| Some((layer.digest, format.keeps(layer)?)))
+            {
+                return Err(stays(&layer, why));
             }
             let wanted: Vec<_> = parsed.layers.iter().map(|layer| format.keeps(layer).is_none()).collect();
             let config = source.read_blob(&parsed.config, sizes::CONFIG, stream::PRIORITY).await?;
@@ -97,11 +109,30 @@ impl Images {
         &self.wanted
     }
 
+    /// Returns what the layers of each image have become, bottom first. All of them must be in the format.
+    pub(super) fn stacks(&self, made: &BTreeMap<Digest, Made>) -> Result<Vec<(Digest, Vec<Digest>)>, Error> {
+        let mut stacks = Vec::new();
+        for (digest, image) in &self.images {
+            let mut stack = Vec::new();
+            for layer in &image.layers {
+                match made.get(&layer.digest) {
+                    Some(Made::Another(layer, _)) => stack.push(layer.digest),
+                    Some(Made::Same(why)) => return Err(stays(&layer.digest, why.clone())),
+                    None => return Err(stays(&layer.digest, "nothing was made of it".into())),
+                }
+            }
+            stacks.push((*digest, stack));
+        }
+        stacks.sort();
+        Ok(stacks)
+    }
+
     /// Puts manifests together around what has become of the layers.
     pub(super) fn assemble(
         &self,
         plan: &Plan,
         made: &BTreeMap<Digest, Made>,
+        tops: &Tops,
         conversion: Conversion,
         watch: &dyn Watch,
     ) -> Result<Outcome, Error> {
@@ -123,7 +154,7 @@ impl Images {
                 };
                 become_of = rewrite::index(old, conversion.format, keep, child, gone, &what)?;
             } else if let Some(image) = self.images.get(&old.digest)
-                && let Some((config, manifest)) = rewritten(image, made, &what)?
+                && let Some((config, manifest)) = rewritten(image, made, tops.get(&old.digest), &what)?
             {
                 configs.push(config);
                 become_of = Some(manifest);
@@ -193,6 +224,11 @@ impl Outcome {
     }
 }
 
+/// Says that an image cannot be made because one of its layers would stay.
+fn stays(layer: &Digest, why: String) -> Error {
+    Error::Unsupported { what: format!("layer {layer}"), why }
+}
+
 /// Returns the manifests that were made of others beside them: those are looked at instead.
 fn spares(plan: &Plan) -> HashSet<Digest> {
     plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect()
@@ -202,6 +238,7 @@ fn spares(plan: &Plan) -> HashSet<Digest> {
 fn rewritten(
     image: &Image,
     made: &BTreeMap<Digest, Made>,
+    top: Option<&LayerBlob>,
     what: &str,
 ) -> Result<Option<(Bytes, Manifest)>, Error> {
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
@@ -220,9 +257,15 @@ fn rewritten(
     if layers.iter().all(Option::is_none) {
         return Ok(None);
     }
-    let config = rewrite::config(&image.config, &diff_ids, what)?;
+    let mut config = image.config.clone();
+    if let Some(top) = top {
+        diff_ids.push(top.diff_id);
+        config = rewrite::history(&config, what)?;
+    }
+    let config = rewrite::config(&config, &diff_ids, what)?;
     let descriptor = Descriptor::of(media_type::CONFIG, &config);
-    let manifest = rewrite::manifest(&image.manifest, &descriptor, &layers, what)?;
+    let top = top.map(LayerBlob::descriptor);
+    let manifest = rewrite::manifest(&image.manifest, &descriptor, &layers, top, what)?;
     Ok(Some((config, manifest)))
 }
 

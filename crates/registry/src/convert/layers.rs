@@ -85,7 +85,11 @@ impl<'a> Layers<'a> {
     /// Returns what was made of a layer before, if that is still there.
     async fn reused(&self, layer: &LayerBlob) -> Result<Option<Made>, Error> {
         let Some(made) = self.prior.made_of(&layer.digest) else { return Ok(None) };
-        if !self.work.target.has(made).await? {
+        let Work { target, conversion, recode, .. } = self.work;
+        if !target.has(made).await? {
+            return Ok(None);
+        }
+        if conversion.format.has_top() && !stream::recall(recode, target, made).await? {
             return Ok(None);
         }
         self.put(layer, made.size, Pushed::Existed);
@@ -110,6 +114,7 @@ impl<'a> Layers<'a> {
         self.put(layer, size, how);
         let mut all = formats::lasting(&layer.annotations);
         all.extend(annotations);
+        all.extend(conversion.format.annotations());
         all.insert(CONVERTED_FROM.into(), layer.digest.to_string());
         let media_type = conversion.format.media_type().to_owned();
         let made = LayerBlob { digest, size, media_type, diff_id, annotations: all };

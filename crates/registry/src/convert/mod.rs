@@ -3,6 +3,8 @@
 //! Promises: of every platform each layer is written anew once, wherever it occurs, and only if it has not been before: what
 //! the destination's own name leads to says which layer each of its layers was made of. A layer that the format cannot hold
 //! stays, and why is told. All else of configs, manifests and indexes stays ([`rewrite`]). A layer is whole in a file
+//! A format that has the tree of all layers in one more is for whoever knows it: there no layer can stay, and the originals
+//! are kept beside what is made. A layer is whole in a file
 //! without a name before it is sent, so whoever is killed leaves nothing; and as in a copy, nothing is named at the
 //! destination before all that it names is there. How layers are written this crate does not know: that is [`Recode`]'s.
 //!
@@ -24,8 +26,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use format::{DiffId, Digest};
 use serde::Serialize;
 
@@ -83,6 +87,37 @@ pub trait Recode: fmt::Debug + Send + Sync {
         layer: (&LayerBlob, &mut (dyn Read + Send)),
         made: (&LayerBlob, &mut (dyn Read + Send)),
     ) -> Result<(), RecodeError>;
+
+    /// Looks at the last bytes of a layer that was made before, and says which part of it is wanted so that it can be under
+    /// a [top](Self::top).
+    fn wants(&self, made: &LayerBlob, tail: &[u8]) -> Result<Range<u64>, RecodeError> {
+        let _ = (made, tail);
+        Ok(0..0)
+    }
+
+    /// Takes in that part.
+    fn recall(&self, made: &LayerBlob, part: &[u8]) -> Result<(), RecodeError> {
+        let _ = (made, part);
+        Ok(())
+    }
+
+    /// Makes the layer that goes on top of layers that were made or recalled, bottom first.
+    fn top(&self, layers: &[Digest]) -> Result<TopLayer, RecodeError> {
+        let _ = layers;
+        Err(RecodeError::Inexpressible("the format has no layer of its own".into()))
+    }
+}
+
+/// Last bytes of a layer by which it is told what else of it is wanted.
+pub const LAYER_TAIL: u64 = 4096;
+
+/// A layer that holds the tree of all others.
+#[derive(Debug, Clone)]
+pub struct TopLayer {
+    /// The blob.
+    pub blob: Bytes,
+    /// The digest of its tar.
+    pub diff_id: DiffId,
 }
 
 /// A layer that was written anew.
@@ -162,6 +197,9 @@ pub enum How {
     Kept,
 }
 
+/// Layers that hold the tree of all others, by the digests of the manifests they are for.
+type Tops = BTreeMap<Digest, LayerBlob>;
+
 /// What a conversion works with.
 struct Work {
     source: Source,
@@ -191,7 +229,11 @@ impl Client {
         };
         let work = Work { source, target, conversion, recode, watch };
         let (made, mut sums) = Layers::new(&work, prior, images.wanted().to_vec()).make().await?;
-        let outcome = images.assemble(&plan, &made, conversion, &*work.watch)?;
+        let tops = match conversion.format.has_top() {
+            true => work.tops(&images, &made, &mut sums).await?,
+            false => Tops::new(),
+        };
+        let outcome = images.assemble(&plan, &made, &tops, conversion, &*work.watch)?;
         work.carry(&outcome, &plan, &mut sums).await?;
         let verified = match conversion.verify {
             true => work.verify(&images, &made).await?,
@@ -227,11 +269,34 @@ impl Work {
         Ok(())
     }
 
+    /// Makes and sends the layers on top of the others, by the digests of the images' manifests.
+    async fn tops(
+        &self,
+        images: &Images,
+        made: &BTreeMap<Digest, Made>,
+        sums: &mut Sums,
+    ) -> Result<Tops, Error> {
+        let mut tops = Tops::new();
+        for (image, layers) in images.stacks(made)? {
+            let what = format!("the layer on top of what {image} becomes");
+            let TopLayer { blob, diff_id } = stream::top(self.recode.clone(), layers, what).await?;
+            let content = Content::bytes(blob);
+            let top = formats::top(*content.digest(), content.size(), diff_id);
+            sums.count(content.size(), self.target.put(&content, &self.source).await?);
+            tops.insert(image, top);
+        }
+        Ok(tops)
+    }
+
     /// Reads what was made from the destination and compares it with what it was made of; says of how many layers.
     async fn verify(&self, images: &Images, made: &BTreeMap<Digest, Made>) -> Result<usize, Error> {
         let mut count = 0;
         for layer in images.wanted() {
             let Some(Made::Another(there, _)) = made.get(&layer.digest) else { continue };
+            if self.conversion.format.has_top() && !stream::recall(&self.recode, &self.target, there).await? {
+                let what = format!("layer {}, which was made of {}", there.digest, layer.digest);
+                return Err(Error::invalid(what, "it is not what was made"));
+            }
             let whole = 0..layer.size;
             let from = self.source.read_range(&layer.digest, layer.size, whole, stream::PRIORITY);
             let readers = [from, self.target.read(there)?];

@@ -53,12 +53,33 @@ fn diff_ids_in(text: &str) -> Result<Range<usize>, serde_json::Error> {
     Ok(start..start + list.len())
 }
 
+/// Returns a config whose history has one more layer, and nothing else of it changed; the same, if it has no history.
+pub(super) fn history(bytes: &Bytes, what: &str) -> Result<Bytes, Error> {
+    #[derive(Deserialize)]
+    struct Config<'a> {
+        #[serde(borrow)]
+        history: Option<&'a RawValue>,
+    }
+    const STEP: &str = r#"{"created_by":"floe convert --format nydus","comment":"the tree of all layers"}"#;
+    let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
+    let text = std::str::from_utf8(bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
+    let config: Config<'_> = serde_json::from_str(text).map_err(bad)?;
+    let Some(list) = config.history.map(RawValue::get) else { return Ok(bytes.clone()) };
+    let inside = list.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+    let inside = inside.ok_or_else(|| Error::invalid(what, "its config: the history is no list"))?;
+    // What was borrowed lies in the text it was borrowed from.
+    let end = inside.as_ptr() as usize - text.as_ptr() as usize + inside.len();
+    let comma = if inside.trim().is_empty() { "" } else { "," };
+    Ok([&text[..end], comma, STEP, &text[end..]].concat().into())
+}
+
 /// Returns an OCI manifest with another config and other layers; one for each that the manifest has, or nothing where
-/// it stays.
+/// it stays, and perhaps one more on top.
 pub(super) fn manifest(
     of: &Manifest,
     config: &Descriptor,
     layers: &[Option<Descriptor>],
+    top: Option<Descriptor>,
     what: &str,
 ) -> Result<Manifest, Error> {
     let mut value = object(of, what)?;
@@ -78,6 +99,9 @@ pub(super) fn manifest(
                 }
             }
         }
+    }
+    if let Some(top) = top {
+        old.push(json!(top));
     }
     made(media_type::MANIFEST, &Value::Object(value), what)
 }
@@ -198,6 +222,14 @@ fn mark(entry: &mut Value, from: &Digest, format: Format) {
     if format == Format::ZstdChunked {
         entry["annotations"][PREFERRED_ZSTD] = "true".into();
     }
+    if format == Format::Nydus {
+        entry["artifactType"] = formats::NYDUS_ARTIFACT.into();
+        let mut features = entry["platform"]["os.features"].as_array().cloned().unwrap_or_default();
+        if !features.iter().any(|feature| feature == formats::NYDUS_FEATURE) {
+            features.push(formats::NYDUS_FEATURE.into());
+        }
+        entry["platform"]["os.features"] = features.into();
+    }
 }
 
 /// Returns what a config says about where it runs, as an index says it.
@@ -282,6 +314,23 @@ mod tests {
     }
 
     #[test]
+    fn a_history_gets_one_more_step() {
+        const STEP: &str =
+            r#"{"created_by":"floe convert --format nydus","comment":"the tree of all layers"}"#;
+        for (before, after) in [
+            (r#"{"history":[ {"a":1} ],"x":[]}"#, format!(r#"{{"history":[ {{"a":1}} ,{STEP}],"x":[]}}"#)),
+            (r#"{"history":[]}"#, format!(r#"{{"history":[{STEP}]}}"#)),
+            (r#"{"rootfs":{}}"#, r#"{"rootfs":{}}"#.to_owned()),
+            (r#"{"history":null}"#, r#"{"history":null}"#.to_owned()),
+        ] {
+            assert_eq!(history(&before.into(), "x").unwrap(), after);
+        }
+        for bad in ["", r#"{"history":{}}"#, r#"{"history":7}"#] {
+            assert!(history(&bad.into(), "x").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_manifest_becomes_one_of_oci_and_keeps_what_it_says() {
         let before = of(&json!({
             "schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST, "annotations": { "a": "b" }, "x": [1],
@@ -294,7 +343,7 @@ mod tests {
         let mut layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar+zstd", b"layer");
         layer.annotations.insert("k".into(), "v".into());
         let config = Descriptor::of(media_type::CONFIG, b"config");
-        let after = manifest(&before, &config, &[None, Some(layer.clone())], "x").unwrap();
+        let after = manifest(&before, &config, &[None, Some(layer.clone())], None, "x").unwrap();
         assert_eq!(after.media_type, media_type::MANIFEST);
         let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
         let expected = json!({
@@ -302,7 +351,7 @@ mod tests {
             "config": config, "layers": [{ "mediaType": gzip, "digest": A, "size": 1 }, layer]
         });
         assert_eq!(value(&after), expected);
-        assert!(manifest(&before, &config, &[None], "x").is_err(), "a layer is missing");
+        assert!(manifest(&before, &config, &[None], None, "x").is_err(), "a layer is missing");
     }
 
     fn entry(manifest: &Manifest, annotations: &Value) -> Value {

@@ -2,15 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use format::Digest;
 use tokio::sync::mpsc;
 
-use super::{Recode, RecodeError, Recoded};
+use super::{LAYER_TAIL, Recode, RecodeError, Recoded, TopLayer};
 use crate::blob::RangeReader;
 use crate::budget::Priority;
+use crate::copy::target::Target;
 use crate::error::{Cause, Error};
 use crate::layout::blocking;
 use crate::manifest::LayerBlob;
@@ -132,6 +135,49 @@ pub(super) async fn recode(
     });
     let (made, ()) = tokio::join!(work, feed(reader, send, passed));
     made
+}
+
+/// Has a layer looked at that was made before; says whether it is understood.
+pub(super) async fn recall(by: &Arc<dyn Recode>, target: &Target, made: &LayerBlob) -> Result<bool, Error> {
+    let not = |error: &RecodeError| {
+        tracing::debug!(%error, layer = %made.digest, "it is not what it says");
+        false
+    };
+    let tail = part(target, made, made.size.saturating_sub(LAYER_TAIL)..made.size).await?;
+    let wanted = match by.wants(made, &tail) {
+        Ok(wanted) => wanted,
+        Err(error) => return Ok(not(&error)),
+    };
+    if wanted.end > made.size || wanted.end.saturating_sub(wanted.start) > limits::TREE_BYTES {
+        return Ok(false);
+    }
+    let bytes = part(target, made, wanted).await?;
+    let (by, layer) = (by.clone(), made.clone());
+    let taken = blocking("reading what a layer says", move || Ok(by.recall(&layer, &bytes))).await?;
+    Ok(taken.map_or_else(|error| not(&error), |()| true))
+}
+
+/// Reads a part of a layer that was stored.
+async fn part(target: &Target, layer: &LayerBlob, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    if !range.is_empty() {
+        let mut reader = target.read_range(layer, range)?;
+        while let Some(piece) = reader.chunk().await? {
+            bytes.extend_from_slice(&piece);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Makes the layer that goes on top of others.
+pub(super) async fn top(by: Arc<dyn Recode>, layers: Vec<Digest>, what: String) -> Result<TopLayer, Error> {
+    blocking("making the layer on top", move || {
+        by.top(&layers).map_err(|error| match error {
+            RecodeError::Inexpressible(why) => Error::Unsupported { what, why },
+            RecodeError::Failed(cause) => Error::invalid(what, because(&cause)),
+        })
+    })
+    .await
 }
 
 /// Compares a layer with what was made of it.

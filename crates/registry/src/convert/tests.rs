@@ -1,6 +1,6 @@
 //! Whole conversions between layouts, with a recoder that only marks what it is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +24,8 @@ const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 struct Marks {
     recoded: AtomicUsize,
     compared: AtomicUsize,
+    /// Layers that can be under a top.
+    known: Mutex<HashSet<Digest>>,
 }
 
 const MARK: &str = "made of ";
@@ -50,6 +52,7 @@ impl Recode for Marks {
         let made = [MARK.as_bytes(), &bytes].concat();
         out.write_all(&made).map_err(failed)?;
         let digest = Digest::of(&made);
+        self.known.lock().unwrap().insert(digest);
         let annotations = BTreeMap::from([(TOC_DIGEST.to_owned(), "x".to_owned())]);
         Ok(Recoded { digest, size: made.len() as u64, diff_id: DiffId::new(digest), annotations })
     }
@@ -71,6 +74,28 @@ impl Recode for Marks {
         } else {
             Err(failed(std::io::Error::other("they differ")))
         }
+    }
+
+    fn wants(&self, made: &LayerBlob, tail: &[u8]) -> Result<std::ops::Range<u64>, RecodeError> {
+        assert_eq!(tail.len() as u64, made.size.min(LAYER_TAIL));
+        Ok(0..made.size - 1)
+    }
+
+    fn recall(&self, made: &LayerBlob, part: &[u8]) -> Result<(), RecodeError> {
+        assert_eq!(part.len() as u64, made.size - 1);
+        if part.ends_with(b"forgotte") {
+            return Err(RecodeError::Inexpressible("no table".into()));
+        }
+        self.known.lock().unwrap().insert(made.digest);
+        Ok(())
+    }
+
+    fn top(&self, layers: &[Digest]) -> Result<TopLayer, RecodeError> {
+        let known = self.known.lock().unwrap();
+        assert!(layers.iter().all(|layer| known.contains(layer)));
+        let blob = Bytes::from(format!("{layers:?}"));
+        let diff_id = DiffId::new(Digest::of(&[&blob[..], b" as a tar"].concat()));
+        Ok(TopLayer { blob, diff_id })
     }
 }
 
@@ -172,9 +197,18 @@ impl Scene {
     }
 
     async fn convert(&self, originals: Originals, verify: bool) -> Result<Converted, Error> {
+        self.convert_to(Format::EStargz, originals, verify).await
+    }
+
+    async fn convert_to(
+        &self,
+        format: Format,
+        originals: Originals,
+        verify: bool,
+    ) -> Result<Converted, Error> {
         let place = |dir: &Path| format!("oci:{}:v1", dir.display()).parse().unwrap();
         let (from, to) = (place(&self.dir.path().join("from")), place(&self.to()));
-        let conversion = Conversion { format: Format::EStargz, originals, verify };
+        let conversion = Conversion { format, originals, verify };
         let client = Client::new(Config::isolated());
         client.convert((&from, &to), conversion, self.marks.clone(), self.heard.clone()).await
     }
@@ -319,4 +353,62 @@ async fn what_cannot_end_well_is_refused_at_once() {
     assert!(convert("oci-archive:-", true).await.contains("cannot be read again"));
     let digest = Digest::of(b"x");
     assert!(convert(&format!("localhost/a@{digest}"), false).await.contains("not known before"));
+}
+
+#[tokio::test]
+async fn an_image_of_nydus_has_a_layer_on_top_and_its_original_beside_it() {
+    let scene = Scene::new().await;
+    let one = scene.image("amd64", false, &["base", "one", "base"]).await;
+    let other = scene.image("arm64", true, &["base", "forgotten"]).await;
+    scene.list([&one, &other]).await;
+    let converted = scene.convert_to(Format::Nydus, Originals::Kept, false).await.unwrap();
+    assert_eq!(how(&converted), [How::Recoded; 3]);
+    let there = scene.there().await;
+    let root = there.root().await.unwrap();
+    let entries: Value = serde_json::from_slice(&root.bytes).unwrap();
+    let entries = entries["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 5, "originals, what is about them, and what was made");
+    assert_eq!(entries[0]["digest"], one.digest.to_string());
+    for (entry, was) in entries[3..].iter().zip([&one, &other]) {
+        assert_eq!(entry["artifactType"], "application/vnd.nydus.image.manifest.v1+json");
+        assert_eq!(entry["platform"]["os.features"], json!(["nydus.remoteimage.v1"]));
+        assert_eq!(entry["annotations"][CONVERTED_FROM], was.digest.to_string());
+    }
+    let made = there.manifest(&root.children()[3]).await.unwrap();
+    let image = made.image("").unwrap();
+    let config = there.read_blob(&image.config, 1 << 20, stream::PRIORITY).await.unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let blobs = ["base", "one", "base"].map(|was| Digest::of(format!("{MARK}{was}").as_bytes()));
+    let top = format!("{blobs:?}");
+    let tar = Digest::of(format!("{top} as a tar").as_bytes());
+    let diff_ids: Vec<_> = blobs.iter().chain([&tar]).map(ToString::to_string).collect();
+    assert_eq!(config["rootfs"]["diff_ids"], json!(diff_ids));
+    for layer in &image.layers[..3] {
+        assert_eq!(layer.media_type, "application/vnd.oci.image.layer.nydus.blob.v1");
+        assert_eq!(layer.annotations["containerd.io/snapshot/nydus-blob"], "true");
+    }
+    assert_eq!(image.layers[3].digest, Digest::of(top.as_bytes()));
+    assert_eq!(image.layers[3].media_type, GZIP);
+    assert_eq!(image.layers[3].annotations["containerd.io/snapshot/nydus-bootstrap"], "true");
+    assert_eq!(image.layers[3].annotations["containerd.io/snapshot/nydus-fs-version"], "6");
+
+    // Somebody who knows nothing of the layers finds them, but for one that says nothing.
+    scene.marks.known.lock().unwrap().clear();
+    let again = scene.convert_to(Format::Nydus, Originals::Kept, false).await.unwrap();
+    assert_eq!(how(&again), [How::Reused, How::Reused, How::Recoded]);
+    assert_eq!(again.digest, converted.digest);
+}
+
+#[tokio::test]
+async fn no_layer_stays_in_an_image_of_nydus() {
+    let scene = Scene::new().await;
+    let good = scene.image("amd64", false, &["base", "one"]).await;
+    scene.name(&good).await;
+    let converted = scene.convert_to(Format::Nydus, Originals::Kept, true).await.unwrap();
+    assert_eq!((how(&converted), converted.verified), (vec![How::Recoded; 2], 2));
+    let image = scene.image("amd64", false, &["base", "stay"]).await;
+    scene.name(&image).await;
+    let error = scene.convert_to(Format::Nydus, Originals::Kept, false).await.unwrap_err();
+    assert!(error.to_string().contains("a strange file"), "{error}");
+    assert_eq!(scene.there().await.root().await.unwrap().digest, converted.digest, "what was there stays");
 }

@@ -1,5 +1,6 @@
 //! Where a copy goes: a registry, an OCI layout, an OCI archive.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -74,12 +75,17 @@ impl Target {
 
     /// Reads a layer that was stored.
     pub(crate) fn read(&self, layer: &LayerBlob) -> Result<RangeReader, Error> {
+        self.read_range(layer, 0..layer.size)
+    }
+
+    /// Reads a part of a layer that was stored.
+    pub(crate) fn read_range(&self, layer: &LayerBlob, range: Range<u64>) -> Result<RangeReader, Error> {
         let LayerBlob { digest, size, .. } = layer;
         match self {
             Self::Registry(repository, _) => {
-                Ok(repository.read_range(digest, *size, 0..*size, Priority::Demand))
+                Ok(repository.read_range(digest, *size, range, Priority::Demand))
             }
-            Self::Layout(layout, _) => Ok(layout.read_range(digest, *size, 0..*size)),
+            Self::Layout(layout, _) => Ok(layout.read_range(digest, *size, range)),
             Self::Archive(..) => Err(Error::Unsupported {
                 what: format!("layer {digest}"),
                 why: "an archive that is being written cannot be read".into(),
