@@ -189,6 +189,29 @@ fn lacking(blobs: &[Vec<u8>]) -> TestImage {
 }
 
 #[test]
+fn a_bootstrap_that_was_called_a_blob_still_has_its_tree_for_others() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let honest = merged();
+    let wanted = wanted(&registry.host());
+    let last = honest.layers.len() - 1;
+    let mut layer = honest.layers[last].clone();
+    layer.annotations = [("containerd.io/snapshot/nydus-blob".to_owned(), "true".to_owned())].into();
+    let lying = TestImage::new(vec![layer], &json!({}));
+    let [lie, truth] = ["lie", "truth"].map(|tag| format!("{}/team/app:{tag}", registry.host()));
+    lying.push(&lie);
+    honest.push(&truth);
+    for _ in 0..2 {
+        let empty = node.mount(&lie);
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+        let at = node.mount(&truth);
+        assert_same(&at, &wanted);
+        node.umount(&at);
+        node.umount(&empty);
+    }
+}
+
+#[test]
 fn bytes_of_a_blob_that_are_wrong_never_reach_a_reader() {
     let node = node!();
     let server = Faulty::start();

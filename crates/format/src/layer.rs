@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use crate::digest::{ChunkId, IndexId};
+use crate::digest::{ChunkId, Digest, IndexId};
 use crate::index::{Basis, Facts, Index, Part, Piece, Source};
 use crate::limits;
 use crate::payload::Layout;
@@ -169,6 +169,14 @@ impl Layer {
             Some(contents) => Some(contents.parts(self.chunks_of(segments)?, self.index.chunks())),
             None => Some(vec![Part { blob: 0, range: self.packed(segments)?, chunks: 0 }]),
         }
+    }
+
+    /// Returns the blob that a segment's bytes are in, or those of one of its chunks.
+    pub fn blob_of(&self, segment: u32, chunk: Option<u32>) -> Digest {
+        let piece = chunk.and_then(|chunk| self.pieces()?.get(chunk as usize));
+        let part = || self.parts(segment..segment.saturating_add(1))?.first().map(|part| part.blob);
+        let number = piece.map(|piece| piece.blob).or_else(part);
+        number.and_then(|number| self.source().blob_at(number)).map_or(self.source().blob, |blob| blob.digest)
     }
 
     /// Returns the part of the blob needed to decode these segments of a layer that has starts: from the start of the

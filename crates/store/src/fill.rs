@@ -63,11 +63,12 @@ impl Fill<'_> {
         if self.job.priority < Priority::Hint {
             return;
         }
-        let begin = self.job.spans[0].start;
-        let fits = |span: &Range<u32>| {
-            held.layer.parts(begin..span.end).is_some_and(|parts| packed_len(&parts) <= ahead.bytes)
+        let mut bytes = 0;
+        let fits = |span: &&Range<u32>| {
+            bytes += held.layer.parts((*span).clone()).map_or(0, |parts| packed_len(&parts));
+            bytes <= ahead.bytes
         };
-        let count = self.job.spans.iter().take_while(|span| fits(span)).count().max(1);
+        let count = self.job.spans.iter().take_while(fits).count().max(1);
         let rest = self.job.spans.split_off(count);
         guard::lock(&self.inner.flights).put_back(&self.job, &rest);
         self.inner.work.notify_one();
@@ -145,8 +146,6 @@ impl Fill<'_> {
         let (inner, urgency) = (self.inner, Arc::clone(&self.urgency));
         // A decoder that goes on may hold all it needs; then nobody is asked.
         let mut stop = self.take(held, &mut decoder, past, &[]);
-        let mut clock = Clock::start();
-        let mut arriving = None;
         let mut read = Ok(());
         for part in parts.iter().filter(|part| !part.range.is_empty()) {
             if stop.is_some() {
@@ -155,6 +154,7 @@ impl Fill<'_> {
             let Some(blob) = held.layer.source().blob_at(part.blob) else { break };
             let blob = Blob { digest: blob.digest, size: blob.size };
             let mut left = part.range.end - part.range.start;
+            let (mut clock, mut arriving) = (Clock::start(), None);
             let mut sink = |piece: &[u8]| {
                 clock.took(piece.len());
                 arriving.get_or_insert_with(|| Arrives::begin(inner));
@@ -171,12 +171,12 @@ impl Fill<'_> {
                 }
             };
             read = inner.origin.read(&blob, part.range.clone(), &urgency, deadline, &mut sink);
+            drop(arriving);
+            guard::lock(&inner.pace).learn(&clock);
             if read.is_err() || left > 0 {
                 break;
             }
         }
-        drop(arriving);
-        guard::lock(&self.inner.pace).learn(&clock);
         match (stop, read) {
             (Some(Stop::Complete), _) if decoder.is_done() => {
                 self.park(held, decoder);
@@ -310,9 +310,8 @@ impl Fill<'_> {
             _ => self.span().start,
         };
         self.inner.observer.corrupt(held.open.id(), segment);
-        let part = held.layer.parts(segment..segment + 1).and_then(|parts| parts.into_iter().next());
-        let source = held.layer.source();
-        let blob = part.and_then(|part| source.blob_at(part.blob)).map_or(source.blob, |blob| blob.digest);
+        let chunk = if let DecodeError::Corrupt(corrupt) = &error { Some(corrupt.chunk) } else { None };
+        let blob = held.layer.blob_of(segment, chunk);
         ReadError::Corrupt { index: held.open.id(), segment, blob, source: Arc::new(error) }
     }
 }

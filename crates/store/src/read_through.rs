@@ -41,6 +41,9 @@ pub const DEADLINE: Duration = Duration::from_secs(300);
 /// enough that a reader's own request is never far behind it.
 const COALESCED: u64 = 8 << 20;
 
+/// Most spans in a run: what is packed of them may be next to nothing.
+const RUN: usize = 1024;
+
 /// How long the end of the threads is waited for.
 const ENDING: Duration = Duration::from_secs(2);
 
@@ -479,7 +482,8 @@ pub(crate) fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
                 if run.last().is_some_and(|last| last.end == span.segments.start)
                     && held.open.claim(span.segments.start) != Some(Claim::Whole)
                     && span.parts.first().is_some_and(|part| goes_on(last.as_ref(), part))
-                    && len + packed_len(&span.parts) <= COALESCED =>
+                    && len + packed_len(&span.parts) <= COALESCED
+                    && run.len() < RUN =>
             {
                 run.push(span.segments);
                 len += packed_len(&span.parts);

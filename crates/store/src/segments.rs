@@ -70,6 +70,8 @@ pub(crate) trait Content: Send + Sync {
     fn tells(&self) -> bool {
         true
     }
+    /// Returns how long all is that it is fetched from.
+    fn packed(&self) -> u64;
 }
 
 impl Content for Layer {
@@ -91,6 +93,10 @@ impl Content for Layer {
 
     fn tells(&self) -> bool {
         self.is_of_tar()
+    }
+
+    fn packed(&self) -> u64 {
+        self.source().packed()
     }
 }
 
@@ -246,6 +252,11 @@ impl OpenLayer {
 
     fn refused(&self) -> bool {
         matches!(self.standing().proof, Proof::Refused { .. })
+    }
+
+    /// Returns how many packed bytes all of it takes.
+    pub fn packed(&self) -> u64 {
+        self.content.packed()
     }
 
     /// Returns how many segments the layer has.

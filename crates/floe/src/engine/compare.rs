@@ -112,7 +112,11 @@ fn tree(image: &OpenImage) -> anyhow::Result<Image<Map>> {
 /// Returns how many different layers nobody has proved.
 fn believed(images: &[Arc<OpenImage>; 2]) -> u64 {
     let layers = images.iter().flat_map(|image| image.layers());
-    layers.filter(|found| !found.proved()).map(|found| found.id()).collect::<HashSet<_>>().len() as u64
+    layers
+        .filter(|found| !found.proved() && found.place.role.is_none())
+        .map(|found| found.id())
+        .collect::<HashSet<_>>()
+        .len() as u64
 }
 
 /// Returns what a node that has all of one image would fetch for another one.
@@ -131,8 +135,9 @@ fn upgrade(from: &OpenImage, to: &OpenImage) -> Upgrade {
         upgrade.new_layer_bytes += size;
         upgrade.new_chunk_bytes += lack.missing;
         // In 128 bits: a terabyte of a terabyte.
-        let share = u128::from(size) * u128::from(lack.missing) / u128::from(lack.all.max(1));
-        upgrade.new_chunk_packed += u64::try_from(share).unwrap_or(size);
+        let packed = found.packed();
+        let share = u128::from(packed) * u128::from(lack.missing) / u128::from(lack.all.max(1));
+        upgrade.new_chunk_packed += u64::try_from(share).unwrap_or(packed);
     }
     upgrade
 }

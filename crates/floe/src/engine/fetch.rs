@@ -107,7 +107,7 @@ impl Engine {
                 say(talk, "proving", &blob, found.place.size, found.place.size)?;
                 self.prove(found)?;
             }
-            say(talk, "complete", &blob, found.place.size, found.place.size)?;
+            say(talk, "complete", &blob, found.packed(), found.packed())?;
         }
         Ok(())
     }
@@ -198,7 +198,8 @@ impl Engine {
 
     /// Builds every index anew from the layer itself and compares: equal identity is equal bytes.
     pub(super) fn rebuild(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
-        for found in image.layers() {
+        // A layer of Nydus was read whole when its index was made, or is nothing that an index could be made of.
+        for found in image.layers().iter().filter(|found| found.place.role.is_none()) {
             let segment = found.layer().facts().segment;
             let (_, layer, _pins) = self.build_layer(&found.place, segment, talk)?;
             if layer.id() != found.id() {

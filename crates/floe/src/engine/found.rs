@@ -74,33 +74,31 @@ impl FoundLayer {
         self.hold.files().clone()
     }
 
-    /// Returns how many bytes all that it holds takes on the way: a tree of Nydus' has it in other blobs.
+    /// Returns how many bytes all that it holds takes on the way.
     pub(super) fn packed(&self) -> u64 {
-        let contents = self.layer().source().contents.as_ref();
-        let beside = contents.map_or(0, |contents| contents.blobs.iter().map(|blob| blob.size).sum());
-        if beside > 0 { beside } else { self.place.size }
+        self.hold.files().packed()
     }
 
     /// Returns about how many of these are missing.
     pub(super) fn missing(&self) -> u64 {
-        missing(self.hold.files(), self.packed())
+        missing(self.hold.files())
     }
 
     /// Returns about how many of these are here when so many segments are missing.
     pub(super) fn here(&self, missing: usize) -> u64 {
-        here(self.hold.files(), self.packed(), missing)
+        here(self.hold.files(), missing)
     }
 }
 
-/// Returns about how many of so many packed bytes of a layer are here when so many segments are missing.
-fn here(files: &OpenLayer, size: u64, missing: usize) -> u64 {
-    let all = u64::from(files.segments()).max(1);
+/// Returns about how many packed bytes of a layer are here when so many segments are missing.
+fn here(files: &OpenLayer, missing: usize) -> u64 {
+    let (all, size) = (u64::from(files.segments()).max(1), files.packed());
     // In 128 bits: a blob of a terabyte times a million segments does not fit 64.
     let share = u128::from(size) * u128::from(all.saturating_sub(missing as u64)) / u128::from(all);
     u64::try_from(share).unwrap_or(size)
 }
 
-/// Returns about how many of so many packed bytes of a layer are missing.
-pub(super) fn missing(files: &OpenLayer, size: u64) -> u64 {
-    size.saturating_sub(here(files, size, files.missing()))
+/// Returns about how many packed bytes of a layer are missing.
+pub(super) fn missing(files: &OpenLayer) -> u64 {
+    files.packed().saturating_sub(here(files, files.missing()))
 }

@@ -16,6 +16,7 @@ use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, RefName, Urgency
 use super::asker::{Asker, Question, is_in};
 use super::found::{FoundLayer, Place};
 use super::line::Line;
+use super::nydus::Role;
 use super::open::{Purpose, Resolved};
 use super::parallel::parallel;
 use super::pipe::{Pipe, PipeEnd};
@@ -178,7 +179,9 @@ impl Engine {
         {
             match self.shipped(source, &resolved.manifest, artifacts) {
                 Ok(shipped) => {
+                    let untold = why_not.text.take();
                     why_not = self.fetch_layers(source, &shipped, &asked, resolved, &line, &mut layers)?;
+                    why_not.text = untold.or(why_not.text);
                     profile = self.shipped_profile(source, &shipped);
                 }
                 Err(error) => {
@@ -201,6 +204,9 @@ impl Engine {
         images: &[ImageRef],
         asked: &Question<'_>,
     ) -> anyhow::Result<Option<FoundLayer>> {
+        if place.role.is_some() && asked.by_blob {
+            return Ok(None);
+        }
         let mut second = None;
         for (id, accepted_by) in self.known_indexes(place, images) {
             let claim = Claim { layer: place.blob, diff_id: place.diff_id, index: id };
@@ -216,10 +222,9 @@ impl Engine {
             };
             let size = index.encode().len() as u64;
             let made_of = index.source().contents.as_ref().map(|contents| contents.table);
-            let all_of_it = made_of == Some(place.blob);
-            if made_of.is_some_and(|table| (asked.proving && !all_of_it) || !is_of(&table, place))
-                || all_of_it != place.role.is_some()
-            {
+            let role = made_of.and_then(|table| Role::of_table(&table, &place.blob));
+            let table = made_of.filter(|_| role.is_none());
+            if role != place.role || table.is_some_and(|table| asked.proving || !is_of(&table, place)) {
                 continue;
             }
             let hold = match self.open_layer(place, index) {
@@ -342,7 +347,8 @@ impl Engine {
     ) -> anyhow::Result<WhyNot> {
         let why_not = Mutex::new(WhyNot::default());
         for artifact in &shipped.artifacts {
-            let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
+            let lacks = |n: &usize| layers[*n].is_none() && resolved.layers[*n].role.is_none();
+            let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
             let fetched = parallel(&missing, INDEXES, |n| {
                 let place = &resolved.layers[*n];
                 let found = self.fetch_layer(source, artifact, &shipped.signatures, asked, place, line);

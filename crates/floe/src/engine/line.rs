@@ -24,6 +24,9 @@ impl Line {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(super) fn had_better_carry(&self, bytes: u64) -> bool {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < 2 {
+            return false; // what of one answer's time was the way, and what its bytes, nobody knows
+        }
         let Some(round_trip) = seen.iter().map(|(_, time)| *time).min() else { return false };
         let Some((most, time)) = seen.iter().filter(|(bytes, _)| *bytes >= TELLING).max() else {
             return false;
@@ -56,5 +59,8 @@ mod tests {
         let short = Line::default();
         short.seen(2_000, Duration::from_millis(40));
         assert!(!short.had_better_carry(1));
+        let one = Line::default();
+        one.seen(700_000, Duration::from_millis(96));
+        assert!(!one.had_better_carry(70_000_000));
     }
 }

@@ -310,7 +310,7 @@ impl LiveMount {
     pub(super) fn missing(&self) -> u64 {
         let missing = |layer: &RefLayer| {
             let found = self.files.iter().find(|(files, _)| files.id() == layer.index);
-            found.map_or(0, |(files, _)| found::missing(files, layer.size))
+            found.map_or(0, |(files, _)| found::missing(files))
         };
         self.record().layers.iter().map(missing).sum()
     }

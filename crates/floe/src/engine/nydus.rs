@@ -6,7 +6,8 @@
 //! says, which may say it of somebody else's layer; so where layers are shared with images nobody here is asked about, it
 //! counts as a table of contents does.
 //!
-//! Of both the index names the layer itself as the table that it was made of.
+//! The index of a bootstrap names that layer itself as the table it was made of, that of a blob a digest that no table has: so
+//! either is found again for what it is, and for nothing else.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -14,8 +15,10 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use format::index::{BlobAt, Codec, Index};
 use format::nydus::bootstrap::{Blob, Bootstrap};
-use format::nydus::index::{Whose, index, nothing};
+use format::nydus::index::{MakeError, Whose, index, nothing};
 use format::nydus::meta::BlobMeta;
+use format::payload::SegmentSize;
+use format::skeleton::MadeError;
 use format::tar::{MemberKind, Parser, Step};
 use format::{DiffId, Digest, limits, unpack};
 use registry::{Descriptor, Priority, Source};
@@ -43,6 +46,9 @@ const IS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
 const IS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
 
+/// Segments of 8 MiB, as a power of two: enough for 128 GiB of files.
+const LARGEST: u8 = 23;
+
 impl Role {
     /// Returns what a layer is, as its descriptor says.
     pub(super) fn of(media_type: &str, annotations: &BTreeMap<String, String>) -> Option<Self> {
@@ -51,6 +57,19 @@ impl Role {
             Some(Self::Bootstrap)
         } else {
             (media_type == BLOB || is(IS_BLOB) || annotations.contains_key(REFERENCE)).then_some(Self::Blob)
+        }
+    }
+
+    /// Returns what an index, made of this table for this blob, takes the layer for.
+    pub(super) fn of_table(table: &Digest, blob: &Digest) -> Option<Self> {
+        [Self::Blob, Self::Bootstrap].into_iter().find(|role| role.table(blob) == *table)
+    }
+
+    /// Returns what the index of a layer names as its table.
+    fn table(self, blob: &Digest) -> Digest {
+        match self {
+            Self::Blob => Digest::of(b"a blob of Nydus has no files"),
+            Self::Bootstrap => *blob,
         }
     }
 
@@ -79,11 +98,15 @@ impl Engine {
     ) -> anyhow::Result<Option<String>> {
         for (place, layer) in places.iter().zip(layers) {
             let (Some(role), None) = (place.role, &layer) else { continue };
+            if asked.by_blob {
+                // Nobody knows how long its tar is, and a bootstrap alone knows no place to have its blobs from.
+                return Ok(Some("layers of Nydus are not to be had by themselves".into()));
+            }
             let read = match role {
                 _ if !role.is_certain(self.rule.judge_unsigned(asked.asked), asked) => {
                     Err(NotSigned::Shared.into())
                 }
-                Role::Blob => Ok(nothing(&whose(place, Codec::Plain, &[], &[]))?),
+                Role::Blob => self.without_files(place),
                 Role::Bootstrap => self.read_bootstrap(source, place, places, line),
             };
             match read.and_then(|index| self.take_nydus(place, index)) {
@@ -92,6 +115,12 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    fn without_files(&self, place: &Place) -> anyhow::Result<Index> {
+        let table = Role::Blob.table(&place.blob);
+        let whose = whose(place, Codec::Plain, &[], &[], segment_size(place.size));
+        Ok(nothing(&Whose { table, ..whose })?)
     }
 
     fn take_nydus(&self, place: &Place, index: Index) -> anyhow::Result<FoundLayer> {
@@ -123,11 +152,23 @@ impl Engine {
         }
         let bootstrap = Bootstrap::open(file(&tar)?).context("reading the bootstrap")?;
         let blobs = self.blobs_of(bootstrap.blobs(), places)?;
+        let needed = bootstrap.blobs().iter().filter(|blob| blob.has_batches()).map(|blob| blob.meta.plain);
+        if needed.fold(0, u64::saturating_add) > limits::CONTENTS {
+            bail!("the tables of its blobs are longer than {} bytes", limits::CONTENTS);
+        }
         let metas: Vec<_> = (bootstrap.blobs().iter().zip(&blobs))
             .map(|(blob, at)| self.meta(source, blob, at, line))
             .collect::<anyhow::Result<_>>()?;
-        let index =
-            index(&bootstrap, &whose(place, codec, &blobs, &metas)).context("reading the bootstrap")?;
+        // How much room its files take is known when all are placed.
+        let mut segment = segment_size(blobs.iter().map(|blob| blob.size).sum());
+        let index = loop {
+            match index(&bootstrap, &whose(place, codec, &blobs, &metas, segment)) {
+                Err(MakeError::Made(MadeError::Space(_))) if segment.bits() < LARGEST => {
+                    segment = SegmentSize::from_bits(segment.bits() + 2).context("making larger segments")?;
+                }
+                made => break made.context("reading the bootstrap")?,
+            }
+        };
         tracing::info!(layer = %place.blob, index = %index.id(), "index from a bootstrap of Nydus");
         Ok(index)
     }
@@ -154,7 +195,7 @@ impl Engine {
             return Ok(None);
         }
         let (range, begun) = (BlobMeta::range(blob), Instant::now());
-        if range.start > range.end || range.end > at.size || range.end - range.start > limits::BOOTSTRAP {
+        if range.start > range.end || range.end > at.size || range.end - range.start > limits::CONTENTS {
             bail!("the tables of blob {} are out of range", at.digest);
         }
         let bytes = self.net.part(source, &at.digest, at.size, range, Priority::Demand);
@@ -165,16 +206,22 @@ impl Engine {
     }
 }
 
-fn whose<'a>(place: &Place, codec: Codec, blobs: &'a [BlobAt], metas: &'a [Option<BlobMeta>]) -> Whose<'a> {
+fn whose<'a>(
+    place: &Place,
+    codec: Codec,
+    blobs: &'a [BlobAt],
+    metas: &'a [Option<BlobMeta>],
+    segment: SegmentSize,
+) -> Whose<'a> {
     Whose {
         blob: place.blob,
         size: place.size,
         codec,
         diff_id: place.diff_id,
-        table: place.blob,
+        table: Role::Bootstrap.table(&place.blob),
         blobs,
         metas,
-        segment: segment_size(blobs.iter().map(|blob| blob.size).sum()),
+        segment,
     }
 }
 

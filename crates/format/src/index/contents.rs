@@ -100,7 +100,7 @@ pub struct Part {
     pub blob: u16,
     /// The range.
     pub range: Range<u64>,
-    /// How many chunks; 0 where there is one part.
+    /// How many chunks; 0 of a layer that has starts.
     pub(crate) chunks: usize,
 }
 

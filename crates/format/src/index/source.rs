@@ -96,6 +96,15 @@ impl Source {
         }
     }
 
+    /// Returns how long all is that its chunks are in: the blob, or those beside it.
+    pub fn packed(&self) -> u64 {
+        match &self.contents {
+            Some(contents) if contents.pieces.is_empty() => 0,
+            Some(contents) if !contents.blobs.is_empty() => contents.blobs.iter().map(|blob| blob.size).sum(),
+            _ => self.size,
+        }
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX); // at most SEGMENTS, see `check`
         let mut out = Vec::new();

@@ -11,8 +11,12 @@ use crate::digest::{DiffId, Digest};
 use crate::index::{
     Basis, BlobAt, Chunk as Row, Codec, Contents, Facts, Hash, Index, IndexError, Piece, Source, hash_of,
 };
+use crate::limits;
 use crate::payload::SegmentSize;
 use crate::skeleton::{MadeError, SkeletonMaker};
+
+/// Chunks of an index: 60 bytes each, as long together as an index may be.
+const CHUNKS: usize = (limits::INDEX / 60) as usize;
 
 /// Why a bootstrap does not make an index.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +182,9 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
         self.skeleton.member(&member)?;
         for chunk in self.list.chunks(n)? {
             let chunk = chunk?;
+            if self.chunks.len() >= CHUNKS {
+                return Err(NydusError::TooLarge { what: "number of chunks", limit: CHUNKS as u64 }.into());
+            }
             self.pieces.push(piece(self.bootstrap, self.whose, &chunk)?);
             self.chunks.push(Row { len: chunk.len, id: chunk.id });
         }

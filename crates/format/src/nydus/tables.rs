@@ -87,7 +87,11 @@ pub(super) fn blobs(found: &Found<'_>, chunk_size: u32, hash: Hash) -> Result<Ve
         if row.number.get() as usize != blobs.len() || row.id != device.id {
             return Err(NydusError::Damaged("blob and device tables"));
         }
-        blobs.push(blob(&row, chunk_size, hash)?);
+        let blob = blob(&row, chunk_size, hash)?;
+        if blobs.iter().any(|other| other.id == blob.id) {
+            return Err(NydusError::Damaged("a blob is listed twice"));
+        }
+        blobs.push(blob);
     }
     Ok(blobs)
 }

@@ -66,6 +66,9 @@ impl Content for Fake {
     fn tells(&self) -> bool {
         self.seed.is_multiple_of(2)
     }
+    fn packed(&self) -> u64 {
+        self.lens.iter().sum()
+    }
 }
 
 /// Returns a tar of regular files named "0", "1", …
