@@ -7,10 +7,10 @@
 //! ```text
 //! blob ─► source ─► members ─► cut ─── chunks ───► pipe ─► out        [`pack`]
 //!                              └ tree of the layer ─► parts ─┘
-//! parts of each layer ─► members ─► tree of the image ─► bootstrap ─► tar.gz        [`merge`]
+//! parts of each layer ─► members ─► tree of the image ─► bootstrap ─► tar.gz        [`merge()`]
 //! ```
 //!
-//! **Only blobs tell.** [`merge`] knows of a layer what is at the end of its blob, whether that was made just now or found in
+//! **Only blobs tell.** [`merge()`] knows of a layer what is at the end of its blob, whether that was made just now or found in
 //! a registry. So the bootstrap depends on the blobs alone, and a blob made before serves as one made now.
 //!
 //! **Bounded** as other targets are; beside that in memory are the layer's tree and 60 bytes for each chunk.

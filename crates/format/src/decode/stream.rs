@@ -108,7 +108,7 @@ impl StreamDecoder {
         (self.is_done() && reach.get(next as usize)?.start == last.start).then_some(next)
     }
 
-    /// Goes on with the segments up to `end`: [`super::SpanDecoder::packed`] is then what is to be pushed for them.
+    /// Goes on with the segments up to `end`: [`super::SpanDecoder::parts`] is then what is to be pushed for them.
     ///
     /// Only for a decoder that has a [`super::SpanDecoder::next`] segment, which must be before `end`.
     pub(super) fn go_on(&mut self, end: u32) -> Result<(), DecodeError> {

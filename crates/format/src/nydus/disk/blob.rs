@@ -12,17 +12,17 @@ pub const META_MAGIC: u32 = 0xb10b_b10b;
 pub struct MetaHeader {
     /// [`META_MAGIC`].
     pub magic: U32,
-    /// Bits of [`features`].
+    /// Bits of [`super::features`].
     pub features: U32,
-    /// [`BlobRow::units_compressor`].
+    /// [`super::BlobRow::units_compressor`].
     pub units_compressor: U32,
     /// Number of units.
     pub units: U32,
-    /// [`BlobRow::units_offset`].
+    /// [`super::BlobRow::units_offset`].
     pub units_offset: U64,
-    /// [`BlobRow::units_packed`].
+    /// [`super::BlobRow::units_packed`].
     pub units_packed: U64,
-    /// [`BlobRow::units_plain`].
+    /// [`super::BlobRow::units_plain`].
     pub units_plain: U64,
     /// Where the contexts begin in the plain units.
     pub contexts_offset: U64,
