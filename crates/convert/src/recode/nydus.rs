@@ -13,7 +13,8 @@
 //! **Only blobs tell.** [`merge()`] knows of a layer what is at the end of its blob, whether that was made just now or found in
 //! a registry. So the bootstrap depends on the blobs alone, and a blob made before serves as one made now.
 //!
-//! **Bounded** as other targets are; beside that in memory are the layer's tree and 60 bytes for each chunk.
+//! **Bounded** as other targets are; beside that in memory are the layer's tree and some 300 bytes for each
+//! chunk.
 
 mod check;
 mod cut;

@@ -301,7 +301,9 @@ impl Contents for Chunks<'_> {
     fn plan(&self, file: &File) -> Result<Option<ChunkPlan>, Fault> {
         let addresses = self.addresses(file)?;
         let step = CHUNK_SIZE >> BLOCK_BITS;
-        let together = addresses.windows(2).all(|pair| pair[0].block.get() + step == pair[1].block.get());
+        let together = addresses
+            .windows(2)
+            .all(|pair| pair[0].block.get().checked_add(step) == Some(pair[1].block.get()));
         let size = match together && file.size > CHUNK_SIZE.into() {
             true => file.size.next_power_of_two(),
             false => CHUNK_SIZE.into(),

@@ -20,11 +20,6 @@ const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
 const NYDUS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const NYDUS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 
-/// What an index says of an image of Nydus, so that those who know it find it and all others pass it over: nydus-snapshotter
-/// takes either (`docs/index_detection.md`), older clients know the second alone.
-pub(super) const NYDUS_ARTIFACT: &str = "application/vnd.nydus.image.manifest.v1+json";
-pub(super) const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
-
 /// What is said of a table that a layer has, and of no other layer.
 const TABLES: [&str; 5] =
     [TOC_DIGEST, UNCOMPRESSED_SIZE, MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION];

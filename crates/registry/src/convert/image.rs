@@ -225,7 +225,7 @@ impl Outcome {
 }
 
 /// Says that an image cannot be made because one of its layers would stay.
-fn stays(layer: &Digest, why: String) -> Error {
+pub(super) fn stays(layer: &Digest, why: String) -> Error {
     Error::Unsupported { what: format!("layer {layer}"), why }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use format::Digest;
 use tokio::sync::Semaphore;
 
+use super::image::stays;
 use super::prior::Prior;
 use super::rewrite::CONVERTED_FROM;
 use super::{How, Recoded, Sums, Work, formats, stream};
@@ -104,6 +105,8 @@ impl<'a> Layers<'a> {
         let made = stream::recode(recode.clone(), layer, self.threads, reader, &dir, passed).await?;
         let (Recoded { digest, size, diff_id, annotations }, file) = match made {
             Ok(made) => made,
+            // Before anything else of the image is made for nothing.
+            Err(why) if conversion.format.has_top() => return Err(stays(&layer.digest, why)),
             Err(why) => return Ok(Made::Same(why)),
         };
         let content = Content::of_file(file, digest, size);

@@ -2,7 +2,7 @@
 //!
 //! Promises: of every platform each layer is written anew once, wherever it occurs, and only if it has not been before: what
 //! the destination's own name leads to says which layer each of its layers was made of. A layer that the format cannot hold
-//! stays, and why is told. All else of configs, manifests and indexes stays ([`rewrite`]). A layer is whole in a file
+//! stays, and why is told. All else of configs, manifests and indexes stays ([`rewrite`]).
 //! A format that has the tree of all layers in one more is for whoever knows it: there no layer can stay, and the originals
 //! are kept beside what is made. A layer is whole in a file
 //! without a name before it is sent, so whoever is killed leaves nothing; and as in a copy, nothing is named at the

@@ -223,12 +223,7 @@ fn mark(entry: &mut Value, from: &Digest, format: Format) {
         entry["annotations"][PREFERRED_ZSTD] = "true".into();
     }
     if format == Format::Nydus {
-        entry["artifactType"] = formats::NYDUS_ARTIFACT.into();
-        let mut features = entry["platform"]["os.features"].as_array().cloned().unwrap_or_default();
-        if !features.iter().any(|feature| feature == formats::NYDUS_FEATURE) {
-            features.push(formats::NYDUS_FEATURE.into());
-        }
-        entry["platform"]["os.features"] = features.into();
+        entry["artifactType"] = media_type::NYDUS_IMAGE.into();
     }
 }
 

@@ -77,7 +77,7 @@ impl Recode for Packer {
     }
 
     fn recall(&self, made: &LayerBlob, part: &[u8]) -> Result<(), RecodeError> {
-        let toc = self.tables.lock().unwrap_or_else(PoisonError::into_inner).remove(&made.digest);
+        let toc = self.tables.lock().unwrap_or_else(PoisonError::into_inner).get(&made.digest).cloned();
         let toc = toc.ok_or_else(|| failed(std::io::Error::other("its table was not read")))?;
         let parts = toc.parts(part).map_err(failed)?;
         parts.check().map_err(failed)?;
