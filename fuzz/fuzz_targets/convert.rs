@@ -44,7 +44,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     for (n, segment) in (0..).zip(&whole.segments) {
         layer.verify_segment(n, segment).expect("what was handed on is right");
         let mut decoder = SpanDecoder::new(Arc::clone(&layer), n..n + 1).expect("a segment of the layer");
-        let range = decoder.packed();
+        let range = decoder.parts()[0].range.clone();
         let packed = &blob[range.start as usize..range.end as usize];
         let mut found = None;
         for mut part in packed.chunks(usize::from(cuts[0]).max(1)) {

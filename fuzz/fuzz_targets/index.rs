@@ -20,8 +20,11 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     assert_eq!((layer.id(), layer.segments()), (id, segments));
     for n in 0..segments {
         let span = layer.span(n).expect("every segment has a span");
-        assert!(span.segments.contains(&n) && span.packed.start < span.packed.end);
-        assert!(span.packed.end <= layer.source().size);
+        assert!(span.segments.contains(&n) && !span.parts.is_empty());
+        for part in &span.parts {
+            let blob = layer.source().blob_at(part.blob).expect("a part is in a blob that the index names");
+            assert!(part.range.start < part.range.end && part.range.end <= blob.size);
+        }
         assert!(layer.segment_len(n) > 0 && layer.segment_len(n) <= layer.facts().segment.bytes());
     }
 });

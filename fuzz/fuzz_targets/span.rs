@@ -64,7 +64,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Ok(layer) = Layer::open(lie).map(Arc::new) else { return };
     for n in 0..layer.segments() {
         let Ok(mut decoder) = SpanDecoder::new(Arc::clone(&layer), n..layer.segments()) else { continue };
-        let range = decoder.packed();
+        let range = decoder.parts()[0].range.clone();
         let packed = &blob[range.start as usize..range.end as usize];
         'decode: for mut part in packed.chunks(usize::from(piece).max(1)) {
             loop {
