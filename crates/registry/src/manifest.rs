@@ -82,9 +82,7 @@ impl Descriptor {
             annotations: BTreeMap::new(),
         }
     }
-}
 
-impl Descriptor {
     /// Says whether an entry of an image index is for clients of Nydus: by its type, or as they had it before there was
     /// one, by a feature of its platform.
     pub fn needs_nydus(&self) -> bool {

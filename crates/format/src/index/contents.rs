@@ -9,9 +9,10 @@
 
 use std::ops::Range;
 
-use super::{Chunk, Codec, Facts, IndexError, Source, within};
-use crate::digest::Digest;
+use super::{Basis, Chunk, Codec, Facts, Index, IndexError, Source, hash_of, within};
+use crate::digest::{DiffId, Digest};
 use crate::limits;
+use crate::skeleton::Made;
 use crate::wire::{Fields, put};
 
 const HEAD: usize = 92;
@@ -129,6 +130,31 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Returns the index of a layer that has such a table: of this blob, and with this skeleton.
+    pub(crate) fn index(
+        self,
+        made: Made,
+        diff_id: DiffId,
+        (blob, codec): (BlobAt, Codec),
+        chunks: Vec<Chunk>,
+    ) -> Result<Index, IndexError> {
+        let facts = Facts {
+            diff_id,
+            basis: Basis::Contents,
+            tar_len: made.tar_len,
+            segment: made.layout.segment_size(),
+            space: made.layout.space(),
+            skeleton_len: made.facts.len,
+            skeleton_hash: made.facts.hash,
+            chunk_count: u32::try_from(chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
+            chunks_hash: hash_of(&chunks),
+        };
+        let (starts, reach) = (Vec::new(), Vec::new());
+        let source =
+            Source { blob: blob.digest, size: blob.size, codec, starts, reach, contents: Some(self) };
+        Index::new(facts, made.packed, chunks, source)
+    }
+
     /// Returns the parts that hold these chunks, in their order.
     pub(crate) fn parts(&self, chunks: Range<usize>, table: &[Chunk]) -> Vec<Part> {
         let mut parts: Vec<Part> = Vec::new();

@@ -8,9 +8,7 @@ use super::NydusError;
 use super::bootstrap::{Bootstrap, Chunk, Listing};
 use super::meta::BlobMeta;
 use crate::digest::{DiffId, Digest};
-use crate::index::{
-    Basis, BlobAt, Chunk as Row, Codec, Contents, Facts, Hash, Index, IndexError, Piece, Source, hash_of,
-};
+use crate::index::{BlobAt, Chunk as Row, Codec, Contents, Hash, Index, IndexError, Piece};
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::skeleton::{MadeError, SkeletonMaker};
@@ -60,6 +58,12 @@ pub struct Whose<'a> {
     pub segment: SegmentSize,
 }
 
+impl Whose<'_> {
+    fn layer(&self) -> (BlobAt, Codec) {
+        (BlobAt { digest: self.blob, size: self.size }, self.codec)
+    }
+}
+
 /// Returns the index that a bootstrap makes.
 pub fn index<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Result<Index, MakeError> {
     let list = bootstrap.list()?;
@@ -92,7 +96,8 @@ pub fn index<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Res
 pub fn nothing(whose: &Whose<'_>) -> Result<Index, MakeError> {
     let contents =
         Contents { table: whose.table, ahead: 0, hash: Hash::Blake3, blobs: Vec::new(), pieces: Vec::new() };
-    put_together(whose, SkeletonMaker::new(whose.segment)?, Vec::new(), contents)
+    let made = SkeletonMaker::new(whose.segment)?.finish()?;
+    Ok(contents.index(made, whose.diff_id, whose.layer(), Vec::new())?)
 }
 
 /// The entries in the order in which they are taken.
@@ -204,35 +209,6 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
             blobs: blobs.collect(),
             pieces: self.pieces,
         };
-        put_together(whose, self.skeleton, self.chunks, contents)
+        Ok(contents.index(self.skeleton.finish()?, whose.diff_id, whose.layer(), self.chunks)?)
     }
-}
-
-fn put_together(
-    whose: &Whose<'_>,
-    skeleton: SkeletonMaker,
-    chunks: Vec<Row>,
-    contents: Contents,
-) -> Result<Index, MakeError> {
-    let made = skeleton.finish()?;
-    let facts = Facts {
-        diff_id: whose.diff_id,
-        basis: Basis::Contents,
-        tar_len: made.tar_len,
-        segment: made.layout.segment_size(),
-        space: made.layout.space(),
-        skeleton_len: made.facts.len,
-        skeleton_hash: made.facts.hash,
-        chunk_count: u32::try_from(chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
-        chunks_hash: hash_of(&chunks),
-    };
-    let source = Source {
-        blob: whose.blob,
-        size: whose.size,
-        codec: whose.codec,
-        starts: Vec::new(),
-        reach: Vec::new(),
-        contents: Some(contents),
-    };
-    Ok(Index::new(facts, made.packed, chunks, source)?)
 }

@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, V
 use super::toc::Entry;
 use super::{PREFETCH, TableError, from_root};
 use crate::digest::{ChunkId, DiffId, Digest};
-use crate::index::{Basis, Chunk, Codec, Contents, Facts, Hash, Index, Piece, Source, hash_of};
+use crate::index::{BlobAt, Chunk, Codec, Contents, Hash, Index, Piece};
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::rfc3339;
@@ -246,17 +246,6 @@ impl Made {
     fn finish(mut self, whose: &Whose) -> Result<Index, TableError> {
         self.close()?;
         let made = self.skeleton.finish()?;
-        let facts = Facts {
-            diff_id: whose.diff_id,
-            basis: Basis::Contents,
-            tar_len: made.tar_len,
-            segment: made.layout.segment_size(),
-            space: made.layout.space(),
-            skeleton_len: made.facts.len,
-            skeleton_hash: made.facts.hash,
-            chunk_count: u32::try_from(self.chunks.len()).unwrap_or(u32::MAX), // `Index::new` compares
-            chunks_hash: hash_of(&self.chunks),
-        };
         let mut pieces = Vec::with_capacity(self.begins.len());
         let mut next = whose.end; // where the member or frame after the one in hand begins
         for (n, begins) in self.begins.iter().enumerate().rev() {
@@ -270,15 +259,8 @@ impl Made {
         pieces.reverse();
         let (table, ahead) = (whose.table, self.ahead);
         let contents = Contents { table, ahead, hash: Hash::Sha256, blobs: Vec::new(), pieces };
-        let source = Source {
-            blob: whose.blob,
-            size: whose.size,
-            codec: whose.codec,
-            starts: Vec::new(),
-            reach: Vec::new(),
-            contents: Some(contents),
-        };
-        Ok(Index::new(facts, made.packed, self.chunks, source)?)
+        let layer = (BlobAt { digest: whose.blob, size: whose.size }, whose.codec);
+        Ok(contents.index(made, whose.diff_id, layer, self.chunks)?)
     }
 }
 
