@@ -37,17 +37,17 @@
 //!
 //! [metrics]
 //! listen = "127.0.0.1:9464"  # where GET /metrics tells a Prometheus; unless said, nowhere. Whoever reaches it may ask
-//! root = "/var/lib/floe"     # the store whose daemon tells; this one, unless it says so
+//! root = "/var/lib/floe"     # the store whose daemon tells; /var/lib/floe, unless it says so
 //!
 //! [containerd]
 //! socket = "/run/floe/containerd.sock"   # where the daemon is a snapshotter for containerd; it then ends only when told
-//! root = "/var/lib/floe"   # the store whose daemon it is; this one, unless it says so
+//! root = "/var/lib/floe"   # the store whose daemon it is; /var/lib/floe, unless it says so
 //! image_service = "/run/floe/images.sock"       # for kubelet's --image-service-endpoint: what it says of pods' secrets is heard
 //! address = "/run/containerd/containerd.sock"   # where what is asked there is handed on to; there, unless it says so
 //!
 //! [layers]
 //! dir = "/run/floe/layers" # where buildah, podman and CRI-O look layers up; the daemon then ends only when told
-//! root = "/var/lib/floe"   # the store whose daemon shows them; this one, unless it says so
+//! root = "/var/lib/floe"   # the store whose daemon shows them; /var/lib/floe, unless it says so
 //! ```
 //!
 //! Sizes are bytes, or a whole number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB. When the store exceeds its quota, or its
@@ -219,7 +219,7 @@ pub struct Metrics {
 impl Metrics {
     /// Returns the address if the daemon of this store tells there: of the daemons of a machine one.
     pub fn listen_of(&self, root: &Path) -> anyhow::Result<Option<std::net::SocketAddr>> {
-        if_meant(self.listen, self.root.as_deref(), root)
+        if_meant("metrics", self.listen, self.root.as_deref(), root)
     }
 }
 
@@ -244,12 +244,12 @@ pub struct Containerd {
 impl Containerd {
     /// Returns the socket if the daemon of this store serves there: of the daemons of a machine one.
     pub fn socket_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        if_meant(self.socket.as_deref(), self.root.as_deref(), root)
+        if_meant("containerd", self.socket.as_deref(), self.root.as_deref(), root)
     }
 
     /// Returns the socket at which the daemon of this store hears kubelet.
     pub fn image_service_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        if_meant(self.image_service.as_deref(), self.root.as_deref(), root)
+        if_meant("containerd", self.image_service.as_deref(), self.root.as_deref(), root)
     }
 
     /// Returns containerd's own socket.
@@ -273,16 +273,29 @@ pub struct Layers {
 impl Layers {
     /// Returns the directory if the daemon of this store shows layers: of the daemons of a machine one.
     pub fn dir_of(&self, root: &Path) -> anyhow::Result<Option<&Path>> {
-        if_meant(self.dir.as_deref(), self.root.as_deref(), root)
+        if_meant("layers", self.dir.as_deref(), self.root.as_deref(), root)
     }
 }
 
-/// Returns a section's setting if it is for this store: the one that the section names, or the usual one.
-fn if_meant<T>(setting: Option<T>, named: Option<&Path>, root: &Path) -> anyhow::Result<Option<T>> {
+/// Returns a setting of a section if it is for this store: the one that the section names, or the usual one. A daemon that
+/// leaves it to another store's says so, for whoever started it may be waiting for it.
+fn if_meant<T>(
+    section: &str,
+    setting: Option<T>,
+    named: Option<&Path>,
+    root: &Path,
+) -> anyhow::Result<Option<T>> {
+    let usual = Path::new(crate::home::STORE);
     let meant = match named {
         Some(named) => crate::daemon::run_dir(named)? == crate::daemon::run_dir(root)?,
-        None => root == Path::new(crate::home::STORE),
+        None => root == usual,
     };
+    if setting.is_some() && !meant {
+        let (theirs, ours) = (named.unwrap_or(usual).display(), root.display());
+        tracing::info!(
+            "[{section}] is left to the daemon of {theirs}: root = \"{ours}\" in it would make it this one's"
+        );
+    }
     Ok(setting.filter(|_| meant))
 }
 

@@ -198,6 +198,15 @@ fn a_daemon_at_another_socket_is_found_and_harms_nothing() {
     assert!(!socket.exists());
 }
 
+/// Somebody waited for a socket that the daemon of another store was to make.
+#[test]
+fn a_daemon_that_leaves_a_socket_to_the_usual_store_says_so() {
+    let node = node!("[containerd]\nsocket = \"/nowhere/floe.sock\"");
+    node.ok(&["gc"]);
+    let log = node.log();
+    assert!(log.contains("[containerd] is left to the daemon of /var/lib/floe"), "{log}");
+}
+
 #[test]
 fn a_socket_of_another_program_is_left_alone_and_one_of_another_user_not_believed() {
     use std::os::unix::fs::PermissionsExt;

@@ -119,7 +119,11 @@ fn layouts_and_archives_are_images_too() {
     {
         let at = node.mount(&reference);
         assert_same(&at, &wanted);
-        node.umount(&at);
+        let link = node.path("link");
+        std::os::unix::fs::symlink(&at, &link).unwrap();
+        node.ok(&["umount", link.to_str().unwrap()]);
+        assert_eq!(fs::read_dir(&at).unwrap().count(), 0, "a link to where it is mounted is that directory");
+        fs::remove_file(&link).unwrap();
         assert!(all_proved(&node.json(&["pull", &reference])));
     }
     // The index goes into a layout as it goes into a registry, and is found there.

@@ -25,7 +25,8 @@ pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code>
 }
 
 pub(super) fn umount(session: &Session, dir: &Path) -> anyhow::Result<Code> {
-    let dir = user_path(dir)?;
+    // As `mount` took it, links and all. What is gone, or answers nothing any more, is looked for by the name given.
+    let dir = dir.canonicalize().or_else(|_| user_path(dir))?;
     let running = Client::connect_running(&session.address)?;
     let run = crate::daemon::run_dir(&session.address.root)?;
     let client = match running {
