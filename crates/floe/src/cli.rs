@@ -58,15 +58,15 @@ pub enum Command {
     ///
     /// Every byte stays as it is, and so do digests. What is at the destination is not sent again: a copy that failed goes on
     /// where it was. Blobs go from one repository of a registry to another without being sent, where it allows that. No
-    /// daemon is needed. As SRC oci-archive:- is stdin; as DST it is stdout, and the result goes to stderr.
+    /// daemon is needed. As SRC oci-archive:- and docker-archive:- are stdin; as DST the former is stdout, and the result goes to stderr.
     #[command(
         after_help = "Example: floe copy docker://registry.example/app:v1 docker://mirror.example/app:v1"
     )]
     Copy {
-        /// The image: `docker://…`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`
+        /// The image: `docker://…`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]` or `dir:DIR`
         #[arg(value_name = "SRC")]
         from: String,
-        /// Where it goes, written in the same way
+        /// Where it goes: one of the first three
         #[arg(value_name = "DST")]
         to: String,
     },
@@ -75,7 +75,7 @@ pub enum Command {
     /// Any layer of any platform is written anew once; those that the destination's name leads to already are reused,
     /// whatever their level. A layer that the format cannot hold stays as it is. Signatures, attestations and indexes are about
     /// the originals and do not come along; labels and build caches inside the configs do. No daemon is needed. As SRC
-    /// oci-archive:- is stdin; as DST it is stdout, and the result goes to stderr.
+    /// oci-archive:- and docker-archive:- are stdin; as DST the former is stdout, and the result goes to stderr.
     #[command(
         after_help = "Example: floe convert docker://registry.example/app:v1 docker://registry.example/app:v1-esgz --format estargz"
     )]
@@ -247,10 +247,10 @@ pub enum Command {
 /// `floe convert`.
 #[derive(Debug, Args)]
 pub struct Convert {
-    /// The image: `docker://…`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`
+    /// The image: `docker://…`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]` or `dir:DIR`
     #[arg(value_name = "SRC")]
     pub from: String,
-    /// Where the new one goes, written in the same way; it may be the same
+    /// Where the new one goes: one of the first three; it may be the same
     #[arg(value_name = "DST")]
     pub to: String,
     /// What its layers are

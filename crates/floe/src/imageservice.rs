@@ -171,7 +171,7 @@ async fn held(body: Body) -> Result<Held, Status> {
 fn named(image: Option<ImageSpec>) -> Option<ImageName> {
     match format!("docker://{}", image?.image).parse().ok()? {
         Reference::Registry(image) => Some(image),
-        Reference::Layout(_) | Reference::Archive(_) => None,
+        _ => None,
     }
 }
 

@@ -1,9 +1,14 @@
-//! OCI layouts (image spec 1.1, image-layout.md): a directory, or the same in a plain tar file.
+//! OCI layouts (image spec 1.1, image-layout.md): a directory, or the same in a plain tar file. What `docker save` and
+//! skopeo's `dir:` write is seen as such a layout ([`docker`], [`flat`]), and only read.
 //!
 //! Gives what the client gives: manifests and configs checked, ranges of blobs unchecked, and the artifacts that
 //! refer to an image, which are the entries of `index.json` whose manifest has that subject. A directory can also
 //! be written to: content first, made durable, then the `index.json` that names it.
 
+mod docker;
+mod flat;
+
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -23,6 +28,7 @@ use crate::limits;
 use crate::manifest::{Descriptor, ImageIndex, Manifest, is_manifest};
 use crate::names::{LayoutName, Tag};
 use crate::push::Pushed;
+use crate::reference::LayoutPath;
 use crate::referrers::referrer;
 
 /// Pieces of a blob that are in memory while it is written.
@@ -42,20 +48,41 @@ pub struct Layout(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     kind: Kind,
+    /// What has been put together from files of another form, by the names it would have in a layout.
+    made: HashMap<String, Bytes>,
 }
 
 #[derive(Debug)]
 enum Kind {
     Dir,
-    Archive { file: Arc<File>, members: std::collections::HashMap<String, Member> },
+    Flat,
+    Archive(Members),
+    Docker(Members),
+}
+
+#[derive(Debug)]
+struct Members {
+    file: Arc<File>,
+    by_name: HashMap<String, Member>,
 }
 
 impl Layout {
     /// Opens a directory.
     pub async fn open_dir(path: &Path) -> Result<Self, Error> {
-        let layout = Self(Arc::new(Inner { path: path.into(), kind: Kind::Dir }));
+        let layout = Self::new(path, Kind::Dir, HashMap::new());
         layout.check_version().await?;
         Ok(layout)
+    }
+
+    /// Opens a directory as skopeo's `dir:` writes it.
+    pub(crate) async fn open_flat(path: &Path) -> Result<Self, Error> {
+        let dir = path.to_owned();
+        let made = blocking("opening a directory", move || flat::shown(&dir)).await?;
+        Ok(Self::new(path, Kind::Flat, made))
+    }
+
+    fn new(path: &Path, kind: Kind, made: HashMap<String, Bytes>) -> Self {
+        Self(Arc::new(Inner { path: path.into(), kind, made }))
     }
 
     /// Opens a directory; makes it a layout if it is missing or empty.
@@ -77,33 +104,33 @@ impl Layout {
         Self::open_dir(path).await
     }
 
-    /// Opens a tar file; its members are located once.
-    pub async fn open_archive(path: &Path) -> Result<Self, Error> {
-        let target = path.to_owned();
-        let open = move || {
-            let doing = |error| Error::io(format!("opening {}", target.display()), error);
-            File::open(&target).map_err(doing)
-        };
-        Self::archive(path, blocking("opening an OCI archive", open).await?).await
-    }
-
-    /// Opens the tar file that comes from standard input, when all of it has come.
-    pub(crate) async fn read_archive() -> Result<Self, Error> {
-        Self::archive(Path::new("-"), archive::stdin::keep().await?).await
-    }
-
-    async fn archive(path: &Path, mut file: File) -> Result<Self, Error> {
-        let target = path.to_owned();
-        let (file, members) = blocking("opening an OCI archive", move || {
-            let doing = |error| Error::io(format!("opening {}", target.display()), error);
-            let members = archive::members(&mut file).map_err(doing)?;
-            Ok((file, members))
-        })
-        .await?;
-        let kind = Kind::Archive { file: Arc::new(file), members };
-        let layout = Self(Arc::new(Inner { path: path.into(), kind }));
+    /// Opens a tar file, that on standard input when all of it has come. Its members are located once.
+    pub(crate) async fn open_archive(place: &LayoutPath) -> Result<Self, Error> {
+        let Members { file, by_name } = Self::members(place).await?;
+        let layout = Self::new(place.path(), Kind::Archive(Members { file, by_name }), HashMap::new());
         layout.check_version().await?;
         Ok(layout)
+    }
+
+    /// Opens a tar file that docker saved in the same way.
+    pub(crate) async fn open_docker(place: &LayoutPath) -> Result<Self, Error> {
+        let Members { file, mut by_name } = Self::members(place).await?;
+        let (what, archive) = (format!("docker-archive:{}", place.path().display()), file.clone());
+        let shown = move || docker::shown(&archive, &mut by_name, &what).map(|made| (by_name, made));
+        let (by_name, made) = blocking("opening an archive", shown).await?;
+        Ok(Self::new(place.path(), Kind::Docker(Members { file, by_name }), made))
+    }
+
+    async fn members(place: &LayoutPath) -> Result<Members, Error> {
+        let path = place.path().to_owned();
+        let given = if place.is_standard() { Some(archive::stdin::keep().await?) } else { None };
+        blocking("opening an archive", move || {
+            let doing = |error| Error::io(format!("opening {}", path.display()), error);
+            let mut file = given.map_or_else(|| File::open(&path), Ok).map_err(doing)?;
+            let by_name = archive::members(&mut file).map_err(doing)?;
+            Ok(Members { file: Arc::new(file), by_name })
+        })
+        .await
     }
 
     async fn check_version(&self) -> Result<(), Error> {
@@ -317,15 +344,17 @@ impl Layout {
     fn writable(&self) -> Result<(), Error> {
         match self.0.kind {
             Kind::Dir => Ok(()),
-            Kind::Archive { .. } => Err(Error::Unsupported {
-                what: self.to_string(),
-                why: "archives are not written to; use oci:DIR".into(),
-            }),
+            Kind::Flat | Kind::Archive(_) | Kind::Docker(_) => {
+                Err(Error::Unsupported { what: self.to_string(), why: "it is only read; use oci:DIR".into() })
+            }
         }
     }
 
     /// Reads a small file: a manifest or a list.
     async fn small(&self, name: &str) -> Result<Bytes, Error> {
+        if let Some(made) = self.0.made.get(name) {
+            return Ok(made.clone());
+        }
         let (layout, name) = (self.clone(), name.to_owned());
         blocking("reading an OCI layout", move || {
             let (file, Member { offset, len }) = layout.locate(&name)?;
@@ -349,15 +378,18 @@ impl Layout {
     fn locate(&self, name: &str) -> Result<(Arc<File>, Member), Error> {
         let missing = || Error::not_found(format!("{name} in {self}"));
         match &self.0.kind {
-            Kind::Archive { file, members } => {
-                Ok((Arc::clone(file), *members.get(name).ok_or_else(missing)?))
+            Kind::Archive(members) | Kind::Docker(members) => {
+                Ok((Arc::clone(&members.file), *members.by_name.get(name).ok_or_else(missing)?))
             }
-            Kind::Dir => {
+            Kind::Dir | Kind::Flat => {
                 let doing = |error: std::io::Error| match error.kind() {
                     std::io::ErrorKind::NotFound => missing(),
                     _ => Error::io(format!("opening {name} in {self}"), error),
                 };
-                let path = self.0.path.join(name);
+                let path = match self.0.kind {
+                    Kind::Flat => flat::path(&self.0.path, name),
+                    _ => self.0.path.join(name),
+                };
                 // Opening a pipe would block for ever.
                 if !std::fs::metadata(&path).map_err(doing)?.is_file() {
                     return Err(Error::invalid(format!("{name} in {self}"), "no file"));
@@ -374,7 +406,9 @@ impl std::fmt::Display for Layout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let transport = match self.0.kind {
             Kind::Dir => "oci",
-            Kind::Archive { .. } => "oci-archive",
+            Kind::Flat => "dir",
+            Kind::Archive(_) => "oci-archive",
+            Kind::Docker(_) => "docker-archive",
         };
         write!(f, "{transport}:{}", self.0.path.display())
     }

@@ -20,6 +20,12 @@ pub mod media_type {
     pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
     /// OCI image config.
     pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    /// A layer: a plain tar.
+    pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+    /// A layer, compressed with gzip.
+    pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    /// A layer, compressed with zstd.
+    pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
     /// The empty JSON object, as the config of an artifact.
     pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
     /// Docker image manifest, schema 2.

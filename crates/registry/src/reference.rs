@@ -4,6 +4,8 @@
 //! [docker://][host[:port]/]name[:tag][@digest]     a registry; the default
 //! oci:DIR[:NAME]                                    an OCI layout
 //! oci-archive:FILE[:NAME]                           an OCI layout in a tar file; `-` is standard input or output
+//! docker-archive:FILE[:NAME]                        what `docker save` writes; `-` is standard input. Only read
+//! dir:DIR                                           what skopeo writes into a directory. Only read
 //! ```
 //! The transports are skopeo's, the shorthand is docker's: `nginx` is `docker://docker.io/library/nginx:latest`.
 //! A path ends at the first colon, as in skopeo. An image that is called like a transport needs `docker://`.
@@ -60,6 +62,10 @@ pub enum Reference {
     Layout(LayoutPath),
     /// In an OCI layout inside a plain tar file.
     Archive(LayoutPath),
+    /// In a tar file that `docker save` wrote; its names are those that images have there, `app:v1`.
+    Docker(LayoutPath),
+    /// In a directory that skopeo wrote: one image.
+    Dir(PathBuf),
 }
 
 /// An image in a registry. It has a tag or a digest or both; the digest decides.
@@ -190,8 +196,22 @@ impl Reference {
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             Self::Registry(image) => image.digest(),
-            Self::Layout(_) | Self::Archive(_) => None,
+            _ => None,
         }
+    }
+
+    /// Returns the file or directory, if that is where the image is.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Layout(place) | Self::Archive(place) | Self::Docker(place) => Some(place.path()),
+            Self::Dir(path) => Some(path),
+        }
+    }
+
+    /// Says whether the image comes from standard input, or goes to standard output.
+    pub fn is_standard(&self) -> bool {
+        matches!(self, Self::Archive(place) | Self::Docker(place) if place.is_standard())
     }
 }
 
@@ -207,12 +227,13 @@ impl FromStr for Reference {
         match text.split_once(':') {
             Some(("oci", rest)) => return LayoutPath::parse(text, rest).map(Self::Layout),
             Some(("oci-archive", rest)) => return LayoutPath::parse(text, rest).map(Self::Archive),
-            Some(("docker-archive", _)) => return Err(ReferenceError::NotSupported("docker-archive:")),
+            Some(("docker-archive", rest)) => return LayoutPath::parse(text, rest).map(Self::Docker),
             Some(("docker-daemon", _)) => return Err(ReferenceError::NotSupported("docker-daemon:")),
             Some(("containers-storage", _)) => {
                 return Err(ReferenceError::NotSupported("containers-storage:"));
             }
-            Some(("dir", _)) => return Err(ReferenceError::NotSupported("dir:")),
+            Some(("dir", "")) => return Err(ReferenceError::NoPath(text.into())),
+            Some(("dir", rest)) => return Ok(Self::Dir(rest.into())),
             _ => {}
         }
         if text.starts_with(['.', '/', '~']) {
@@ -228,6 +249,8 @@ impl fmt::Display for Reference {
             Self::Registry(image) => write!(f, "docker://{image}"),
             Self::Layout(layout) => write!(f, "oci:{layout}"),
             Self::Archive(layout) => write!(f, "oci-archive:{layout}"),
+            Self::Docker(layout) => write!(f, "docker-archive:{layout}"),
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
         }
     }
 }
@@ -262,6 +285,8 @@ mod tests {
             ("oci:./b:docker.io/library/nginx:1", "oci:./b:docker.io/library/nginx:1"),
             ("oci-archive:f.tar", "oci-archive:f.tar"),
             ("oci-archive:f.tar:v1", "oci-archive:f.tar:v1"),
+            ("docker-archive:f.tar:a/b:v1", "docker-archive:f.tar:a/b:v1"),
+            ("dir:a:b", "dir:a:b"),
         ] {
             assert_eq!(typed.parse::<Reference>().unwrap().to_string(), canonical, "{typed}");
         }
@@ -275,8 +300,8 @@ mod tests {
     #[test]
     fn what_is_refused_says_why() {
         for (typed, part) in [
-            ("docker-archive:x.tar", "docker-archive: are not supported yet"),
-            ("dir:/rootfs", "dir: are not supported yet"),
+            ("docker-daemon:x", "docker-daemon: are not supported yet"),
+            ("dir:", "names no path"),
             ("./app", "oci:./app"),
             ("/srv/app", "oci:/srv/app"),
             ("oci:", "names no path"),
@@ -333,7 +358,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_stable(text in "\\PC{0,40}|[a-z:/@.\\[\\]-]{0,30}|(oci|docker|dir|oci-archive):[a-z:/@.]{0,20}") {
+        fn any_text_is_refused_or_stable(text in "\\PC{0,40}|[a-z:/@.\\[\\]-]{0,30}|(oci|docker|dir|oci-archive|docker-archive):[a-z:/@.]{0,20}") {
             if let Ok(reference) = text.parse::<Reference>() {
                 prop_assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
             }

@@ -1,4 +1,4 @@
-//! One interface to where images are: a registry, an OCI layout, an OCI archive.
+//! One interface to where images are: a registry, an OCI layout, an archive, a directory.
 //!
 //! What it returns as manifest or config has its digest. What it returns as ranges of blobs has not been
 //! checked, and what it returns as index artifacts are claims.
@@ -41,12 +41,12 @@ impl Client {
                 Place::Layout(Layout::open_dir(place.path()).await?, place.name().cloned())
             }
             Reference::Archive(place) => {
-                let archive = match place.is_standard() {
-                    true => Layout::read_archive().await?,
-                    false => Layout::open_archive(place.path()).await?,
-                };
-                Place::Layout(archive, place.name().cloned())
+                Place::Layout(Layout::open_archive(place).await?, place.name().cloned())
             }
+            Reference::Docker(place) => {
+                Place::Layout(Layout::open_docker(place).await?, place.name().cloned())
+            }
+            Reference::Dir(path) => Place::Layout(Layout::open_flat(path).await?, None),
         }))
     }
 }

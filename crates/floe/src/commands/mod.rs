@@ -144,8 +144,9 @@ pub(crate) fn user_path(path: &Path) -> anyhow::Result<PathBuf> {
 
 /// Completes references to local files (`oci:dir`), for the same reason.
 pub(crate) fn user_image(image: String) -> String {
-    for scheme in ["oci:", "oci-archive:"] {
+    for scheme in ["oci:", "oci-archive:", "docker-archive:", "dir:"] {
         if let Some(rest) = image.strip_prefix(scheme)
+            && rest != "-" // the command's own, which the daemon has not
             && let (false, Ok(here)) = (rest.starts_with('/'), std::env::current_dir())
         {
             return format!("{scheme}{}/{rest}", here.display());

@@ -73,7 +73,7 @@ pub(super) fn print<T: Serialize>(
     report: &T,
     shown: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
-    if !matches!(to, Reference::Archive(archive) if archive.is_standard()) {
+    if !to.is_standard() {
         return session.print(report, shown);
     }
     let text = match session.output {

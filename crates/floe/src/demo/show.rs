@@ -156,7 +156,7 @@ impl<'a> Stage<'a> {
         let image = self.net.image(&source)?;
         let name: ImageName = match self.image.parse()? {
             Reference::Registry(name) => name,
-            Reference::Layout(_) | Reference::Archive(_) => bail!("the demo's own registry has no name"),
+            _ => bail!("the demo's own registry has no name"),
         };
         let to = self.net.client().repository(name.host(), name.repository());
         self.net.run(to.push_blob(&Content::bytes(image.config.clone()), None))?;

@@ -65,8 +65,8 @@ fn whose(reference: &Reference) -> (String, String, Option<String>) {
             let repository = format!("{host}/{}", image.repository());
             (host, repository, image.tag().map(ToString::to_string))
         }
-        Reference::Layout(place) | Reference::Archive(place) => {
-            let path = place.path().display().to_string();
+        local => {
+            let path = local.path().map(|path| path.display().to_string()).unwrap_or_default();
             (path.clone(), path, None)
         }
     }

@@ -323,10 +323,10 @@ impl Engine {
         purpose: Purpose,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Resolved> {
-        if matches!(reference, Reference::Archive(archive) if archive.is_standard()) {
+        if reference.is_standard() {
             bail!(anyhow::anyhow!("the daemon has no standard input to read").context(Hint::new(
                 "opening an archive",
-                "floe copy oci-archive:- oci:DIR keeps it where it can be read again"
+                format!("floe copy {reference} oci:DIR keeps it where it can be read again")
             )));
         }
         let local =

@@ -1,8 +1,8 @@
 //! Finds the members of a plain tar file, so that they can be read in place.
 //!
-//! For OCI archives, whose members are few and have short names: ustar and GNU headers (POSIX.1-2001 `ustar`,
-//! GNU tar's `tar.h`), pax `path` and `size`, GNU long names. Payload is skipped, never read. Links and holes
-//! are not followed: no tool that writes OCI archives makes them.
+//! For OCI archives and what docker saves, whose members are few and have short names: ustar and GNU headers (POSIX.1-2001
+//! `ustar`, GNU tar's `tar.h`), pax `path` and `size`, GNU long names. Payload is skipped, never read. A link is another
+//! name of a member (docker made some for layers that are there twice), if its target is one; holes are in none.
 
 pub(crate) mod stdin;
 pub(crate) mod write;
@@ -24,19 +24,19 @@ pub(crate) struct Member {
 /// Returns the regular files of an archive by name; of two with one name, the last.
 pub(crate) fn members(file: &mut (impl Read + Seek)) -> io::Result<HashMap<String, Member>> {
     let end = file.seek(SeekFrom::End(0))?;
-    let mut found = HashMap::new();
+    let (mut found, mut links) = (HashMap::new(), Vec::new());
     let mut at = 0;
     let (mut path, mut size) = (None, None);
     for _ in 0..limits::ARCHIVE_MEMBERS {
         // A file that ends without the two empty blocks is accepted, as GNU tar does, if it ends between members.
         if at == end {
-            return Ok(found);
+            return Ok(linked(found, links));
         }
         let mut header = [0; 512];
         file.seek(SeekFrom::Start(at))?;
         file.read_exact(&mut header)?;
         if header == [0; 512] {
-            return Ok(found);
+            return Ok(linked(found, links));
         }
         check(&header, at)?;
         let own = number(&header[124..136]).ok_or_else(|| bad("a length that cannot be read"))?;
@@ -56,9 +56,7 @@ pub(crate) fn members(file: &mut (impl Read + Seek)) -> io::Result<HashMap<Strin
         match kind {
             b'x' => extended(&read(file, offset, len)?, &mut path, &mut size)?,
             b'L' => {
-                let raw = read(file, offset, len)?;
-                let text = raw.split(|&c| c == 0).next().unwrap_or_default();
-                path = Some(String::from_utf8_lossy(text).into_owned());
+                path = Some(text(&read(file, offset, len)?));
             }
             b'g' | b'K' => {}
             b'0' | 0 => {
@@ -66,10 +64,37 @@ pub(crate) fn members(file: &mut (impl Read + Seek)) -> io::Result<HashMap<Strin
                 let name = name.trim_start_matches("./").to_owned();
                 found.insert(name, Member { offset, len });
             }
-            _ => (path, size) = (None, None),
+            _ => {
+                if let b'1' | b'2' = kind {
+                    let name = path.take().unwrap_or_else(|| own_name(&header));
+                    links.push((name, kind == b'2', text(&header[157..257])));
+                }
+                (path, size) = (None, None);
+            }
         }
     }
     Err(bad("too many members"))
+}
+
+/// Adds the links to members under their own names.
+fn linked(mut found: HashMap<String, Member>, links: Vec<(String, bool, String)>) -> HashMap<String, Member> {
+    for (name, symbolic, to) in links {
+        let name = name.trim_start_matches("./");
+        // A symbolic link leads from its own directory, a hard one from the archive's root.
+        let mut way: Vec<&str> = name.split('/').filter(|_| symbolic).collect();
+        way.pop();
+        for part in to.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(way.pop()),
+                part => way.push(part),
+            }
+        }
+        if let Some(&member) = found.get(&way.join("/")) {
+            found.entry(name.to_owned()).or_insert(member);
+        }
+    }
+    found
 }
 
 fn bad(why: &str) -> io::Error {
@@ -103,9 +128,11 @@ fn number(field: &[u8]) -> Option<u64> {
     if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
 }
 
+fn text(raw: &[u8]) -> String {
+    String::from_utf8_lossy(raw.split(|&c| c == 0).next().unwrap_or_default()).into_owned()
+}
+
 fn own_name(header: &[u8; 512]) -> String {
-    let text =
-        |raw: &[u8]| String::from_utf8_lossy(raw.split(|&c| c == 0).next().unwrap_or_default()).into_owned();
     let name = text(&header[..100]);
     let prefix = if header[257..262] == *b"ustar" && header[263..265] == *b"00" {
         text(&header[345..500])

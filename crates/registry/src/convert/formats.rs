@@ -8,11 +8,9 @@ use format::stargz::{
 
 use format::{DiffId, Digest};
 
+use crate::manifest::media_type::{LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD};
 use crate::manifest::{Descriptor, LayerBlob};
 
-const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const NYDUS: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 
 /// Annotations of Nydus's layers: of a blob, of the layer with the bootstrap, and of its version.

@@ -45,6 +45,12 @@ impl Target {
                     layout::blocking("creating an OCI archive", move || Writer::create(path)).await?;
                 Self::Archive(Arc::new(writer), place.name().cloned())
             }
+            Reference::Docker(_) | Reference::Dir(_) => {
+                let why =
+                    "it is only read; write oci-archive:FILE or oci:DIR, which docker load and skopeo read"
+                        .into();
+                return Err(Error::Unsupported { what: to.to_string(), why });
+            }
         })
     }
 

@@ -1,0 +1,161 @@
+//! What `docker save` and `podman save` write (`docker-archive:`), seen as the OCI layout that it would be.
+//!
+//! `manifest.json` lists images: a config, names, a file for each layer (Docker's image spec 1.2, "Combined Image JSON +
+//! Filesystem Changeset Format"; docker/docker `image/tarexport`). Layers are plain tars, whose digests the config tells
+//! as diffIDs, as claims like any other: they are compared when a layer is read. One that was compressed is hashed here.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use bytes::Bytes;
+use format::{Digest, DigestHasher, limits as sizes};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{NAME, blob_name};
+use crate::archive::Member;
+use crate::error::Error;
+use crate::limits;
+use crate::manifest::{Descriptor, ImageIndex, Manifest, media_type};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
+}
+
+/// Gives configs and layers the names that blobs have in a layout, and returns the manifests and the list that a layout
+/// would have beside them.
+pub(super) fn shown(
+    file: &File,
+    members: &mut HashMap<String, Member>,
+    what: &str,
+) -> Result<HashMap<String, Bytes>, Error> {
+    let archive = Archive { file, what };
+    let Some(list) = members.get("manifest.json") else {
+        return Err(Error::invalid(what, "it is nothing that docker saved: it has no manifest.json"));
+    };
+    let list = archive.small(list, "manifest.json", sizes::MANIFEST)?;
+    let saved: Vec<Saved> = archive.parse(&list, "manifest.json")?;
+    let mut index = ImageIndex::empty();
+    let mut made = HashMap::new();
+    for image in saved.iter().take(limits::COPY_MANIFESTS) {
+        let manifest = archive.manifest(image, members)?;
+        let tags = image.repo_tags.iter().flatten();
+        for name in tags.map(|tag| Some(tag.as_str())).chain([None]) {
+            let mut entry = manifest.descriptor();
+            if let Some(name) = name {
+                entry.annotations.insert(NAME.into(), name.into());
+            } else if image.repo_tags.as_ref().is_some_and(|tags| !tags.is_empty()) {
+                continue;
+            }
+            index.put(&entry, |_| false);
+        }
+        made.insert(blob_name(&manifest.digest), manifest.bytes);
+    }
+    let index = serde_json::to_vec(&index).map_err(|error| Error::invalid(what, error.to_string()))?;
+    made.insert("index.json".into(), index.into());
+    Ok(made)
+}
+
+struct Archive<'a> {
+    file: &'a File,
+    what: &'a str,
+}
+
+impl Archive<'_> {
+    /// Returns an image's manifest; what it names is found by its digest afterwards.
+    fn manifest(&self, image: &Saved, members: &mut HashMap<String, Member>) -> Result<Manifest, Error> {
+        let find = |members: &HashMap<String, Member>, name: &str| {
+            let missing =
+                || Error::invalid(self.what, format!("it has no {name:.200}, which manifest.json names"));
+            members.get(name).copied().ok_or_else(missing)
+        };
+        let member = find(members, &image.config)?;
+        let bytes = self.small(&member, &image.config, sizes::CONFIG)?;
+        let config: Config = self.parse(&bytes, &image.config)?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != image.layers.len() || diff_ids.len() > sizes::LAYERS {
+            let why =
+                format!("{} has {} diffIDs for {} layers", image.config, diff_ids.len(), image.layers.len());
+            return Err(Error::invalid(self.what, why));
+        }
+        let mut layers = Vec::new();
+        for (name, diff_id) in image.layers.iter().zip(diff_ids) {
+            let member = find(members, name)?;
+            let (kind, digest) = self.layer(&member, name, diff_id)?;
+            members.insert(blob_name(&digest), member);
+            layers.push(Descriptor::new(kind, digest, member.len));
+        }
+        let digest = Digest::of(&bytes);
+        members.insert(blob_name(&digest), member);
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": media_type::MANIFEST,
+            "config": Descriptor::new(media_type::CONFIG, digest, member.len),
+            "layers": layers,
+        });
+        Manifest::verify(manifest.to_string().into(), None, Some(media_type::MANIFEST), self.what)
+    }
+
+    /// Returns what a layer is, and its digest.
+    fn layer(&self, member: &Member, name: &str, diff_id: &Digest) -> Result<(&'static str, Digest), Error> {
+        let mut magic = [0; 4];
+        if member.len >= 4 {
+            self.file.read_exact_at(&mut magic, member.offset).map_err(|error| self.failed(name, error))?;
+        }
+        Ok(match magic {
+            [0x1f, 0x8b, ..] => (media_type::LAYER_GZIP, self.hashed(member, name)?),
+            [0x28, 0xb5, 0x2f, 0xfd] => (media_type::LAYER_ZSTD, self.hashed(member, name)?),
+            _ => (media_type::LAYER, *diff_id),
+        })
+    }
+
+    fn hashed(&self, member: &Member, name: &str) -> Result<Digest, Error> {
+        let mut hasher = DigestHasher::new();
+        let mut piece = vec![0; usize::try_from(limits::PIECE).unwrap_or(usize::MAX)];
+        let mut done = 0;
+        while done < member.len {
+            let len = usize::try_from(member.len - done).unwrap_or(usize::MAX).min(piece.len());
+            let piece = &mut piece[..len];
+            let read = self.file.read_exact_at(piece, member.offset + done);
+            read.map_err(|error| self.failed(name, error))?;
+            hasher.update(piece);
+            done += len as u64;
+        }
+        Ok(hasher.finish())
+    }
+
+    fn small(&self, member: &Member, name: &str, limit: u64) -> Result<Vec<u8>, Error> {
+        if member.len > limit {
+            let what = format!("{name:.200} in {}", self.what);
+            return Err(Error::TooLarge { what, size: member.len, limit });
+        }
+        let mut bytes = vec![0; usize::try_from(member.len).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut bytes, member.offset).map_err(|error| self.failed(name, error))?;
+        Ok(bytes)
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(&self, bytes: &[u8], name: &str) -> Result<T, Error> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Error::invalid(self.what, format!("{name:.200}: {error}")))
+    }
+
+    fn failed(&self, name: &str, error: std::io::Error) -> Error {
+        Error::io(format!("reading {name:.200} in {}", self.what), error)
+    }
+}
