@@ -12,12 +12,14 @@
 //! them. Waiting, it holds what it had decoded already and the codec's state, some 100 KB for gzip. And a beginning for
 //! each chunk ([`pieces`]), where the layer has a table of contents: one chunk and the segments it reaches into in memory.
 
+mod assembly;
 mod pieces;
 mod stream;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use self::assembly::Assembly;
 use crate::index::Part;
 use crate::layer::{Corrupt, Layer};
 use crate::unpack::UnpackError;
@@ -27,7 +29,7 @@ use stream::StreamDecoder;
 /// Plain bytes decoded at a time: fits a second-level cache, and large enough that a call costs nothing.
 const PIECE: usize = 64 << 10;
 
-/// The bytes of one whole segment, every chunk of which has passed its hash. Made only here.
+/// The bytes of one whole segment, every chunk of which has passed its hash. Made only in this module.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verified(Vec<u8>);
 

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use crate::digest::{ChunkId, Digest, IndexId};
-use crate::index::{Basis, Facts, Index, Part, Piece, Source};
+use crate::index::{Basis, Facts, Hash, Index, Part, Piece, Source};
 use crate::limits;
 use crate::payload::Layout;
 use crate::skeleton::{SkeletonError, SkeletonReader};
@@ -145,6 +145,11 @@ impl Layer {
         self.facts().basis == Basis::Tar
     }
 
+    /// Returns what its chunks are hashed by.
+    pub fn hash(&self) -> Hash {
+        self.source().contents.as_ref().map_or(Hash::Blake3, |contents| contents.hash)
+    }
+
     /// Returns the span a segment belongs to, or nothing for a segment that does not exist.
     pub fn span(&self, segment: u32) -> Option<Span> {
         if self.pieces().is_some() {
@@ -191,7 +196,7 @@ impl Layer {
 
     /// Returns the chunks that have a byte in these segments, at least one; nothing for no segment, or one that does
     /// not exist.
-    pub(crate) fn chunks_of(&self, segments: Range<u32>) -> Option<Range<usize>> {
+    pub fn chunks_of(&self, segments: Range<u32>) -> Option<Range<usize>> {
         let last = segments.end.checked_sub(1).filter(|last| *last < self.segments())?;
         let chunks = self.layout.cuts_of(segments.start).start..self.layout.cuts_of(last).end;
         (segments.start <= last && !chunks.is_empty()).then_some(chunks)

@@ -7,20 +7,18 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::assembly::Assembly;
 use super::{DecodeError, PIECE, Verified, small};
 use crate::index::{Codec, Contents, Packing, Part, Piece};
-use crate::layer::{Corrupt, Layer};
+use crate::layer::Layer;
 use crate::limits;
-use crate::payload::Cut;
 use crate::unpack::{UnpackError, Unpacker};
 
 /// Decodes a run of consecutive segments chunk by chunk.
 pub(super) struct PieceDecoder {
     layer: Arc<Layer>,
-    /// The segments still to be returned.
-    wanted: Range<u32>,
-    /// The chunks still to be decoded; the first is in hand.
-    chunks: Range<usize>,
+    /// What the chunks go into; the one it wants is in hand.
+    assembly: Assembly,
     /// Where the chunks are that are still to be decoded; the first is being pushed.
     parts: VecDeque<Part>,
     /// Where in its blob the next byte is that has not been used.
@@ -30,9 +28,6 @@ pub(super) struct PieceDecoder {
     chunk: Vec<u8>,
     /// Where goes what lies before a chunk in its member or frame; made when there is something.
     passed: Vec<u8>,
-    /// The first of the wanted segments, as far as they have been reached.
-    filling: VecDeque<Vec<u8>>,
-    spent: Vec<u8>,
 }
 
 /// A member, frame or block that is being decoded.
@@ -58,20 +53,14 @@ enum Unit {
 impl PieceDecoder {
     /// Returns a decoder of these segments.
     pub(super) fn new(layer: Arc<Layer>, wanted: Range<u32>) -> Result<Self, DecodeError> {
-        let (Some(chunks), Some(parts)) = (layer.chunks_of(wanted.clone()), layer.parts(wanted.clone()))
-        else {
-            return Err(DecodeError::NoSuchSegment(wanted));
-        };
+        let Some(parts) = layer.parts(wanted.clone()) else { return Err(DecodeError::NoSuchSegment(wanted)) };
         Ok(Self {
             at: parts.first().map_or(0, |part| part.range.start),
             parts: parts.into(),
-            chunks,
-            wanted,
+            assembly: Assembly::new(Arc::clone(&layer), wanted)?,
             open: None,
             chunk: Vec::new(),
             passed: Vec::new(),
-            filling: VecDeque::new(),
-            spent: Vec::new(),
             layer,
         })
     }
@@ -83,33 +72,30 @@ impl PieceDecoder {
 
     /// Returns the segments that are still to come.
     pub(super) fn wanted(&self) -> Range<u32> {
-        self.wanted.clone()
+        self.assembly.wanted()
     }
 
     /// Takes back the memory of a segment that is done with, for the next one.
     pub(super) fn reuse(&mut self, spent: Verified) {
-        self.spent = spent.0;
+        self.assembly.reuse(spent);
     }
 
     /// Decodes from the front of `input`; returns the next wanted segment as soon as it is complete.
     pub(super) fn push(&mut self, input: &mut &[u8]) -> Result<Option<(u32, Verified)>, DecodeError> {
-        while !self.wanted.is_empty() {
-            if self.layer.layout().cuts_of(self.wanted.start).end <= self.chunks.start {
-                let segment = self.wanted.start;
-                self.wanted.start += 1;
-                let bytes = self.filling.pop_front().unwrap_or_default(); // there, since a chunk of it is
-                return Ok(Some((segment, Verified(bytes))));
+        loop {
+            if let Some(segment) = self.assembly.take() {
+                return Ok(Some(segment));
             }
-            let (number, cut) = (self.chunks.start, self.layer.layout().cuts()[self.chunks.start]);
+            let Some(number) = self.assembly.number() else { break };
+            let len = self.layer.layout().cuts()[number].len;
             let Some(piece) = self.contents().map(|contents| contents.pieces[number]) else { break };
             if !self.turn(input) || !self.reach(&piece, input)? {
                 break;
             }
-            if !self.decode(&piece, cut.len, input)? {
+            if !self.decode(&piece, len, input)? {
                 break;
             }
-            self.place(number, cut)?;
-            self.chunks.start += 1;
+            self.assembly.put(&self.chunk)?;
             if let Some(part) = self.parts.front_mut() {
                 part.chunks -= 1;
             }
@@ -233,38 +219,12 @@ impl PieceDecoder {
         Ok(true)
     }
 
-    /// Checks the chunk in hand and copies it into the wanted segments that it reaches into.
-    fn place(&mut self, number: usize, cut: Cut) -> Result<(), DecodeError> {
-        let size = self.layer.layout().segment_size();
-        let first = size.of(cut.start);
-        let hash = self.contents().map(|contents| contents.hash.of(&self.chunk));
-        if hash != Some(self.layer.index().chunks()[number].id.0) {
-            let segment = first.max(self.wanted.start);
-            return Err(Corrupt { segment, chunk: u32::try_from(number).unwrap_or(u32::MAX) }.into());
-        }
-        for segment in first.max(self.wanted.start)..(size.of(cut.end() - 1) + 1).min(self.wanted.end) {
-            while self.filling.len() <= (segment - self.wanted.start) as usize {
-                let next = self.wanted.start + u32::try_from(self.filling.len()).unwrap_or(u32::MAX);
-                let mut bytes = std::mem::take(&mut self.spent);
-                bytes.clear();
-                bytes.resize(small(self.layer.segment_len(next)), 0);
-                self.filling.push_back(bytes);
-            }
-            let (start, end) = (size.start(segment), size.start(segment) + size.bytes());
-            let (from, to) = (cut.start.max(start), cut.end().min(end));
-            let part = &self.chunk[small(from - cut.start)..small(to - cut.start)];
-            let segment = &mut self.filling[(segment - self.wanted.start) as usize];
-            segment[small(from - start)..small(to - start)].copy_from_slice(part);
-        }
-        Ok(())
-    }
-
     fn contents(&self) -> Option<&Contents> {
         self.layer.source().contents.as_ref()
     }
 
     fn undecodable(&self, why: UnpackError) -> DecodeError {
-        DecodeError::Undecodable { segment: self.wanted.start, why }
+        DecodeError::Undecodable { segment: self.assembly.wanted().start, why }
     }
 }
 
