@@ -225,7 +225,7 @@ impl Facts {
 }
 
 /// One chunk of payload, or one piece of a file: its length, and the hash its bytes must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Chunk {
     /// Length in bytes: 1..=[`limits::CHUNK`], of a piece [`limits::PIECE`].
     pub len: u32,

@@ -14,8 +14,9 @@ use format::proof::Proved;
 use crate::flights::{Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::Priority;
+use crate::plan::runs;
 use crate::read_error::{CompleteError, ReadError};
-use crate::read_through::{Held, Inner, ReadThrough, runs};
+use crate::read_through::{Held, Inner, ReadThrough};
 use crate::standing::Proof;
 
 /// Requests that `complete` keeps under way: one is decoded while the others travel.
@@ -47,7 +48,7 @@ impl ReadThrough {
                 return Err(ReadError::Timeout { index, segment: 0 }.into());
             }
             let mut under_way = VecDeque::new();
-            for spans in runs(&held, 0..held.open.segments()) {
+            for spans in runs(&held.layer, 0..held.open.segments(), |segment| held.open.is_whole(segment)) {
                 let signals = self.inner.watch(index, &spans, deadline);
                 if guard::lock(&self.inner.flights).paused {
                     return Err(CompleteError::Paused);

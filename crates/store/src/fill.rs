@@ -5,18 +5,23 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use format::decode::{DecodeError, SpanDecoder};
-use format::index::{Codec, Part};
+use format::index::Codec;
 
 use crate::claim::{Claim, FillError};
 use crate::flights::{Job, Outcome};
 use crate::guard;
+use crate::known::Asker;
 use crate::origin::{Blob, OriginError, Priority, Urgency};
 use crate::pace::Clock;
+use crate::plan::{packed_len, request, units};
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
+
+/// How long what no reader waits for waits until it is known what other layers have: some hundred files are read.
+const KNOWN_SOON: Duration = Duration::from_secs(1);
 
 /// Does a job; every flight of it has ended, is another's or was put back when this returns.
 pub(crate) fn run(inner: &Inner, job: Job) {
@@ -76,13 +81,17 @@ impl Fill<'_> {
 
     fn run(&mut self, held: &Held) {
         self.settle(held);
+        if let Err((segment, error)) = self.take_known(held) {
+            let error = unwritten(held, segment, error);
+            return self.finish_rest(&Outcome::Failed(error));
+        }
         while self.at < self.job.spans.len() {
             if !self.begin() {
                 // Its reader's own job has it; ours goes on behind it later.
                 self.put_back(self.at + 1);
                 return;
             }
-            if self.is_whole(held, self.at) {
+            if self.is_whole(held, self.at) || self.is_served(held) {
                 self.land();
                 continue;
             }
@@ -134,11 +143,42 @@ impl Fill<'_> {
         }
     }
 
+    /// Copies what other layers have, unit by unit; what is wrong or gone there is fetched.
+    fn take_known(&self, held: &Held) -> Result<(), (u32, FillError)> {
+        if self.job.priority != Priority::Demand {
+            self.inner.store.known.wait(KNOWN_SOON);
+        }
+        let mut asker = Asker::new(&self.inner.store, &held.layer);
+        for unit in self.job.spans.iter().flat_map(|span| units(&held.layer, span.clone())) {
+            if unit.clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole)) {
+                continue;
+            }
+            for (segment, verified) in asker.gather(unit).into_iter().flatten() {
+                let bytes = verified.as_slice();
+                if held.open.claim(segment) != Some(Claim::Whole) {
+                    held.open.fill(segment, bytes).map_err(|error| (segment, error))?;
+                    held.open.took(bytes.len() as u64);
+                    self.inner.took(bytes.len() as u64);
+                    self.inner.observer.filled(
+                        held.open.id(),
+                        segment,
+                        bytes.len() as u64,
+                        self.job.priority,
+                    );
+                }
+                self.announce(segment);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the run of missing spans that begins here, as far as it goes.
     fn attempt(&mut self, held: &Held) -> Stop {
-        let past =
-            (self.at..self.job.spans.len()).find(|n| self.is_whole(held, *n)).unwrap_or(self.job.spans.len());
-        let mut decoder = match self.decoder(held, self.job.spans[past - 1].end) {
+        let request = request(&held.layer, &self.job.spans, self.at, |segment| {
+            held.open.claim(segment) == Some(Claim::Whole)
+        });
+        let past = request.spans.end;
+        let mut decoder = match self.decoder(held, request.segments.end) {
             Ok(decoder) => decoder,
             Err(error) => return Stop::Corrupt(error),
         };
@@ -192,11 +232,12 @@ impl Fill<'_> {
         }
     }
 
-    /// Returns a decoder of the span that is next, and of what follows up to `end`: one that waits for just this,
-    /// or a new one.
+    /// Returns a decoder of the span that is next, and of what follows up to `end`: one that waits in it before what is
+    /// missing, or a new one.
     fn decoder(&self, held: &Held, end: u32) -> Result<SpanDecoder, DecodeError> {
         let missing = self.span().clone().find(|segment| held.open.claim(*segment) != Some(Claim::Whole));
-        let parked = missing.and_then(|next| guard::lock(&self.inner.parked).take(&held.layer, next));
+        let parked = missing
+            .and_then(|next| guard::lock(&self.inner.parked).take(&held.layer, self.span().start..next + 1));
         if let Some(mut decoder) = parked
             && decoder.go_on(end).is_ok()
         {
@@ -209,7 +250,8 @@ impl Fill<'_> {
     fn park(&self, held: &Held, mut decoder: SpanDecoder) {
         if held.layer.source().codec == Codec::Gzip
             && let Some(next) = decoder.next()
-            && held.open.claim(next) != Some(Claim::Whole)
+            && let Some(span) = held.layer.span(next)
+            && (next..span.segments.end).any(|segment| held.open.claim(segment) != Some(Claim::Whole))
         {
             decoder.shrink();
             self.inner.park(held, next, decoder);
@@ -266,6 +308,14 @@ impl Fill<'_> {
 
     fn is_whole(&self, held: &Held, span: usize) -> bool {
         self.job.spans[span].clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole))
+    }
+
+    /// Says whether what a reader waits for is here: the last segment, the others being on the way to it. Where they are not
+    /// here as well, that one was copied, and who waits for another asks again.
+    fn is_served(&self, held: &Held) -> bool {
+        let last = self.span().end.checked_sub(1);
+        self.job.priority == Priority::Demand
+            && last.is_some_and(|last| held.open.claim(last) == Some(Claim::Whole))
     }
 
     fn begin(&self) -> bool {
@@ -343,11 +393,6 @@ impl Drop for Fill<'_> {
             self.inner.work.notify_one();
         }
     }
-}
-
-/// Returns how many bytes some parts are.
-pub(crate) fn packed_len(parts: &[Part]) -> u64 {
-    parts.iter().map(|part| part.range.end - part.range.start).sum()
 }
 
 fn unwritten(held: &Held, segment: u32, error: FillError) -> ReadError {

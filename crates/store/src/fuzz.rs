@@ -1,5 +1,6 @@
 //! An entry point for fuzzers: takes any bytes and holds what must hold of them.
 
+use crate::known;
 use crate::record::{self, Kind};
 use crate::refs;
 
@@ -9,11 +10,12 @@ use crate::refs;
 ///
 /// On a defect.
 pub fn record(data: &[u8]) {
-    for kind in [Kind::Session, Kind::Ref, Kind::Layer, Kind::Meta, Kind::Profile, Kind::Pin] {
+    for kind in [Kind::Session, Kind::Ref, Kind::Layer, Kind::Meta, Kind::Profile, Kind::Pin, Kind::Known] {
         if let Ok(body) = record::decode(kind, data) {
             assert!(record::encode(kind, body) == data, "an accepted record encodes to itself");
         }
     }
+    let _ = known::is_table(data); // it may be none; it must not panic
     // A newer program may have written more into the JSON, so it is the meaning that comes back.
     if let Ok(image) = refs::decode(data)
         && let Ok(bytes) = refs::encode(&image)

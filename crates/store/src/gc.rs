@@ -91,6 +91,7 @@ impl Store {
             }
         }
         if mode == GcMode::Remove {
+            self.forget_known(needed);
             let unnamed = self.unname_all(garbage.iter().map(|(_, path)| path.as_path()));
             drop(removal);
             let (unnamed, result) = unnamed;

@@ -3,6 +3,7 @@
 //! Losing one costs a reader the beginning of the span once more, never a byte.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use format::decode::SpanDecoder;
@@ -26,9 +27,12 @@ impl Parked {
         self.0.push_back((Arc::clone(layer), next, decoder));
     }
 
-    /// Returns the decoder that stands before a segment.
-    pub(crate) fn take(&mut self, layer: &Arc<Layer>, next: u32) -> Option<SpanDecoder> {
-        let at = self.0.iter().position(|(of, segment, _)| Arc::ptr_eq(of, layer) && *segment == next)?;
+    /// Returns the decoder that stands before one of these segments, as far on as there is one.
+    pub(crate) fn take(&mut self, layer: &Arc<Layer>, next: Range<u32>) -> Option<SpanDecoder> {
+        let stands =
+            |(of, segment, _): &&(Arc<Layer>, u32, _)| Arc::ptr_eq(of, layer) && next.contains(segment);
+        let furthest = self.0.iter().filter(stands).map(|(_, segment, _)| *segment).max()?;
+        let at = self.0.iter().position(|(of, segment, _)| Arc::ptr_eq(of, layer) && *segment == furthest)?;
         self.0.remove(at).map(|(_, _, decoder)| decoder)
     }
 

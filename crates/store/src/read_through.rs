@@ -9,24 +9,26 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use format::IndexId;
 use format::decode::SpanDecoder;
-use format::index::{Codec, Part};
 use format::layer::Layer;
 use format::proof::Mismatch;
 
 use crate::claim::Claim;
 use crate::error::StoreError;
-use crate::fill::{self, packed_len};
+use crate::fill;
 use crate::flights::{Ahead, Flights, Key, Outcome, Signal};
 use crate::guard;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
+use crate::plan::{runs, splits};
 use crate::read_error::{AddError, ReadError};
 use crate::room;
 use crate::segments::{OpenLayer, SegmentFile};
@@ -37,18 +39,11 @@ use crate::stretch::Stretch;
 /// How long a reader waits unless it says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Packed bytes that are asked for at once when no reader waits: large enough for a full-speed stream, small
-/// enough that a reader's own request is never far behind it.
-const COALESCED: u64 = 8 << 20;
-
-/// Most spans in a run: what is packed of them may be next to nothing.
-const RUN: usize = 1024;
-
 /// How long the end of the threads is waited for.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// Segments of a span that is fetched in parts.
-const SPLIT: usize = 8;
+/// Layers whose tables are yet to be made; of more, the next start makes them.
+const TO_KNOW: usize = 1024;
 
 /// Segments as a read path sees them.
 pub trait Segments: Send + Sync {
@@ -98,6 +93,8 @@ impl Default for Workers {
 pub struct ReadThrough {
     pub(crate) inner: Arc<Inner>,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    /// Layers whose chunks are to be known. Dropped, the thread that makes their tables ends.
+    to_know: SyncSender<Arc<Layer>>,
 }
 
 pub(crate) struct Inner {
@@ -116,6 +113,8 @@ pub(crate) struct Inner {
     pub(crate) arriving: Mutex<Stretch>,
     /// Told, with the lock of the flights, when there is work.
     pub(crate) work: Condvar,
+    /// Bytes that came from other layers.
+    taken: AtomicU64,
 }
 
 /// A layer in use.
@@ -185,15 +184,19 @@ impl ReadThrough {
             pace: Mutex::default(),
             arriving: Mutex::default(),
             work: Condvar::new(),
+            taken: AtomicU64::new(0),
         });
-        let started = Self { inner, workers: Mutex::default() };
+        let (to_know, layers) = sync_channel(TO_KNOW);
+        let started = Self { inner, workers: Mutex::default(), to_know };
+        let failed = |error| StoreError::io("starting threads for", started.inner.store.root(), error);
+        let store = Arc::downgrade(&started.inner.store);
+        let know = std::thread::Builder::new().name("known".into()).spawn(move || learn(&store, &layers));
+        know.map_err(failed)?;
         for number in 0..workers.all.max(1) {
             let inner = Arc::clone(&started.inner);
             let work = move || inner.work(workers.unhurried);
             let thread = std::thread::Builder::new().name(format!("fill-{number}")).spawn(work);
-            let thread = thread
-                .map_err(|error| StoreError::io("starting threads for", started.inner.store.root(), error))?;
-            guard::lock(&started.workers).push(thread);
+            guard::lock(&started.workers).push(thread.map_err(failed)?);
         }
         Ok(started)
     }
@@ -206,6 +209,7 @@ impl ReadThrough {
             return Err(AddError::Refused { index: open.id() });
         }
         room::touch(&self.inner.store, open.id());
+        let _ = self.to_know.try_send(Arc::clone(&layer)); // full, or closed: see `TO_KNOW`
         let mut layers = guard::write(&self.inner.layers);
         let (held, count) = layers.entry(open.id()).or_insert_with(|| (Arc::new(Held { layer, open }), 0));
         *count += 1;
@@ -229,7 +233,7 @@ impl ReadThrough {
     pub fn want(&self, index: IndexId, segments: Range<u32>, priority: Priority) -> bool {
         let Ok(held) = self.inner.held(index) else { return true };
         let mut room = true;
-        for spans in runs(&held, segments) {
+        for spans in runs(&held.layer, segments, |segment| held.open.is_whole(segment)) {
             room &= guard::lock(&self.inner.flights).want(index, &spans, priority, Instant::now() + DEADLINE);
         }
         self.inner.work.notify_all();
@@ -262,6 +266,11 @@ impl ReadThrough {
     /// Returns for how long at least one answer of an origin has been arriving, since the start.
     pub fn arriving(&self) -> Duration {
         guard::lock(&self.inner.arriving).time()
+    }
+
+    /// Returns the bytes that were copied from other layers and not fetched, since the start.
+    pub fn taken(&self) -> u64 {
+        self.inner.taken.load(Ordering::Relaxed)
     }
 
     /// Returns how many spans are on their way.
@@ -403,6 +412,10 @@ impl Inner {
         held.ok_or(ReadError::Unknown { index, segment: 0 })
     }
 
+    pub(crate) fn took(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Returns how much of a span to fetch for a reader of one of its segments: up to that, or all of it where
     /// asking again would cost more time than the rest, or where nobody could go on in the middle.
     fn wanted(&self, held: &Held, span: Range<u32>, segment: u32) -> Range<u32> {
@@ -452,53 +465,22 @@ impl Inner {
     }
 }
 
-/// Returns whether the segments of a span are fetched one after the other as they are wanted: few of them, and of
-/// a codec whose decoder can be kept waiting; not where a table of contents ties them, and none is anything without the
-/// others. Otherwise whoever comes back after it is gone would fetch the
-/// beginning of a long span again and again.
-fn splits(layer: &Layer, span: &Range<u32>) -> bool {
-    layer.is_of_tar() && layer.source().codec == Codec::Gzip && span.len() <= SPLIT
-}
-
-/// Returns the missing spans of some segments, each as far as it is wanted, in runs of adjacent ones that are worth
-/// one request.
-pub(crate) fn runs(held: &Held, segments: Range<u32>) -> Vec<Vec<Range<u32>>> {
-    let mut runs: Vec<Vec<Range<u32>>> = Vec::new();
-    // Where the last run is, and how long.
-    let (mut last, mut len): (Option<Part>, u64) = (None, 0);
-    let mut next = segments.start;
-    while next < segments.end {
-        let Some(mut span) = held.layer.span(next) else { break };
-        next = span.segments.end;
-        if splits(&held.layer, &span.segments) {
-            span.segments.end = span.segments.end.min(segments.end);
-        }
-        if span.segments.clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole)) {
-            continue;
-        }
-        match runs.last_mut() {
-            Some(run)
-                // Where a part of a span is there, a decoder waits behind it: the run ends, so that one goes on.
-                if run.last().is_some_and(|last| last.end == span.segments.start)
-                    && held.open.claim(span.segments.start) != Some(Claim::Whole)
-                    && span.parts.first().is_some_and(|part| goes_on(last.as_ref(), part))
-                    && len + packed_len(&span.parts) <= COALESCED
-                    && run.len() < RUN =>
-            {
-                run.push(span.segments);
-                len += packed_len(&span.parts);
-            }
-            _ => {
-                len = packed_len(&span.parts);
-                runs.push(vec![span.segments]);
-            }
-        }
-        last = span.parts.pop();
+/// What the thread does that makes tables of chunks: reads those that are there, makes what is missing, then those of
+/// layers that come into use. It keeps no store open.
+fn learn(store: &Weak<Store>, layers: &Receiver<Arc<Layer>>) {
+    let missing = store.upgrade().map(|store| {
+        let missing = store.load_all_known();
+        store.known.is_loaded();
+        missing
+    });
+    for id in missing.into_iter().flatten() {
+        let Some(store) = store.upgrade() else { return };
+        store.make_known_of(id);
+        // Who came into use meanwhile waits no longer than for this one.
+        layers.try_iter().for_each(|layer| store.know(&layer));
     }
-    runs
-}
-
-/// Says whether a part is worth no request of its own behind another: all that is of one blob and in its order.
-fn goes_on(last: Option<&Part>, part: &Part) -> bool {
-    last.is_some_and(|last| last.blob == part.blob && last.range.start <= part.range.start)
+    for layer in layers {
+        let Some(store) = store.upgrade() else { return };
+        store.know(&layer);
+    }
 }

@@ -32,6 +32,7 @@ pub(crate) enum Kind {
     Profile = 5,
     Pin = 6,
     Snapshot = 7,
+    Known = 8,
 }
 
 /// Returns the bytes of a record file.

@@ -127,6 +127,8 @@ pub struct OpenLayer {
     slots: Box<[Slot]>,
     /// What segments hash to, where the content cannot tell.
     sums: Option<Sums>,
+    /// Bytes that came from other layers since it was opened.
+    taken: AtomicU64,
     /// Segments that are not known to be whole.
     missing: AtomicUsize,
     /// Segments still suspect. When the last one is settled, the layer joins the present era.
@@ -192,6 +194,7 @@ impl OpenLayer {
             sums: (!content.tells()).then(|| Sums::open(store.disk(), &dir)),
             slots: (0..content.segments()).map(|_| Slot::default()).collect(),
             content,
+            taken: AtomicU64::new(0),
             missing: AtomicUsize::new(0),
             suspects: AtomicUsize::new(0),
             exposed: AtomicBool::new(false),
@@ -267,6 +270,15 @@ impl OpenLayer {
     /// Returns how many segments are not known to be whole.
     pub fn missing(&self) -> usize {
         self.missing.load(Ordering::Acquire)
+    }
+
+    /// Returns the bytes that came from other layers since it was opened.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn took(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Returns the bytes of the segments that are here.

@@ -9,6 +9,7 @@
 //! device/<id>/<n>    segments; device/<id>/state says what is known of the layer (segments.rs)
 //! meta/<key>         metadata images; meta/<key>.sum is the record of their length and BLAKE3
 //! profile/<key>      start-up profiles, one record each
+//! known/<id>         the chunks of a layer by their hash, one record each (known.rs)
 //! pins/<hash>        images that eviction leaves alone, one record each; made with the first (pinned.rs)
 //! snapshots/<n>      snapshots of containerd's, one record each; <n>.d has their files; made with the first (snapshots.rs)
 //! tmp/               what has no name yet or no name any more; emptied at every start
@@ -30,6 +31,7 @@ use format::IndexId;
 use crate::error::StoreError;
 use crate::fs::{Disk, RealDisk, read_whole, remove_tree};
 use crate::guard;
+use crate::known::Known;
 use crate::lock::Lock;
 use crate::open_files::OpenFiles;
 use crate::segments::OpenLayer;
@@ -38,10 +40,10 @@ use crate::session;
 /// The newest layout this program can use.
 const VERSION: u32 = 1;
 
-const DIRECTORIES: [&str; 6] = ["refs", "index", "device", "meta", "profile", "tmp"];
+const DIRECTORIES: [&str; 7] = ["refs", "index", "device", "known", "meta", "profile", "tmp"];
 
 /// Entries that may be in the root of a store that has no `VERSION` yet: a creation cut short.
-const YOUNG: [&str; 8] = ["refs", "index", "device", "meta", "profile", "tmp", "LOCK", "lost+found"];
+const YOUNG: [&str; 9] = ["refs", "index", "device", "known", "meta", "profile", "tmp", "LOCK", "lost+found"];
 
 /// A directory of images and layers that this process alone uses.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ pub struct Store {
     era: String,
     next_name: AtomicU64,
     pub(crate) files: OpenFiles,
+    /// What layers have. Locked for a look only.
+    pub(crate) known: Known,
     /// Layers that somebody uses, and how often. Taken after `removal`.
     pins: Mutex<HashMap<IndexId, usize>>,
     /// Layers that are open. Taken after nothing, held while a layer is opened so that it is opened once.
@@ -86,6 +90,7 @@ impl Store {
             era: String::new(),
             next_name: AtomicU64::new(0),
             files: OpenFiles::new(),
+            known: Known::default(),
             pins: Mutex::default(),
             open: Mutex::default(),
             removal: RwLock::default(),

@@ -47,7 +47,7 @@ impl From<Codec> for Packing {
 }
 
 /// What the chunks are hashed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hash {
     /// SHA-256.
     Sha256,

@@ -5,6 +5,7 @@ mod faults;
 mod files;
 mod fixture;
 mod flight;
+mod known;
 mod locking;
 mod room;
 mod snapshots;
