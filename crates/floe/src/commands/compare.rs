@@ -99,11 +99,13 @@ fn summary(Comparison { compared, differences }: &Comparison) -> String {
 
 fn fetched(upgrade: &Upgrade) -> String {
     format!(
-        "an upgrade fetches {} of {} layers, {} of {}; in chunks that no layer of A has there are {}, about {} compressed\n",
+        "an upgrade fetches {} of {} layers, {} of {}; without what A has whole segments of these are {}; in chunks that no layer of A \
+         has there are {}, about {} compressed\n",
         upgrade.new_layers,
         upgrade.layers,
         show::bytes(upgrade.new_layer_bytes),
         show::bytes(upgrade.layer_bytes),
+        show::bytes(upgrade.fetched),
         show::bytes(upgrade.new_chunk_bytes),
         show::bytes(upgrade.new_chunk_packed),
     )

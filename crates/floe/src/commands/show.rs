@@ -22,6 +22,9 @@ pub(super) fn image(report: &ImageReport) -> String {
     for layer in &report.layers {
         let _ = writeln!(text, "  {}", line(layer));
     }
+    if report.taken() > 0 {
+        let _ = writeln!(text, "  {} taken from other layers", bytes(report.taken()));
+    }
     text
 }
 
@@ -65,6 +68,9 @@ pub(super) fn status(status: &Status) -> String {
     let _ = writeln!(text, "{}", room(&status.room));
     let _ =
         writeln!(text, "received {} in {} requests", bytes(status.traffic.bytes), status.traffic.requests);
+    if status.taken > 0 {
+        let _ = writeln!(text, "taken from other layers {}", bytes(status.taken));
+    }
     text
 }
 

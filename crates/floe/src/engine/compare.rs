@@ -11,6 +11,8 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use format::compare::{Change, Changes, Found, Pair, Side, Table, compare, lack};
 use format::erofs::read::{Image, Inode, Kind, Source};
+use format::index::{Chunk, Hash};
+use format::layer::Layer;
 use format::name::printable;
 use format::stargz::is_added;
 use format::{Digest, IndexId};
@@ -124,13 +126,21 @@ fn upgrade(from: &OpenImage, to: &OpenImage) -> Upgrade {
     let lacks = lack(tables(from).map(|table| table.1), tables(to).map(|table| table.1));
     let mut known: HashSet<Digest> = from.layers().iter().map(|found| found.place.blob).collect();
     let mut upgrade = Upgrade::default();
+    // What is here as each layer's turn comes.
+    let mut here: HashSet<IndexId> = from.layers().iter().map(|found| found.id()).collect();
+    let mut chunks: HashSet<_> = from.layers().iter().flat_map(|found| chunks(found.layer())).collect();
     for (found, lack) in to.layers().iter().zip(lacks) {
         let size = found.place.size;
         upgrade.layers += 1;
         upgrade.layer_bytes += size;
+        let layer = found.layer();
+        let fetched = || store::fetched(layer, |chunk| chunks.contains(&(layer.hash(), *chunk)));
+        let fetched = if here.insert(found.id()) { fetched() } else { 0 };
+        chunks.extend(self::chunks(layer));
         if !known.insert(found.place.blob) {
             continue; // whichever way either reads it
         }
+        upgrade.fetched += fetched;
         upgrade.new_layers += 1;
         upgrade.new_layer_bytes += size;
         upgrade.new_chunk_bytes += lack.missing;
@@ -140,6 +150,11 @@ fn upgrade(from: &OpenImage, to: &OpenImage) -> Upgrade {
         upgrade.new_chunk_packed += u64::try_from(share).unwrap_or(packed);
     }
     upgrade
+}
+
+/// Returns the chunks of a layer, as they are looked for.
+fn chunks(layer: &Layer) -> impl Iterator<Item = (Hash, Chunk)> {
+    layer.index().chunks().iter().map(|chunk| (layer.hash(), *chunk))
 }
 
 /// What has to be read to compare two images.

@@ -177,12 +177,14 @@ impl Engine {
         affected.into_iter().collect()
     }
 
-    /// Re-hashes what is here; what is wrong is fetched again with the next read.
+    /// Re-hashes what is here; what is wrong is fetched again with the next read. What others may take from it is listed anew.
     pub(super) fn scrub(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
         for found in image.layers() {
             let blob = found.place.blob;
             say(talk, "reading", &blob, 0, found.place.size)?;
             let wrong = self.through.scrub(found.id()).with_context(|| format!("reading layer {blob}"))?;
+            let listed = self.store.make_known(found.layer());
+            listed.with_context(|| format!("listing the chunks of layer {blob}"))?;
             if !wrong.is_empty() {
                 let text = format!(
                     "layer {blob}: segments damaged on disk: {}; they are fetched again, and mounts that have shown them \

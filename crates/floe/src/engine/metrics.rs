@@ -163,6 +163,8 @@ impl Engine {
         if let Some(quota) = room.quota {
             page.gauge("store_quota_bytes", "The most that segments may have", quota);
         }
+        let taken = self.through.taken();
+        page.counter("taken_bytes", "Content copied from other layers instead of being fetched", taken);
         page.counter("evicted_layers", "Layers evicted", room.evicted_layers);
         page.counter("evicted_bytes", "What they had", room.evicted_bytes);
         let paused = u64::from(room.paused.is_some());

@@ -380,15 +380,14 @@ impl Engine {
             images,
             mounts: self.mounts.report(),
             traffic: self.net.traffic(),
+            taken: self.through.taken(),
             fallbacks: self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            room: self.room.report().unwrap_or_else(|error| {
-                tracing::warn!("looking at the room of the store: {error:#}");
-                Default::default()
-            }),
-            pinned: self.pinned().unwrap_or_else(|error| {
-                tracing::warn!("listing the pins: {error:#}");
-                Default::default()
-            }),
+            room: (self.room.report())
+                .inspect_err(|error| tracing::warn!("looking at the room of the store: {error:#}"))
+                .unwrap_or_default(),
+            pinned: (self.pinned())
+                .inspect_err(|error| tracing::warn!("listing the pins: {error:#}"))
+                .unwrap_or_default(),
             alerts: self.alerts.list(),
         }
     }

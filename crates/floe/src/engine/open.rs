@@ -413,6 +413,7 @@ impl Engine {
                 index_size: found.index_size,
                 segments,
                 local: segments - missing.min(segments),
+                taken: found.hold.files().taken(),
                 proved: found.proved(),
             }
         };

@@ -30,6 +30,11 @@ impl ImageReport {
         self.layers.iter().map(|layer| layer.size).sum()
     }
 
+    /// Returns the bytes that other layers had.
+    pub fn taken(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.taken).sum()
+    }
+
     /// Says whether every segment of every layer is on this node.
     pub fn complete(&self) -> bool {
         self.layers.iter().all(|layer| layer.local == layer.segments)
@@ -55,6 +60,9 @@ pub struct LayerReport {
     pub segments: u32,
     /// Segments on this node.
     pub local: u32,
+    /// Bytes of these that were copied from other layers, since the layer was opened.
+    #[serde(default)]
+    pub taken: u64,
     /// Whether the layer's plain tar was hashed here and matched its diffID.
     pub proved: bool,
 }
@@ -139,6 +147,8 @@ pub struct Upgrade {
     pub new_layers: u32,
     /// Those blobs, in bytes.
     pub new_layer_bytes: u64,
+    /// Of those, what is fetched: all but the segments whose chunks are here.
+    pub fetched: u64,
     /// Contents in chunks that no layer of the one has, in bytes.
     pub new_chunk_bytes: u64,
     /// About what these take in the blobs: their share of each layer's contents.
@@ -288,6 +298,9 @@ pub struct Status {
     pub mounts: Vec<MountReport>,
     /// Traffic since the daemon started.
     pub traffic: Traffic,
+    /// Bytes copied from other layers instead of being fetched, since the daemon started.
+    #[serde(default)]
+    pub taken: u64,
     /// Layers streamed since the daemon started because no index could be used, by reason.
     #[serde(default)]
     pub fallbacks: BTreeMap<Fallback, u64>,
