@@ -57,17 +57,38 @@ fn merged() -> TestImage {
     image(&blobs, &vector("merged.boot"))
 }
 
+/// The same in version 5.
+fn merged_5() -> TestImage {
+    let blobs: Vec<_> = NAMES.iter().map(|name| vector(&format!("{name}5.blob"))).collect();
+    image(&blobs, &vector("merged5.boot"))
+}
+
+/// An ordinary image, and one of Nydus that says where its layers can be entered.
+fn references() -> (TestImage, TestImage) {
+    let names = ["base", "big"];
+    let gzip = |name: &&str| {
+        let blob = vector(&format!("{name}.gz"));
+        let tar = format::unpack::whole(format::index::Codec::Gzip, &blob, 1 << 24).unwrap().unwrap();
+        Layer { blob: blob.into(), ..Layer::new(tar, Pack::Gzip) }
+    };
+    let original = TestImage::new(names.iter().map(gzip).collect(), &json!({}));
+    let blobs = names.map(|name| vector(&format!("{name}.ref")));
+    let mut image = image(&blobs, &vector("refs.boot"));
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    for (layer, of) in manifest["layers"].as_array_mut().unwrap().iter_mut().zip(&original.layers) {
+        layer["annotations"]["containerd.io/snapshot/nydus-ref"] = json!(of.digest().to_string());
+    }
+    image.manifest = serde_json::to_vec(&manifest).unwrap().into();
+    (original, image)
+}
+
 /// What it shows: that which the image shows that it was made of. Layers of it turn directories into files, which GNU tar
 /// does not.
 fn wanted(host: &str) -> Dump {
     let tars = NAMES.iter().map(|name| Layer::new(vector(&format!("{name}.tar")), Pack::Gzip)).collect();
     let reference = format!("{host}/team/app:tars");
     TestImage::new(tars, &json!({})).push(&reference);
-    let node = Node::new("");
-    let at = node.mount(&reference);
-    let dump = dump::disk(&at).unwrap();
-    node.umount(&at);
-    dump
+    shown(&reference)
 }
 
 /// Compares all but times, which RAFS does not keep.
@@ -89,44 +110,125 @@ fn origins(node: &Node, reference: &str) -> (PathBuf, Vec<String>) {
     (at, report["layers"].as_array().unwrap().iter().map(origin).collect())
 }
 
-fn is_lazy(path: &str) {
-    let first = node!();
-    let mut registry = Embedded::start(&first.path("registry"));
-    let (image, wanted) = (merged(), wanted(&registry.host()));
-    let reference = format!("{}/team/app:nydus", registry.host());
-    image.push(&reference);
+/// Returns what an image shows.
+fn shown(reference: &str) -> Dump {
+    let node = Node::new("");
+    let at = node.mount(reference);
+    let dump = dump::disk(&at).unwrap();
+    node.umount(&at);
+    dump
+}
+
+/// Mounts what is in a registry, with the daemon killed, and again without network.
+fn is_lazy(path: &str, registry: &mut Embedded, reference: &str, layers: usize, wanted: &Dump) {
     let config = format!("[mount]\npath = {path:?}\n");
     let node = Node::new(&config);
-    let (at, origins) = origins(&node, &reference);
-    assert_eq!(origins, ["contents"; 4]);
-    assert_same(&at, &wanted);
+    let (at, origins) = origins(&node, reference);
+    assert_eq!(origins, vec!["contents"; layers]);
+    assert_same(&at, wanted);
 
     // Killed, and again; then without network.
     node.kill_daemon();
-    assert_same(&at, &wanted);
+    assert_same(&at, wanted);
     node.umount(&at);
     node.stop();
     registry.down();
-    let at = node.mount(&reference);
-    assert_same(&at, &wanted);
+    let at = node.mount(reference);
+    assert_same(&at, wanted);
     assert_eq!(node.received(), 0);
+}
+
+fn is_lazy_in_both_versions(path: &str) {
+    for image in [merged(), merged_5()] {
+        let first = node!();
+        let mut registry = Embedded::start(&first.path("registry"));
+        let wanted = wanted(&registry.host());
+        let reference = format!("{}/team/app:nydus", registry.host());
+        image.push(&reference);
+        is_lazy(path, &mut registry, &reference, 4, &wanted);
+    }
 }
 
 #[test]
 fn an_image_of_nydus_is_lazy() {
-    is_lazy("auto");
+    is_lazy_in_both_versions("auto");
 }
 
 #[test]
 fn an_image_of_nydus_is_lazy_through_fuse() {
-    is_lazy("fuse");
+    is_lazy_in_both_versions("fuse");
+}
+
+fn references_are_lazy(path: &str) {
+    let first = node!();
+    let mut registry = Embedded::start(&first.path("registry"));
+    let [tars, reference] = ["tars", "nydus"].map(|tag| format!("{}/team/app:{tag}", registry.host()));
+    let (original, image) = references();
+    original.push(&tars);
+    image.push(&reference);
+    let wanted = shown(&tars);
+    is_lazy(path, &mut registry, &reference, 3, &wanted);
+}
+
+#[test]
+fn an_image_that_refers_to_ordinary_layers_is_lazy() {
+    references_are_lazy("auto");
+}
+
+#[test]
+fn an_image_that_refers_to_ordinary_layers_is_lazy_through_fuse() {
+    references_are_lazy("fuse");
+}
+
+/// A file in the last of several members: what is fetched is that of the last place to enter, not all before it.
+#[test]
+fn of_an_ordinary_layer_no_more_is_fetched_than_a_file_takes() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let (original, image) = references();
+    original.push(&format!("{}/team/app:tars", registry.host()));
+    let reference = format!("{}/team/app:nydus", registry.host());
+    image.push(&reference);
+    let node = Node::new("[fetch]\nbackground = false\n");
+    let at = node.mount(&reference);
+    let before = node.received();
+    assert_eq!(
+        fs::read(at.join("last")).unwrap_or_else(|error| panic!("{error}: {}", node.log())),
+        b"the end"
+    );
+    assert!(node.received() - before < 20_000, "{}", node.received() - before);
+    assert!(original.layers[1].blob.len() > 40_000);
+    node.umount(&at);
+}
+
+#[test]
+fn checks_find_the_files_of_the_original() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let tag = |tag: &str| format!("{}/team/app:{tag}", registry.host());
+    // Version 5 keeps times, too.
+    wanted(&registry.host());
+    merged_5().push(&tag("five"));
+    assert!(node.ok(&["check", &tag("tars"), &tag("five")]).starts_with("the same: "));
+    let (original, image) = references();
+    original.push(&tag("gzip"));
+    image.push(&tag("refs"));
+    // The reference keeps times of these.
+    assert!(node.ok(&["check", &tag("gzip"), &tag("refs")]).starts_with("the same: "));
 }
 
 #[test]
 fn every_packing_is_read() {
     let first = node!();
     let registry = Embedded::start(&first.path("registry"));
-    for (name, tar) in [("zstd", "base"), ("lz4", "base"), ("batch", "base")] {
+    for (name, tar) in [
+        ("zstd", "base"),
+        ("lz4", "base"),
+        ("batch", "base"),
+        ("zstd5", "base"),
+        ("lz45", "base"),
+        ("none5", "top"),
+    ] {
         let layer = Layer::new(vector(&format!("{tar}.tar")), Pack::Plain);
         let wanted = TestImage::new(vec![layer], &json!({})).extract(&first.path(name));
         let reference = format!("{}/team/app:{name}", registry.host());

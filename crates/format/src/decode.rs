@@ -20,9 +20,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use self::assembly::Assembly;
-use crate::index::Part;
+use crate::index::{Chunk, Codec, Hash, Packing, Part, Piece};
 use crate::layer::{Corrupt, Layer};
-use crate::unpack::UnpackError;
+use crate::limits;
+use crate::unpack::{self, UnpackError};
 use pieces::PieceDecoder;
 use stream::StreamDecoder;
 
@@ -160,6 +161,22 @@ impl SpanDecoder {
             Way::Pieces(pieces) => pieces.wanted(),
         }
     }
+}
+
+/// Returns a chunk from all that holds it, if that is what its hash says.
+pub fn chunk(piece: &Piece, packed: &[u8], wanted: &Chunk, hash: Hash) -> Option<Vec<u8>> {
+    let whole = |codec| unpack::whole(codec, packed, limits::PIECE.into()).ok().flatten();
+    let end = piece.skip.checked_add(wanted.len)?;
+    let mut plain = match piece.packing {
+        Packing::Plain => packed.to_vec(),
+        Packing::Gzip => whole(Codec::Gzip)?,
+        Packing::Zstd => whole(Codec::Zstd)?,
+        Packing::Lz4 => pieces::unblock(packed, end),
+        Packing::Inside => return None,
+    };
+    plain.truncate(small(end.into()));
+    plain.drain(..small(piece.skip.into()).min(plain.len()));
+    (plain.len() == small(wanted.len.into()) && hash.of(&plain) == wanted.id.0).then_some(plain)
 }
 
 /// Offsets inside a segment or a piece: at most 1 GiB.

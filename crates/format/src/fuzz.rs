@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 
 use crate::decode::SpanDecoder;
 use crate::digest::{ChunkId, DiffId, Digest};
-use crate::index::{Codec, Index, Packing};
+use crate::index::{Codec, Index, Packing, Source};
 use crate::layer::Layer;
 use crate::nydus;
 use crate::nydus::bootstrap::{Blob, Bootstrap, Chunk, Meta};
@@ -185,9 +185,14 @@ pub fn nydus(data: &[u8]) {
     }
     let Ok((_, header)) = MetaHeader::read_from_suffix(data) else { return };
     let (packed, plain) = (header.units_packed.get(), header.units_plain.get());
-    for (packing, features) in
-        [(Packing::Plain, features::UNITS_V2), (Packing::Zstd, features::UNITS_V2), (Packing::Lz4, 0)]
-    {
+    let in_stream = features::UNITS_V2 | features::ZRAN | features::SEPARATE;
+    for (packing, features) in [
+        (Packing::Plain, features::UNITS_V2),
+        (Packing::Zstd, features::UNITS_V2),
+        (Packing::Lz4, 0),
+        (Packing::Plain, in_stream),
+        (Packing::Zstd, in_stream),
+    ] {
         let blob = Blob {
             id: Digest::of(b""),
             packing: Packing::Zstd,
@@ -195,12 +200,17 @@ pub fn nydus(data: &[u8]) {
             packed_size: 1 << 40,
             plain_size: 1 << 40,
             features,
-            meta: Meta { offset: 0, packed, plain, packing },
+            meta: Meta { blob: Digest::of(b""), offset: 0, packed, plain, packing },
         };
         let Ok(meta) = BlobMeta::open(&blob, data) else { continue };
         for number in 0..100 {
             let chunk = Chunk { blob: 0, number, len: 1000, id: ChunkId([0; 32]), piece: None };
-            let _ = meta.piece(&chunk); // somewhere, or nowhere
+            let Ok(piece) = meta.piece(&chunk) else { continue };
+            if piece.packing == Packing::Inside
+                && let Some(entry) = meta.entry(piece.blob, piece.begin)
+            {
+                assert!(entry.bits < 8 && entry.window.len() <= Source::MAX_WINDOW, "no entry at all");
+            }
         }
     }
 }
@@ -230,6 +240,11 @@ mod tests {
         super::nydus(b"noise");
         let bootstrap = include_bytes!("../tests/nydus/none.boot.zst");
         super::nydus(&zstd::decode_all(&bootstrap[..]).unwrap());
+        let bootstrap = include_bytes!("../tests/nydus/none5.boot.zst");
+        super::nydus(&zstd::decode_all(&bootstrap[..]).unwrap());
+        // What says where a tar.gz can be entered, without the tar headers behind it.
+        let meta = zstd::decode_all(&include_bytes!("../tests/nydus/big.ref.zst")[..]).unwrap();
+        super::nydus(&meta[..796 + 4096]);
         super::nydus(&[0; 9000]);
         let digest = crate::Digest::of(b"");
         super::contents(

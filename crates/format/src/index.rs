@@ -32,6 +32,7 @@
 //! | 3 | critical | chunks | per chunk in payload order: length u32 · hash of its bytes |
 //! | 4 | critical | source | decoder table, below |
 //! | 5 | critical | contents | in place of 4, where the layer has a table of contents of its own; below |
+//! | 6 | critical | entries | where pieces of 5 are inside gzip members; below |
 //!
 //! ```text
 //! facts                                            source
@@ -57,7 +58,14 @@
 //!  88   4  number of pieces: that of the chunks
 //!  92  40  per blob: SHA-256 · length u64
 //!  ..  24  per chunk: where it begins in its blob u64 · where it has ended u64 · plain bytes to skip u32 ·
-//!          number of the blob u16, 0 for the layer's own · packing u16: as codec, or 3 for an LZ4 block
+//!          number of the blob u16, 0 for the layer's own · packing u16: as codec, or 3 for an LZ4 block, or 4: see entries
+//! ```
+//!
+//! A piece of packing 4 begins where one of the *entries* does, between two deflate blocks. They ascend by blob and offset:
+//!
+//! ```text
+//! ..  16  per entry: offset u64 · number of the blob u16 · bits u16 · length of the window u32
+//! ..      and that window, as those of starts
 //! ```
 //!
 //! Of a layer with *contents* the basis is 1: its skeleton is made of the table of contents and is not the tar's, its
@@ -69,7 +77,7 @@
 mod contents;
 mod source;
 
-pub use contents::{BlobAt, Contents, Hash, Packing, Part, Piece};
+pub use contents::{BlobAt, Contents, Entry, Hash, Packing, Part, Piece};
 pub use source::{Codec, Reach, Source, Start, most_plain};
 
 use crate::digest::{ChunkId, DiffId, Digest, IndexId};
@@ -317,6 +325,7 @@ impl Index {
             Some(contents) => (5, contents.encode(&self.source)),
             None => (4, self.source.encode()),
         };
+        let entries = self.source.contents.as_ref().and_then(Contents::encode_entries);
         let known = [
             (1, CRITICAL, facts.len() as u64, &facts[..]),
             (2, CRITICAL | ZSTD, self.facts.skeleton_len, &self.skeleton),
@@ -324,6 +333,7 @@ impl Index {
             (kind, CRITICAL, source.len() as u64, &source),
         ];
         let mut sections: Vec<(u32, u32, u64, &[u8])> = known.to_vec();
+        sections.extend(entries.iter().map(|entries| (6, CRITICAL, entries.len() as u64, &entries[..])));
         sections.extend(self.others.iter().map(|o| (o.kind, o.flags, o.plain_len, &o.stored[..])));
         sections.sort_by_key(|s| s.0);
 
@@ -348,7 +358,7 @@ impl Index {
     pub fn decode(file: &[u8]) -> Result<Self, IndexError> {
         let sections = Sections::decode(file)?;
         let (mut facts, mut skeleton, mut chunks, mut source) = (None, None, None, None);
-        let mut others = Vec::new();
+        let (mut entries, mut others) = (Vec::new(), Vec::new());
         for section in sections.0 {
             match (section.kind, section.flags) {
                 (1, CRITICAL) => facts = Some(Facts::decode(section.stored)?),
@@ -358,7 +368,8 @@ impl Index {
                 (3, CRITICAL) => chunks = Some(decode_chunks(section.stored)?),
                 (4, CRITICAL) => source = Some(Source::decode(section.stored)?),
                 (5, CRITICAL) if source.is_none() => source = Some(Contents::decode(section.stored)?),
-                (1..=5, _) => return Err(IndexError::Corrupt("a section has the wrong flags")),
+                (6, CRITICAL) => entries = Contents::decode_entries(section.stored)?,
+                (1..=6, _) => return Err(IndexError::Corrupt("a section has the wrong flags")),
                 (number, flags) if flags & CRITICAL != 0 => {
                     return Err(IndexError::Unsupported { what: "critical section", number });
                 }
@@ -372,11 +383,16 @@ impl Index {
                 }
             }
         }
-        let (Some(facts), Some((skeleton, skeleton_len)), Some(chunks), Some(source)) =
+        let (Some(facts), Some((skeleton, skeleton_len)), Some(chunks), Some(mut source)) =
             (facts, skeleton, chunks, source)
         else {
             return Err(IndexError::Corrupt("a section is missing"));
         };
+        match &mut source.contents {
+            Some(contents) => contents.entries = entries,
+            None if entries.is_empty() => {}
+            None => return Err(IndexError::Corrupt("it has entries, and nothing begins there")),
+        }
         if skeleton_len != facts.skeleton_len {
             return Err(IndexError::Corrupt("the skeleton's length is not the one in the facts"));
         }
@@ -385,7 +401,14 @@ impl Index {
 
     fn encoded_len(&self) -> u64 {
         let source = self.source.encoded_len();
-        (BODY + 4 + 4 * ENTRY + FACTS + self.skeleton.len() + self.chunks.len() * CHUNK_ROW + source) as u64
+        let entries = self.source.contents.as_ref().is_some_and(|contents| !contents.entries.is_empty());
+        (BODY
+            + 4
+            + (4 + usize::from(entries)) * ENTRY
+            + FACTS
+            + self.skeleton.len()
+            + self.chunks.len() * CHUNK_ROW
+            + source) as u64
     }
 }
 

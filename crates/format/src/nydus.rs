@@ -1,29 +1,37 @@
-//! Images of Nydus: RAFS version 6.
+//! Images of Nydus: RAFS versions 5 and 6.
 //!
 //! The last layer of such an image is a tar with one file, `image/image.boot`, the *bootstrap*: the tree of the whole image,
 //! and where each chunk of each file is. The other layers are *blobs*: chunks, each packed by itself or a few small ones
 //! together, and behind them tables that repeat what the bootstrap says. Who has the bootstrap needs no other table of a
-//! blob but for chunks that are packed together.
+//! blob but for chunks that are packed together, and those of a tar.gz.
+//!
+//! Such a blob is a layer of an ordinary image, as it was (zran). The layer of the image of Nydus says where its gzip stream
+//! can be entered: places between two deflate blocks, and the output before them.
 //!
 //! [`bootstrap`] reads the first, [`meta`] the second, [`disk`] has the records of both; [`index`] makes an index of them.
+//! What is different in version 5 is in one place, and nobody above knows which version an image has.
 //!
 //! # Sources
 //!
 //! All of dragonflyoss/nydus, version 2. The records: `rafs/src/metadata/layout/v6.rs`, `layout/v5.rs` (chunks), `layout/mod.rs`
-//! (flags: `metadata/mod.rs`), `storage/src/meta/mod.rs`, `chunk_info_v1.rs`, `chunk_info_v2.rs`, `batch.rs`, `toc.rs` and
-//! `storage/src/device.rs`. How a file's chunk is found: `rafs/src/metadata/direct_v6.rs`. What a writer makes:
+//! (flags: `metadata/mod.rs`), `storage/src/meta/mod.rs`, `chunk_info_v1.rs`, `chunk_info_v2.rs`, `batch.rs`, `zran.rs`, `toc.rs` and
+//! `storage/src/device.rs`. Entering a tar.gz: `utils/src/compress/zlib_random.rs`. How a file's
+//! chunk is found: `rafs/src/metadata/direct_v5.rs`, `direct_v6.rs`. What a writer makes:
 //! `builder/src/core/v6.rs`, `core/node.rs`, `core/blob.rs`, `builder/src/merge.rs`.
 //!
 //! # What RAFS does not keep
 //!
 //! Times: most inodes have the short form of EROFS, whose time is that of the superblock, 0. Only files whose ids, links
-//! or length need the long one, and those named `*.pyc`, have theirs; nanoseconds of a tar nobody has.
+//! or length need the long one, and those named `*.pyc`, have theirs; nanoseconds of a tar nobody has. Version 5 has all.
 
 pub mod bootstrap;
 pub mod disk;
+mod five;
 pub mod index;
+mod inodes;
 pub mod layer;
 pub mod meta;
+mod six;
 mod tables;
 mod tree;
 pub mod write;

@@ -97,10 +97,13 @@ impl Unpacker {
 
     /// Returns a decoder whose input begins at a start.
     pub fn at(codec: Codec, start: &Start) -> Result<Self, UnpackError> {
-        let mut unpacker = Self::new(codec)?;
-        if codec == Codec::Gzip {
-            unpacker.enter(start.bits, &open_window(&start.window)?)?;
-        }
+        if codec == Codec::Gzip { Self::inside(start.bits, &start.window) } else { Self::new(codec) }
+    }
+
+    /// Returns a decoder whose input begins at a place in a gzip member, with the window as an index has it.
+    pub fn inside(bits: u8, window: &[u8]) -> Result<Self, UnpackError> {
+        let mut unpacker = Self::new(Codec::Gzip)?;
+        unpacker.enter(bits, &open_window(window)?)?;
         Ok(unpacker)
     }
 
@@ -233,6 +236,15 @@ fn open_window(stored: &[u8]) -> Result<Vec<u8>, UnpackError> {
         return Ok(Vec::new());
     }
     zstd::bulk::decompress(stored, WINDOW).map_err(|_| UnpackError::Window)
+}
+
+/// Returns a window as an index has it; nothing if it is too long.
+pub(crate) fn close_window(plain: &[u8]) -> Option<Box<[u8]>> {
+    if plain.is_empty() {
+        return Some(Box::default());
+    }
+    let packed = zstd::bulk::compress(plain, 3).ok().filter(|_| plain.len() <= WINDOW);
+    packed.map(Vec::into_boxed_slice)
 }
 
 fn zstd_error(error: std::io::Error) -> UnpackError {

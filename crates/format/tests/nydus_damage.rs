@@ -4,9 +4,10 @@ use std::path::Path;
 
 use format::Digest;
 use format::erofs::disk::SuperBlock;
+use format::index::Packing;
 use format::nydus::NydusError;
-use format::nydus::bootstrap::Bootstrap;
-use format::nydus::disk::{BlobRow, ChunkRow, Extension, compressor, features, flags};
+use format::nydus::bootstrap::{Bootstrap, Meta};
+use format::nydus::disk::{BlobRow, ChunkRow, Extension, MetaHeader, compressor, features, five, flags};
 use format::nydus::meta::BlobMeta;
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
@@ -82,7 +83,7 @@ fn what_is_not_supported_is_named() {
     said(with(4096 + 256, |row: &mut BlobRow| row.digester = 1.into()), "different");
     said(with(4096 + 256, |row: &mut BlobRow| row.digester = 2.into()), "digests");
     said(with(4096 + 256, |row: &mut BlobRow| row.compressor = 4.into()), "compressor 4");
-    said(with(0, |magic: &mut [u8; 4]| *magic = *b"SFAR"), "version 5");
+    said(with(0, |begin: &mut [u8; 8]| *begin = *b"SFAR\0\x04\0\0"), "version 4");
     let mut bytes = vector("merged.boot");
     bytes[1024] ^= 1;
     assert_eq!(read(&bytes), Err(NydusError::Magic));
@@ -181,12 +182,91 @@ fn files_that_share_their_chunk_indexes_end() {
     assert!(found > 0);
 }
 
+/// The place of an inode of version 5 by its number.
+#[cfg(test)]
+fn place(bytes: &[u8], number: usize) -> usize {
+    let at = 8192 + 4 * (number - 1);
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize * 8
+}
+
+#[test]
+fn version_5_is_refused_where_it_contradicts_itself() {
+    let bytes = vector("none5.boot");
+    let (all, names) = (five::SuperBlock::read_from_prefix(&bytes).unwrap().0, read(&bytes).unwrap().0);
+    assert_eq!((names, all.inode_count.get(), all.rows_count.get()), (5, 6, 1));
+    let head = |how: fn(&mut five::SuperBlock)| {
+        let mut wrong = bytes.clone();
+        change(&mut wrong, 0, how);
+        assert!(
+            matches!(read(&wrong), Err(NydusError::Damaged(_) | NydusError::Tree(_))),
+            "{:?}",
+            read(&wrong)
+        );
+    };
+    head(|block| block.size = 80.into());
+    head(|block| block.chunk_size = 0x4001.into());
+    head(|block| block.flags |= flags::LZ4_BLOCK);
+    head(|block| block.flags |= flags::SHA256);
+    head(|block| block.inodes_offset = 8.into());
+    head(|block| block.inodes_offset = u64::MAX.into());
+    head(|block| block.inode_count = 3.into());
+    head(|block| block.inode_count = u32::MAX.into());
+    head(|block| block.prefetch_offset = block.inodes_offset);
+    head(|block| block.prefetch_count = u32::MAX.into());
+    head(|block| block.blobs_offset = block.inodes_offset);
+    head(|block| block.blobs_size -= 1);
+    head(|block| block.rows_offset = block.blobs_offset);
+    let inode = |number: usize, how: fn(&mut five::Inode)| {
+        let mut wrong = bytes.clone();
+        change(&mut wrong, place(&bytes, number), how);
+        read(&wrong).unwrap_err()
+    };
+    let tree = |error: NydusError| assert!(matches!(error, NydusError::Tree(_)), "{error}");
+    // The root, "added" in it, and in that the file "a", which has an attribute and two chunks.
+    tree(inode(1, |root| root.mode = 0o100_755.into()));
+    tree(inode(1, |root| root.first_child = 1.into()));
+    tree(inode(1, |root| root.children = 6.into()));
+    tree(inode(1, |root| root.children = u32::MAX.into()));
+    tree(inode(3, |added| added.name_size = 0.into()));
+    tree(inode(3, |added| added.first_child = 2.into()));
+    tree(inode(5, |file| file.mode = 0o140_755.into()));
+    tree(inode(5, |file| file.mtime_nanos = 1_000_000_000.into()));
+    tree(inode(5, |file| file.size += 1));
+    tree(inode(5, |file| file.size -= 1));
+    tree(inode(5, |file| file.children = 1.into()));
+    tree(inode(5, |file| file.children = u32::MAX.into()));
+    let error = inode(5, |file| file.flags |= five::inode_flags::HOLES);
+    assert!(error.to_string().contains("holes"), "{error}");
+    let attributes = place(&bytes, 5) + 128 + 8;
+    for (at, byte) in [(0, 0x0f), (0, 0x11), (7, 1), (8, 0xff), (11, 1)] {
+        let mut wrong = bytes.clone();
+        wrong[attributes + at] = byte;
+        assert!(read(&wrong).is_err(), "{at}: {byte}");
+    }
+    let chunk = attributes + 24;
+    let error = {
+        let mut wrong = bytes.clone();
+        change(&mut wrong, chunk + 80, |row: &mut ChunkRow| row.file_offset += 1);
+        read(&wrong).unwrap_err()
+    };
+    tree(error);
+}
+
+/// What old writers leave out: how long blobs are.
+#[test]
+fn blobs_of_version_5_may_have_no_rows() {
+    let mut bytes = vector("none5.boot");
+    let right = read(&bytes).unwrap();
+    change(&mut bytes, 0, |block: &mut five::SuperBlock| block.rows_count = 0.into());
+    assert_eq!(read(&bytes).unwrap(), right);
+}
+
 #[test]
 fn a_bit_that_is_wrong_does_no_harm() {
-    for name in ["none.boot", "merged.boot"] {
+    for name in ["none.boot", "none5.boot", "merged.boot", "merged5.boot", "refs.boot"] {
         let bytes = vector(name);
         let (names, chunks) = read(&bytes).unwrap();
-        let step = if name == "none.boot" { 1 } else { 97 };
+        let step = if name.starts_with("none") { 1 } else { 97 };
         for at in (0..bytes.len()).step_by(step) {
             let mut wrong = bytes.clone();
             for bits in [1, 0x80, 0xff] {
@@ -239,17 +319,72 @@ fn a_meta_that_is_wrong_does_no_harm() {
     assert!(BlobMeta::open(&blob, meta).is_err());
 }
 
+#[test]
+fn a_meta_of_a_tar_gz_that_is_wrong_does_no_harm() {
+    let bytes = vector("big.ref");
+    let bootstrap = Bootstrap::open(vector("refs.boot")).unwrap();
+    let blob = &bootstrap.blobs()[1];
+    assert_eq!((blob.id, blob.meta.blob), (Digest::of(&vector("big.gz")), Digest::of(&bytes)));
+    let list = bootstrap.list().unwrap();
+    let chunks: Vec<_> = (0..list.len())
+        .flat_map(|n| list.chunks(n).unwrap().collect::<Vec<_>>())
+        .map(Result::unwrap)
+        .filter(|chunk| chunk.blob == 1)
+        .collect();
+    assert!(chunks.len() > 7);
+    // The table is packed: what is changed is inside.
+    let range = BlobMeta::range(blob);
+    let meta = &bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+    let (packed, header) = meta.split_at(meta.len() - 4096);
+    let plain = zstd::bulk::decompress(packed, 1 << 20).unwrap();
+    let open = |plain: &[u8]| {
+        let (mut blob, mut header) = (blob.clone(), MetaHeader::read_from_bytes(header).unwrap());
+        blob.meta = Meta { packed: plain.len() as u64, packing: Packing::Plain, ..blob.meta };
+        header.units_packed = (plain.len() as u64).into();
+        BlobMeta::open(&blob, &[plain, header.as_bytes()].concat())
+    };
+    let right = open(&plain).unwrap();
+    let entries = |meta: &BlobMeta| {
+        let mut found = 0;
+        for chunk in &chunks {
+            let Ok(piece) = meta.piece(chunk) else { continue };
+            assert_eq!(piece.packing, Packing::Inside);
+            found += usize::from(meta.entry(piece.blob, piece.begin).is_some());
+        }
+        found
+    };
+    assert_eq!(entries(&right), chunks.len());
+    let table = plain.len() - (32 << 10);
+    for at in 0..table {
+        for bits in [1, 0x80, 0xff] {
+            let mut wrong = plain.clone();
+            wrong[at] ^= bits;
+            let _ = open(&wrong).map(|wrong| entries(&wrong)); // none, or others
+        }
+    }
+    for len in 0..table {
+        assert!(open(&plain[..len]).is_err());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn several_wrong_bytes_do_no_harm(places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20)) {
         let mut bytes = vector("merged.boot");
-        for (place, byte) in places {
+        for (place, byte) in &places {
             let at = 1024 + place.index(bytes.len() - 1024);
-            bytes[at] = byte;
+            bytes[at] = *byte;
         }
         let _ = read(&bytes); // whatever it is
+        // Of the superblock most is empty.
+        let mut bytes = vector("merged5.boot");
+        for (place, byte) in &places {
+            let at = place.index(bytes.len() - 8192 + 80);
+            bytes[if at < 80 { at } else { at + 8192 - 80 }] = *byte;
+        }
+        let _ = read(&bytes);
     }
 }
 

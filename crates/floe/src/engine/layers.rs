@@ -194,7 +194,16 @@ impl Engine {
                 why_not.text = why_not.text.or(untold);
             }
         }
+        if let Some(source) = &resolved.source {
+            layers.iter().flatten().for_each(|found| self.know_beside(found.layer().index(), source));
+        }
         Ok(KnownLayers { layers, why_not, profile, line })
+    }
+
+    /// Remembers that a source has what a layer's bytes are in beside the layer's blob: that need be no layer of the image.
+    pub(super) fn know_beside(&self, index: &Index, source: &Arc<Source>) {
+        let contents = index.source().contents.iter();
+        contents.flat_map(|contents| &contents.blobs).for_each(|blob| self.net.know(blob.digest, source));
     }
 
     /// Returns a layer whose index is in the store and believed for this reference.

@@ -151,13 +151,13 @@ impl Engine {
             bail!("the bootstrap is {diff_id}, where the image says {}", place.diff_id);
         }
         let bootstrap = Bootstrap::open(file(&tar)?).context("reading the bootstrap")?;
-        let blobs = self.blobs_of(bootstrap.blobs(), places)?;
-        let needed = bootstrap.blobs().iter().filter(|blob| blob.has_batches()).map(|blob| blob.meta.plain);
+        let blobs = blobs_of(bootstrap.blobs(), places)?;
+        let needed = bootstrap.blobs().iter().filter(|blob| blob.needs_meta()).map(|blob| blob.meta.plain);
         if needed.fold(0, u64::saturating_add) > limits::CONTENTS {
             bail!("the tables of its blobs are longer than {} bytes", limits::CONTENTS);
         }
-        let metas: Vec<_> = (bootstrap.blobs().iter().zip(&blobs))
-            .map(|(blob, at)| self.meta(source, blob, at, line))
+        let metas: Vec<_> = (bootstrap.blobs().iter())
+            .map(|blob| self.meta(source, blob, places, line))
             .collect::<anyhow::Result<_>>()?;
         // How much room its files take is known when all are placed.
         let mut segment = segment_size(blobs.iter().map(|blob| blob.size).sum());
@@ -173,28 +173,19 @@ impl Engine {
         Ok(index)
     }
 
-    /// Returns the blobs of a bootstrap as the image has them.
-    fn blobs_of(&self, blobs: &[Blob], places: &[Place]) -> anyhow::Result<Vec<BlobAt>> {
-        let blob = |blob: &Blob| {
-            let place = places.iter().find(|place| place.blob == blob.id);
-            let place = place.with_context(|| format!("blob {} is not among the image's layers", blob.id))?;
-            Ok(BlobAt { digest: place.blob, size: place.size })
-        };
-        blobs.iter().map(blob).collect()
-    }
-
-    /// Returns what a blob says of chunks that are packed together, where it has any.
+    /// Returns what a blob says of its chunks, or one beside it, where only that says where they are.
     fn meta(
         &self,
         source: &Source,
         blob: &Blob,
-        at: &BlobAt,
+        places: &[Place],
         line: &Line,
     ) -> anyhow::Result<Option<BlobMeta>> {
-        if !blob.has_batches() {
+        if !blob.needs_meta() {
             return Ok(None);
         }
-        let (range, begun) = (BlobMeta::range(blob), Instant::now());
+        let (at, begun) = (layer(&blob.meta.blob, places)?, Instant::now());
+        let range = BlobMeta::range(blob);
         if range.start > range.end || range.end > at.size || range.end - range.start > limits::CONTENTS {
             bail!("the tables of blob {} are out of range", at.digest);
         }
@@ -204,6 +195,23 @@ impl Engine {
         let meta = BlobMeta::open(blob, &bytes);
         Ok(Some(meta.with_context(|| format!("reading the tables of blob {}", at.digest))?))
     }
+}
+
+/// Returns the blobs of a bootstrap as the image has them. One that is a tar.gz is a layer of another image in the
+/// repository: how long it is only the bootstrap says.
+fn blobs_of(blobs: &[Blob], places: &[Place]) -> anyhow::Result<Vec<BlobAt>> {
+    let blob = |blob: &Blob| match blob.is_tar_gz() {
+        true => Ok(BlobAt { digest: blob.id, size: blob.packed_size }),
+        false => layer(&blob.id, places),
+    };
+    blobs.iter().map(blob).collect()
+}
+
+/// Returns a blob as the image has it.
+fn layer(blob: &Digest, places: &[Place]) -> anyhow::Result<BlobAt> {
+    let place = places.iter().find(|place| place.blob == *blob);
+    let place = place.with_context(|| format!("blob {blob} is not among the image's layers"))?;
+    Ok(BlobAt { digest: place.blob, size: place.size })
 }
 
 fn whose<'a>(

@@ -152,11 +152,14 @@ impl Engine {
             reference.parse().context("understanding its name").map(|name| self.net.source(&name))?;
         let take = |layer: &RefLayer| {
             let place = Place::of(layer);
+            let index = self.store.index(layer.index)?.context("the index of a layer is gone")?;
             match &source {
-                Ok(source) => self.net.know(place.blob, source),
+                Ok(source) => {
+                    self.net.know(place.blob, source);
+                    self.know_beside(&index, source);
+                }
                 Err(error) => tracing::warn!(image = reference, %error, "nothing can be fetched"),
             }
-            let index = self.store.index(layer.index)?.context("the index of a layer is gone")?;
             let hold = self.open_layer(&place, index)?;
             Ok(FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: 0 })
         };

@@ -134,13 +134,21 @@ impl PieceDecoder {
         if self.at < piece.begin {
             return Ok(false);
         }
-        let unpacker = |codec| Unpacker::new(codec).map(Unit::Stream).map_err(|why| self.undecodable(why));
-        let unit = match piece.packing {
-            Packing::Plain => unpacker(Codec::Plain)?,
-            Packing::Gzip => unpacker(Codec::Gzip)?,
-            Packing::Zstd => unpacker(Codec::Zstd)?,
-            Packing::Lz4 => Unit::Block(Vec::new()),
+        let unpacker = match piece.packing {
+            Packing::Plain => Unpacker::new(Codec::Plain),
+            Packing::Gzip => Unpacker::new(Codec::Gzip),
+            Packing::Zstd => Unpacker::new(Codec::Zstd),
+            Packing::Inside => match self.contents().and_then(|contents| contents.entry(piece)) {
+                Some(entry) => Unpacker::inside(entry.bits, &entry.window),
+                None => Err(UnpackError::Window), // not of an index that has been checked
+            },
+            Packing::Lz4 => {
+                self.open =
+                    Some(Open { unit: Unit::Block(Vec::new()), begin: piece.begin, out: 0, last: None });
+                return Ok(true);
+            }
         };
+        let unit = Unit::Stream(unpacker.map_err(|why| self.undecodable(why))?);
         self.open = Some(Open { unit, begin: piece.begin, out: 0, last: None });
         Ok(true)
     }
@@ -229,7 +237,7 @@ impl PieceDecoder {
 }
 
 /// Returns what an LZ4 block becomes, of which at least so much is wanted; nothing if it is damaged, or longer than any piece.
-fn unblock(block: &[u8], wanted: u32) -> Vec<u8> {
+pub(super) fn unblock(block: &[u8], wanted: u32) -> Vec<u8> {
     let mut plain = vec![0; small(wanted.into())];
     loop {
         match lz4_flex::block::decompress_into(block, &mut plain) {

@@ -18,6 +18,7 @@ use crate::wire::{Fields, put};
 const HEAD: usize = 92;
 const BLOB_ROW: usize = 40;
 const ROW: usize = 24;
+const ENTRY_HEAD: usize = 16;
 
 /// Bytes between two pieces that are fetched and passed over rather than asked around: at 100 Mbit/s they take 10 ms, as
 /// long as a request to a registry nearby.
@@ -34,6 +35,8 @@ pub enum Packing {
     Zstd,
     /// An LZ4 block, without a frame.
     Lz4,
+    /// A gzip stream that is entered in the middle, as an [`Entry`] says.
+    Inside,
 }
 
 impl From<Codec> for Packing {
@@ -57,7 +60,7 @@ pub enum Hash {
 
 impl Hash {
     /// Returns the hash of some bytes.
-    pub(crate) fn of(self, bytes: &[u8]) -> [u8; 32] {
+    pub fn of(self, bytes: &[u8]) -> [u8; 32] {
         match self {
             Self::Sha256 => *Digest::of(bytes).as_bytes(),
             Self::Blake3 => *blake3::hash(bytes).as_bytes(),
@@ -94,6 +97,25 @@ impl Piece {
     }
 }
 
+/// What it takes to begin inside a gzip member, between two blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The blob, as a piece has it.
+    pub blob: u16,
+    /// Offset of the first byte that is needed.
+    pub begin: u64,
+    /// How many of that byte's highest bits are needed: 1..=7, or 0 for all of it.
+    pub bits: u8,
+    /// The output before the place, as [`Start`](super::Start) has it.
+    pub window: Box<[u8]>,
+}
+
+impl Entry {
+    fn place(&self) -> (u16, u64) {
+        (self.blob, self.begin)
+    }
+}
+
 /// A range of a blob that holds consecutive chunks, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
@@ -127,6 +149,8 @@ pub struct Contents {
     pub blobs: Vec<BlobAt>,
     /// One per chunk.
     pub pieces: Vec<Piece>,
+    /// Where pieces begin that are [`Packing::Inside`]: ascending by blob and offset, each used by one at least.
+    pub entries: Vec<Entry>,
 }
 
 impl Contents {
@@ -199,6 +223,7 @@ impl Contents {
                 Packing::Gzip => 1,
                 Packing::Zstd => 2,
                 Packing::Lz4 => 3,
+                Packing::Inside => 4,
             };
             put(&mut out, u32::from(piece.blob) | packing << 16);
         }
@@ -232,9 +257,61 @@ impl Contents {
         };
         let blobs = blob_rows.iter().map(blob_at).collect::<Option<_>>().ok_or(short)?;
         let pieces = rows.iter().map(decode_piece).collect::<Result<_, _>>()?;
-        let contents = Some(Self { table, ahead, hash, blobs, pieces });
+        let contents = Some(Self { table, ahead, hash, blobs, pieces, entries: Vec::new() });
         let codec = Codec::from_number(codec)?;
         Ok(Source { blob, size, codec, starts: Vec::new(), reach: Vec::new(), contents })
+    }
+
+    /// Returns where a piece begins that is inside a gzip member.
+    pub(crate) fn entry(&self, piece: &Piece) -> Option<&Entry> {
+        let found = self.entries.binary_search_by_key(&(piece.blob, piece.begin), Entry::place);
+        found.ok().map(|n| &self.entries[n])
+    }
+
+    /// Returns the section of the entries; nothing where there are none.
+    pub(super) fn encode_entries(&self) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(self.entries_len());
+        for entry in &self.entries {
+            put(&mut out, entry.begin);
+            put(&mut out, u32::from(entry.blob) | u32::from(entry.bits) << 16);
+            put(&mut out, u32::try_from(entry.window.len()).unwrap_or(u32::MAX)); // see `check`
+            out.extend_from_slice(&entry.window);
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    pub(super) fn decode_entries(bytes: &[u8]) -> Result<Vec<Entry>, IndexError> {
+        let (mut fields, mut entries) = (Fields::new(bytes), Vec::new());
+        while let Some(begin) = fields.u64() {
+            let mut read = || {
+                let (of, len) = (fields.u32()?, fields.u32()?);
+                let bits = u8::try_from(of >> 16).ok()?;
+                let window = fields.slice(len as usize)?.into();
+                Some(Entry { blob: (of & 0xffff) as u16, begin, bits, window })
+            };
+            entries.push(read().ok_or(IndexError::Corrupt("an entry ends early"))?);
+        }
+        if fields.is_empty() && !entries.is_empty() {
+            Ok(entries)
+        } else {
+            Err(IndexError::Corrupt("its entries"))
+        }
+    }
+
+    /// Checks that there is an entry for each piece that needs one, and no other.
+    fn check_entries(&self) -> Result<(), IndexError> {
+        let mut used = vec![false; self.entries.len()];
+        for piece in self.pieces.iter().filter(|piece| piece.packing == Packing::Inside) {
+            let found = self.entries.binary_search_by_key(&(piece.blob, piece.begin), Entry::place);
+            used[found.map_err(|_| IndexError::Corrupt("a piece begins where nothing can"))?] = true;
+        }
+        let sane = |entry: &Entry| entry.bits <= 7 && entry.window.len() <= Source::MAX_WINDOW;
+        let order = self.entries.is_sorted_by(|a, b| a.place() < b.place());
+        if order && used.iter().all(|used| *used) && self.entries.iter().all(sane) {
+            Ok(())
+        } else {
+            Err(IndexError::Corrupt("its entries"))
+        }
     }
 
     /// Checks that every piece is in its blob, and that whoever decodes the chunks one after the other does not go
@@ -251,6 +328,7 @@ impl Contents {
             return wrong("more segments are to be read ahead than there are");
         }
         within("the number of blobs", self.blobs.len() as u64, limits::BLOBS.into())?;
+        self.check_entries()?;
         // Twins are fetched as often as they are there, and are as long plain; small ones share what is packed as one.
         let mut budget = facts.space.saturating_mul(4).saturating_add(limits::INNER.into());
         let mut last: Option<(&Piece, u32)> = None;
@@ -275,7 +353,11 @@ impl Contents {
     }
 
     pub(super) fn encoded_len(&self) -> usize {
-        HEAD + self.blobs.len() * BLOB_ROW + self.pieces.len() * ROW
+        HEAD + self.blobs.len() * BLOB_ROW + self.pieces.len() * ROW + self.entries_len()
+    }
+
+    fn entries_len(&self) -> usize {
+        self.entries.iter().map(|entry| ENTRY_HEAD + entry.window.len()).sum()
     }
 }
 
@@ -288,6 +370,7 @@ fn decode_piece(row: &[u8; ROW]) -> Result<Piece, IndexError> {
         1 => Packing::Gzip,
         2 => Packing::Zstd,
         3 => Packing::Lz4,
+        4 => Packing::Inside,
         number => return Err(IndexError::Unsupported { what: "packing", number }),
     };
     Ok(Piece { begin, end, skip, blob: (of & 0xffff) as u16, packing })

@@ -7,7 +7,10 @@ use zerocopy::FromBytes;
 
 use super::NydusError;
 use super::disk::{self, EXTENSION_OFFSET, Extension, flags};
-use super::tables::{self, Rows};
+use super::five::{self, Five};
+use super::inodes::Inodes;
+use super::six::Six;
+use super::tables;
 use crate::digest::{ChunkId, Digest};
 use crate::erofs::disk::{BLOCK, BLOCK_BITS, MAGIC, SUPER_OFFSET, SuperBlock};
 use crate::erofs::read::Image;
@@ -15,9 +18,6 @@ use crate::index::{Hash, Packing, Piece};
 use crate::limits;
 
 pub use super::tree::Listing;
-
-/// What bootstraps of RAFS version 5 begin with.
-const MAGIC_5: [u8; 4] = 0x5241_4653_u32.to_le_bytes();
 
 /// A blob that files of the image have chunks in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,9 +38,11 @@ pub struct Blob {
     pub meta: Meta,
 }
 
-/// Where in a blob its own table of its chunks is; [`disk::MetaHeader`] comes after it.
+/// Where a blob's own table of its chunks is; [`disk::MetaHeader`] comes after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
+    /// SHA-256 of the blob that has it: itself, but for one that is a tar.gz.
+    pub blob: Digest,
     /// Where it begins.
     pub offset: u64,
     /// Its length as it is stored.
@@ -52,9 +54,19 @@ pub struct Meta {
 }
 
 impl Blob {
-    /// Says whether some chunks are packed together, so that only [`super::meta::BlobMeta`] knows where they are.
-    pub fn has_batches(&self) -> bool {
+    /// Says whether only [`super::meta::BlobMeta`] knows where some chunks are.
+    pub fn needs_meta(&self) -> bool {
+        self.has_batches() || self.is_tar_gz()
+    }
+
+    /// Says whether some chunks are packed together.
+    pub(super) fn has_batches(&self) -> bool {
         self.features & disk::features::BATCH != 0
+    }
+
+    /// Says whether the blob is the layer of an ordinary image, whose chunks are wherever they are in its stream.
+    pub fn is_tar_gz(&self) -> bool {
+        self.features & disk::features::ZRAN != 0
     }
 }
 
@@ -69,7 +81,7 @@ pub struct Chunk {
     pub len: u32,
     /// [`Bootstrap::hash`] of the plain bytes.
     pub id: ChunkId,
-    /// Where it is; nothing for one that is packed together with others. Its blob's number is that in [`Bootstrap::blobs`]
+    /// Where it is; nothing for one that is packed together with others, or lies in a tar.gz. Its blob's number is that in [`Bootstrap::blobs`]
     /// and 1, as an index has it.
     pub piece: Option<Piece>,
 }
@@ -77,10 +89,9 @@ pub struct Chunk {
 /// A bootstrap.
 #[derive(Debug)]
 pub struct Bootstrap<B> {
-    pub(super) image: Image<B>,
-    pub(super) chunk_size: u32,
-    pub(super) rows: Rows,
-    blobs: Vec<Blob>,
+    pub(super) inodes: Inodes<B>,
+    pub(super) blobs: Vec<Blob>,
+    chunk_size: u32,
     hash: Hash,
     prefetch: Vec<u32>,
 }
@@ -88,13 +99,34 @@ pub struct Bootstrap<B> {
 impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Checks everything but the tree.
     pub fn open(bytes: B) -> Result<Self, NydusError> {
+        Self::open_in(bytes, None)
+    }
+
+    /// Checks everything but the tree of a bootstrap that lies in a blob: it cannot know that one's digest.
+    pub fn of_blob(bytes: B, blob: Digest) -> Result<Self, NydusError> {
+        Self::open_in(bytes, Some(blob))
+    }
+
+    fn open_in(bytes: B, itself: Option<Digest>) -> Result<Self, NydusError> {
         let raw = bytes.as_ref();
         if raw.len() as u64 > limits::METADATA {
             return Err(NydusError::TooLarge { what: "the bootstrap", limit: limits::METADATA });
         }
-        if raw.starts_with(&MAGIC_5) {
-            return Err(NydusError::Unsupported("a bootstrap of RAFS version 5".to_owned()));
-        }
+        if five::is_five(raw) { Self::open_five(bytes, itself) } else { Self::open_six(bytes, itself) }
+    }
+
+    fn open_five(bytes: B, itself: Option<Digest>) -> Result<Self, NydusError> {
+        let raw = bytes.as_ref();
+        let block = five::superblock(raw)?;
+        let hash = hash(block.flags.get())?;
+        let chunk_size = chunk_size(block.chunk_size.get())?;
+        let tables = five::tables(raw, &block, itself)?;
+        let inodes = Inodes::Five(Five::new(bytes, &tables, chunk_size)?);
+        Ok(Self { inodes, blobs: tables.blobs, chunk_size, hash, prefetch: tables.prefetch })
+    }
+
+    fn open_six(bytes: B, itself: Option<Digest>) -> Result<Self, NydusError> {
+        let raw = bytes.as_ref();
         let Some(Ok((block, _))) = raw.get(SUPER_OFFSET..).map(SuperBlock::read_from_prefix) else {
             return Err(NydusError::Magic);
         };
@@ -106,19 +138,16 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
             return Err(NydusError::Damaged("it is cut short"));
         }
         let hash = hash(ext.flags.get())?;
-        let chunk_size = ext.chunk_size.get();
-        if !chunk_size.is_power_of_two() || !disk::CHUNK_BITS.contains(&chunk_size.trailing_zeros()) {
-            return Err(NydusError::Damaged("chunk size"));
-        }
+        let chunk_size = chunk_size(ext.chunk_size.get())?;
         let found = tables::find(raw, &block, &ext)?;
-        let blobs = tables::blobs(&found, chunk_size, hash)?;
+        let blobs = tables::blobs(&found, chunk_size, hash, itself)?;
         let rows = tables::rows(&found, chunk_size, &blobs)?;
         let prefetch =
             found.prefetch.chunks_exact(4).map(|nid| u32::from_le_bytes([nid[0], nid[1], nid[2], nid[3]]));
         let prefetch = prefetch.collect();
         let len = raw.len();
         let image = Image::with(bytes, &block, len)?;
-        Ok(Self { image, chunk_size, rows, blobs, hash, prefetch })
+        Ok(Self { inodes: Inodes::Six(Six { image, chunk_size, rows }), chunk_size, blobs, hash, prefetch })
     }
 
     /// Returns the blobs; chunks have their numbers.
@@ -140,6 +169,12 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     pub fn prefetch(&self) -> &[u32] {
         &self.prefetch
     }
+}
+
+/// Checks the length of chunks.
+fn chunk_size(size: u32) -> Result<u32, NydusError> {
+    let possible = size.is_power_of_two() && disk::CHUNK_BITS.contains(&size.trailing_zeros());
+    if possible { Ok(size) } else { Err(NydusError::Damaged("chunk size")) }
 }
 
 /// Checks a superblock by the rules of RAFS.

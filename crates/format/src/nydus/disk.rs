@@ -1,4 +1,5 @@
-//! The on-disk structures of RAFS v6: of a bootstrap, beside those that it shares with EROFS, and of a blob.
+//! The on-disk structures of RAFS v6: of a bootstrap, beside those that it shares with EROFS, and of a blob. What v5 has
+//! instead is in [`five`].
 //!
 //! Each record is written by `as_bytes` and read by `read_from_prefix` or `read_from_bytes` of `zerocopy`; fields with
 //! several things in them have a function for either way. Everything is little-endian.
@@ -24,7 +25,8 @@
 //!
 //! ```text
 //! chunks                                image.blob
-//! UnitV1 or UnitV2 of each chunk, then BatchContexts; packed by zstd or not    blob.meta
+//! UnitV1 or UnitV2 of each chunk, then BatchContexts or
+//! ZranContexts; packed by zstd or not   blob.meta
 //! MetaHeader, 4096 bytes                blob.meta.header
 //! 32 bytes of each chunk's digest       blob.digest
 //! bootstrap                             image.boot
@@ -32,6 +34,7 @@
 //! ```
 
 mod blob;
+pub mod five;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -39,7 +42,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use crate::erofs::disk::{BLOCK_BITS, MAGIC, SuperBlock, incompat};
 
 pub use blob::{
-    BatchContext, META_MAGIC, MetaHeader, TocEntry, Unit, UnitV1, UnitV2, names, toc_flags, unit_flags,
+    BatchContext, META_MAGIC, MetaHeader, TocEntry, Unit, UnitV1, UnitV2, ZranContext, names, toc_flags,
+    unit_flags,
 };
 
 /// Bit of [`SuperBlock::feature_compat`]: the image is RAFS.

@@ -4,11 +4,13 @@
 //! in the index's segments. Those that the writer wants read first come before the others. Directories and
 //! whatever has no bytes come before files, hard links after what they lead to.
 
+use std::collections::BTreeSet;
+
 use super::NydusError;
 use super::bootstrap::{Bootstrap, Chunk, Listing};
 use super::meta::BlobMeta;
 use crate::digest::{DiffId, Digest};
-use crate::index::{BlobAt, Chunk as Row, Codec, Contents, Hash, Index, IndexError, Piece};
+use crate::index::{BlobAt, Chunk as Row, Codec, Contents, Entry, Hash, Index, IndexError, Packing, Piece};
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::skeleton::{MadeError, SkeletonMaker};
@@ -22,7 +24,7 @@ pub enum MakeError {
     /// It is damaged.
     #[error(transparent)]
     Nydus(#[from] NydusError),
-    /// Chunks of a blob are packed together, and its meta is not there.
+    /// Only the meta of a blob says where its chunks are, and it is not there.
     #[error("what blob {0} says of its chunks is missing")]
     Meta(Digest),
     /// An attribute that no tar can hold.
@@ -52,7 +54,7 @@ pub struct Whose<'a> {
     /// The blobs as the image's manifest has them; of one that is not here the bootstrap itself says how long it is.
     pub blobs: &'a [BlobAt],
     /// For each of [`Bootstrap::blobs`] its meta, where
-    /// [`Blob::has_batches`](super::bootstrap::Blob::has_batches) asks for one.
+    /// [`Blob::needs_meta`](super::bootstrap::Blob::needs_meta) asks for one.
     pub metas: &'a [Option<BlobMeta>],
     /// Size of a segment of the index.
     pub segment: SegmentSize,
@@ -94,8 +96,14 @@ pub fn index<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Res
 
 /// Returns the index of a layer that is a blob: of itself it has no files.
 pub fn nothing(whose: &Whose<'_>) -> Result<Index, MakeError> {
-    let contents =
-        Contents { table: whose.table, ahead: 0, hash: Hash::Blake3, blobs: Vec::new(), pieces: Vec::new() };
+    let contents = Contents {
+        table: whose.table,
+        ahead: 0,
+        hash: Hash::Blake3,
+        blobs: Vec::new(),
+        pieces: Vec::new(),
+        entries: Vec::new(),
+    };
     let made = SkeletonMaker::new(whose.segment)?.finish()?;
     Ok(contents.index(made, whose.diff_id, whose.layer(), Vec::new())?)
 }
@@ -196,6 +204,18 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
         Ok(())
     }
 
+    /// Returns where pieces begin that are inside gzip members.
+    fn entries(&self) -> Result<Vec<Entry>, MakeError> {
+        let inside = self.pieces.iter().filter(|piece| piece.packing == Packing::Inside);
+        let places: BTreeSet<_> = inside.map(|piece| (piece.blob, piece.begin)).collect();
+        let entry = |(blob, begin): (u16, u64)| {
+            let meta = self.whose.metas.get(usize::from(blob) - 1).and_then(Option::as_ref);
+            let entry = meta.and_then(|meta| meta.entry(blob, begin));
+            entry.ok_or(NydusError::Damaged("a window of a tar.gz").into())
+        };
+        places.into_iter().map(entry).collect()
+    }
+
     fn finish(self, ahead: u32) -> Result<Index, MakeError> {
         let whose = self.whose;
         let blobs = self.bootstrap.blobs().iter().map(|blob| {
@@ -207,6 +227,7 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
             ahead,
             hash: self.bootstrap.hash(),
             blobs: blobs.collect(),
+            entries: self.entries()?,
             pieces: self.pieces,
         };
         Ok(contents.index(self.skeleton.finish()?, whose.diff_id, whose.layer(), self.chunks)?)

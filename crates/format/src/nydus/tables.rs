@@ -57,24 +57,34 @@ pub(super) fn find<'a>(raw: &'a [u8], block: &SuperBlock, ext: &Extension) -> Re
         0 => 0..0,
         offset => table(offset, ext.prefetch_size.get().into(), 4, 1, "place of the prefetch table")?,
     };
-    let apart = |a: &Range<usize>, b: &Range<usize>| {
-        a.is_empty() || b.is_empty() || a.end <= b.start || b.end <= a.start
-    };
-    if !apart(&blobs, &chunks) || !apart(&blobs, &prefetch) || !apart(&chunks, &prefetch) {
+    if !apart(&[&blobs, &chunks, &prefetch]) {
         return Err(NydusError::Damaged("its tables overlap"));
     }
     Ok(Found { devices: &raw[devices], blobs: &raw[blobs], chunks: &raw[chunks], prefetch: &raw[prefetch] })
 }
 
+/// Says whether tables have no byte in common.
+pub(super) fn apart(tables: &[&Range<usize>]) -> bool {
+    let two = |a: &Range<usize>, b: &Range<usize>| {
+        a.is_empty() || b.is_empty() || a.end <= b.start || b.end <= a.start
+    };
+    tables.iter().enumerate().all(|(n, a)| tables[n + 1..].iter().all(|b| two(a, b)))
+}
+
 /// Returns a range of the bytes, if they have it.
-fn range(raw: &[u8], offset: u64, len: u64) -> Option<Range<usize>> {
+pub(super) fn range(raw: &[u8], offset: u64, len: u64) -> Option<Range<usize>> {
     let start = usize::try_from(offset).ok()?;
     let end = usize::try_from(offset.checked_add(len)?).ok()?;
     if len == 0 { Some(0..0) } else { (end <= raw.len()).then_some(start..end) }
 }
 
 /// Reads the blobs.
-pub(super) fn blobs(found: &Found<'_>, chunk_size: u32, hash: Hash) -> Result<Vec<Blob>, NydusError> {
+pub(super) fn blobs(
+    found: &Found<'_>,
+    chunk_size: u32,
+    hash: Hash,
+    itself: Option<Digest>,
+) -> Result<Vec<Blob>, NydusError> {
     let rows = found.blobs.chunks_exact(size_of::<BlobRow>());
     let devices = found.devices.chunks_exact(size_of::<DeviceSlot>());
     if rows.len() != devices.len() || rows.len() > BLOBS {
@@ -87,7 +97,7 @@ pub(super) fn blobs(found: &Found<'_>, chunk_size: u32, hash: Hash) -> Result<Ve
         if row.number.get() as usize != blobs.len() || row.id != device.id {
             return Err(NydusError::Damaged("blob and device tables"));
         }
-        let blob = blob(&row, chunk_size, hash)?;
+        let blob = blob(&row, chunk_size, hash, itself)?;
         if blobs.iter().any(|other| other.id == blob.id) {
             return Err(NydusError::Damaged("a blob is listed twice"));
         }
@@ -97,11 +107,14 @@ pub(super) fn blobs(found: &Found<'_>, chunk_size: u32, hash: Hash) -> Result<Ve
 }
 
 /// Reads one blob.
-fn blob(row: &BlobRow, chunk_size: u32, hash: Hash) -> Result<Blob, NydusError> {
+fn blob(row: &BlobRow, chunk_size: u32, hash: Hash, itself: Option<Digest>) -> Result<Blob, NydusError> {
     let wrong = |what| Err(NydusError::Damaged(what));
-    let id = std::str::from_utf8(&row.id).ok().and_then(|id| format!("sha256:{id}").parse::<Digest>().ok());
-    let Some(id) = id else { return wrong("a blob's id is not that of SHA-256") };
-    known(row)?;
+    let set = row.features.get();
+    let id = blob_id(&row.id, itself.filter(|_| set & features::BOOTSTRAP != 0))?;
+    known(set, row.cipher.get())?;
+    if set & features::ALIGNED == 0 {
+        return wrong("a blob's chunks do not begin at blocks");
+    }
     if row.chunk_size.get() != chunk_size || row.chunks.get() > disk::CHUNKS {
         return wrong("chunks of a blob");
     }
@@ -118,6 +131,7 @@ fn blob(row: &BlobRow, chunk_size: u32, hash: Hash) -> Result<Blob, NydusError> 
         return Err(NydusError::TooLarge { what: "a blob", limit: limits::LAYER });
     }
     let meta = Meta {
+        blob: if set & features::SEPARATE == 0 { id } else { Digest::from_bytes(row.meta_digest) },
         offset: row.units_offset.get(),
         packed: row.units_packed.get(),
         plain: row.units_plain.get(),
@@ -132,13 +146,22 @@ fn blob(row: &BlobRow, chunk_size: u32, hash: Hash) -> Result<Blob, NydusError> 
         chunks: row.chunks.get(),
         packed_size,
         plain_size,
-        features: row.features.get(),
+        features: set,
         meta,
     })
 }
 
+/// Returns the digest that a blob's id is, or the one it has if the bootstrap lies in it.
+pub(super) fn blob_id(raw: &[u8], itself: Option<Digest>) -> Result<Digest, NydusError> {
+    if let Some(itself) = itself {
+        return Ok(itself);
+    }
+    let id = std::str::from_utf8(raw).ok().and_then(|id| format!("sha256:{id}").parse().ok());
+    id.ok_or(NydusError::Damaged("a blob's id is not that of SHA-256"))
+}
+
 /// Refuses a blob that has to be read otherwise.
-fn known(row: &BlobRow) -> Result<(), NydusError> {
+pub(super) fn known(set: u32, cipher: u32) -> Result<(), NydusError> {
     const KNOWN: u32 = features::ALIGNED
         | features::BOOTSTRAP
         | features::UNITS_V2
@@ -146,10 +169,12 @@ fn known(row: &BlobRow) -> Result<(), NydusError> {
         | features::BATCH
         | features::DICTIONARY
         | features::PREFETCH;
-    let set = row.features.get();
-    let (unknown, cipher) = (set & features::INCOMPATIBLE & !KNOWN, row.cipher.get());
+    const ZRAN: u32 = features::ZRAN | features::SEPARATE | features::UNITS_V2;
+    // Where a tar.gz can be entered is never said in itself.
+    let zran = if set & ZRAN == ZRAN { features::ZRAN | features::SEPARATE } else { 0 };
+    let unknown = set & features::INCOMPATIBLE & !(KNOWN | zran);
     let what = if unknown & features::ZRAN != 0 {
-        "a blob that is a tar.gz (zran)".to_owned()
+        "a blob that is a tar.gz (zran) without a blob beside it".to_owned()
     } else if unknown & features::TARFS != 0 {
         "a blob that is a tar (tarfs)".to_owned()
     } else if unknown & features::SEPARATE != 0 {
@@ -160,8 +185,6 @@ fn known(row: &BlobRow) -> Result<(), NydusError> {
         "an encrypted blob".to_owned()
     } else if unknown != 0 || set & features::INTERNAL != 0 {
         format!("a blob with features {set:#x}")
-    } else if set & features::ALIGNED == 0 {
-        return Err(NydusError::Damaged("a blob's chunks do not begin at blocks"));
     } else {
         return Ok(());
     };
@@ -178,21 +201,21 @@ fn packing(number: u32) -> Result<Packing, NydusError> {
     }
 }
 
-/// The chunks, to be found by their addresses.
+/// The chunks, to be found by their addresses: blob and number together, for they are what tells chunks apart.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rows(Vec<Row>);
 
-/// A chunk with its address: blob and number together, for they are what tells chunks apart.
 #[derive(Debug, Clone, Copy)]
 struct Row {
-    key: u32,
+    /// Place in the blob's plain space, in blocks.
     block: u32,
-    len: u32,
-    id: ChunkId,
-    /// Where it is in the blob; a length of 0 for one of a batch.
-    begin: u64,
-    packed: u32,
-    packing: Packing,
+    chunk: Chunk,
+}
+
+impl Row {
+    fn key(&self) -> (u16, u32) {
+        (self.chunk.blob, self.chunk.number)
+    }
 }
 
 /// Reads the chunks.
@@ -201,20 +224,31 @@ pub(super) fn rows(found: &Found<'_>, chunk_size: u32, blobs: &[Blob]) -> Result
     let mut rows = Vec::with_capacity(raw.len());
     for row in raw {
         let Ok(row) = ChunkRow::read_from_bytes(row) else { return Err(NydusError::Damaged("chunk table")) };
-        rows.push(self::row(&row, chunk_size, blobs)?);
+        let chunk = chunk(&row, chunk_size, blobs)?;
+        let (blob, plain) = (&blobs[usize::from(chunk.blob)], row.plain_offset.get());
+        let ends = plain.checked_add(chunk.len.into());
+        let ends = ends.is_some_and(|end| end <= blob.plain_size.next_multiple_of(limits::BLOCK));
+        let block = u32::try_from(plain / limits::BLOCK).ok();
+        let block =
+            block.filter(|_| ends && plain.is_multiple_of(limits::BLOCK) && chunk.number < disk::CHUNKS);
+        let block = block.ok_or(NydusError::Damaged("address of a chunk"))?;
+        rows.push(Row { block, chunk });
     }
-    rows.sort_unstable_by_key(|row| row.key);
-    if rows.windows(2).any(|two| two[0].key == two[1].key) {
+    rows.sort_unstable_by_key(Row::key);
+    if rows.windows(2).any(|two| two[0].key() == two[1].key()) {
         return Err(NydusError::Damaged("a chunk is there twice"));
     }
     Ok(Rows(rows))
 }
 
 /// Reads one chunk.
-fn row(row: &ChunkRow, chunk_size: u32, blobs: &[Blob]) -> Result<Row, NydusError> {
+pub(super) fn chunk(row: &ChunkRow, chunk_size: u32, blobs: &[Blob]) -> Result<Chunk, NydusError> {
     let wrong = |what| Err(NydusError::Damaged(what));
-    let number = row.blob.get() as usize;
-    let Some(blob) = blobs.get(number) else { return wrong("a chunk is in a blob that there is not") };
+    let number = u16::try_from(row.blob.get()).ok();
+    let Some((number, blob)) = number.and_then(|number| Some((number, blobs.get(usize::from(number))?)))
+    else {
+        return wrong("a chunk is in a blob that there is not");
+    };
     let set = row.flags.get();
     if set & chunk_flags::ENCRYPTED != 0 {
         return Err(NydusError::Unsupported("encrypted chunks".to_owned()));
@@ -226,12 +260,11 @@ fn row(row: &ChunkRow, chunk_size: u32, blobs: &[Blob]) -> Result<Row, NydusErro
     if len == 0 || len > chunk_size {
         return wrong("length of a chunk");
     }
-    let plain = row.plain_offset.get();
-    let block = u32::try_from(plain / limits::BLOCK).ok().filter(|_| plain.is_multiple_of(limits::BLOCK));
-    let ends =
-        plain.checked_add(len.into()).filter(|end| *end <= blob.plain_size.next_multiple_of(limits::BLOCK));
-    let address = block.zip(ends).and_then(|(block, _)| ChunkAddress::new(number, row.number.get(), block));
-    let Some(address) = address else { return wrong("address of a chunk") };
+    let mut chunk =
+        Chunk { blob: number, number: row.number.get(), len, id: ChunkId(row.digest), piece: None };
+    if blob.is_tar_gz() {
+        return Ok(chunk); // the lengths are of no use: what a decoder reads is not what a chunk is made of
+    }
     // The reference leaves all of it empty.
     let batch = set & chunk_flags::BATCH != 0 || blob.has_batches() && packed == 0;
     if batch != (packed == 0) || batch && !blob.has_batches() {
@@ -244,36 +277,16 @@ fn row(row: &ChunkRow, chunk_size: u32, blobs: &[Blob]) -> Result<Row, NydusErro
     if !batch && packing == Packing::Plain && packed != len || packed > limits::PIECE {
         return wrong("packed length of a chunk");
     }
-    let id = ChunkId(row.digest);
-    Ok(Row { key: key(&address), block: address.block.get(), len, id, begin, packed, packing })
-}
-
-/// Blob and number of a chunk; 0 in the blob's place for the bootstrap itself, which no chunk has.
-fn key(address: &ChunkAddress) -> u32 {
-    let device = address.blob().and_then(|blob| u32::try_from(blob + 1).ok()).unwrap_or(0);
-    device << 24 | address.number()
+    let piece = Piece { begin, end: begin + u64::from(packed), skip: 0, blob: number + 1, packing };
+    chunk.piece = (!batch).then_some(piece);
+    Ok(chunk)
 }
 
 impl Rows {
     /// Returns the chunk at an address.
     pub(super) fn chunk(&self, address: &ChunkAddress) -> Option<Chunk> {
-        let key = key(address);
-        let row = &self.0[self.0.binary_search_by_key(&key, |row| row.key).ok()?];
-        let blob = u16::try_from(address.blob()?).ok()?;
-        let piece = Piece {
-            begin: row.begin,
-            end: row.begin + u64::from(row.packed),
-            skip: 0,
-            blob: blob + 1,
-            packing: row.packing,
-        };
-        let found = Chunk {
-            blob,
-            number: address.number(),
-            len: row.len,
-            id: row.id,
-            piece: (row.packed != 0).then_some(piece),
-        };
-        (row.block == address.block.get()).then_some(found)
+        let key = (u16::try_from(address.blob()?).ok()?, address.number());
+        let row = &self.0[self.0.binary_search_by_key(&key, Row::key).ok()?];
+        (row.block == address.block.get()).then_some(row.chunk)
     }
 }

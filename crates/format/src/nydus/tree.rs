@@ -1,16 +1,13 @@
 //! The tree of a bootstrap as a list, and what each entry says as a member of a tar.
 
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
-
-use zerocopy::FromBytes;
+use std::collections::{HashMap, HashSet};
 
 use super::NydusError;
 use super::bootstrap::{Bootstrap, Chunk};
-use super::disk::ChunkAddress;
+use super::inodes::Node;
 use crate::erofs::disk::decode_device;
-use crate::erofs::read::{Inode, Kind, Nid};
+use crate::erofs::read::{Kind, Nid};
 use crate::limits;
 use crate::tar::{Member, MemberKind};
 
@@ -43,9 +40,11 @@ struct Entry<'a> {
 }
 
 /// A directory that is being listed.
-struct Open {
-    inode: Inode,
-    cookie: u64,
+struct Open<'a> {
+    node: Node,
+    /// Where its next name is, and the one before.
+    at: u64,
+    before: &'a [u8],
     /// As [`Entry::dir`] of what is in it.
     number: u32,
     /// Length of its path.
@@ -63,15 +62,10 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
             entries: Vec::new(),
             seen: HashSet::new(),
             linked: HashMap::new(),
-            left: self.image.len(),
+            left: self.inodes.len(),
         };
         lister.run()?;
         Ok(Listing { bootstrap: self, entries: lister.entries })
-    }
-
-    /// Returns the number of chunks of a file.
-    fn chunk_count(&self, inode: &Inode) -> u64 {
-        if inode.kind == Kind::File { inode.size.div_ceil(self.chunk_size.into()) } else { 0 }
     }
 }
 
@@ -81,83 +75,71 @@ struct Lister<'a, B> {
     /// Directories that have been met.
     seen: HashSet<Nid>,
     /// First entries of inodes that have several names.
-    linked: HashMap<Nid, u32>,
+    linked: HashMap<u64, u32>,
     /// Bytes of the bootstrap that no inode has had.
     left: u64,
 }
 
 impl<'a, B: AsRef<[u8]>> Lister<'a, B> {
     fn run(&mut self) -> Result<(), NydusError> {
-        let image = &self.bootstrap.image;
-        let root = image.inode(image.root())?;
-        let mut open = vec![self.enter(root, 0, 0)?];
-        let mut before: Vec<&'a [u8]> = vec![&[]]; // the name before, in each of them
-        while let (Some(dir), Some(last)) = (open.last_mut(), before.last_mut()) {
-            let Some(entry) = image.entries(&dir.inode, dir.cookie)?.next().transpose()? else {
+        let inodes = &self.bootstrap.inodes;
+        let mut open = vec![self.enter(inodes.node(inodes.root())?, 0, 0)?];
+        while let Some(dir) = open.last_mut() {
+            let Some(child) = inodes.child(dir.node.nid, dir.at)? else {
                 open.pop();
-                before.pop();
                 continue;
             };
-            dir.cookie = entry.next;
-            if entry.name <= *last {
-                return Err(dir.inode.corrupt("names out of order").into());
+            dir.at = child.next;
+            if child.name <= dir.before {
+                return Err(dir.node.corrupt("names out of order").into());
             }
-            *last = entry.name;
-            if matches!(entry.name, b"." | b"..") {
+            dir.before = child.name;
+            if matches!(child.name, b"." | b"..") {
                 continue;
             }
-            let path = dir.path + usize::from(dir.path > 0) + entry.name.len();
+            let path = dir.path + usize::from(dir.path > 0) + child.name.len();
             if path > limits::PATH {
                 return Err(NydusError::TooLarge { what: "a path", limit: limits::PATH as u64 });
             }
-            let inode = image.inode(entry.nid)?;
-            if inode.kind != entry.kind {
-                return Err(inode.corrupt("its entry says that it is something else").into());
-            }
-            let number = self.add(dir.number, entry.name, &inode)?;
-            if inode.kind == Kind::Dir {
-                open.push(self.enter(inode, number, path)?);
-                before.push(&[]);
+            let number = self.add(dir.number, child.name, &child.node)?;
+            if child.node.kind == Kind::Dir {
+                open.push(self.enter(child.node, number, path)?);
             }
         }
         Ok(())
     }
 
     /// Adds a name, and returns its number and 1.
-    fn add(&mut self, dir: u32, name: &'a [u8], inode: &Inode) -> Result<u32, NydusError> {
+    fn add(&mut self, dir: u32, name: &'a [u8], node: &Node) -> Result<u32, NydusError> {
         if self.entries.len() as u64 >= limits::ENTRIES {
             return Err(NydusError::TooLarge { what: "the number of names", limit: limits::ENTRIES });
         }
         let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX); // see above
         let mut first = None;
-        if inode.kind != Kind::Dir && inode.links > 1 {
-            match self.linked.entry(inode.nid) {
+        if let Some(id) = node.several.filter(|_| node.kind != Kind::Dir) {
+            match self.linked.entry(id) {
                 Slot::Occupied(slot) => first = Some(*slot.get()),
                 Slot::Vacant(slot) => drop(slot.insert(number)),
             }
         }
-        self.entries.push(Entry { dir, name, nid: inode.nid, first });
-        if first.is_none() && inode.kind != Kind::Dir {
-            let inside = if inode.kind == Kind::Symlink { inode.size } else { 0 };
-            let chunks = self.bootstrap.chunk_count(inode).saturating_mul(size_of::<ChunkAddress>() as u64);
-            self.spend(inode, inside.saturating_add(chunks))?;
-        }
+        self.entries.push(Entry { dir, name, nid: node.nid, first });
+        let has = if first.is_none() && node.kind != Kind::Dir { node.has } else { 0 };
+        self.spend(node, has.saturating_add(node.own))?;
         Ok(number + 1)
     }
 
     /// Opens a directory, which nobody may have done before.
-    fn enter(&mut self, inode: Inode, number: u32, path: usize) -> Result<Open, NydusError> {
-        if !self.seen.insert(inode.nid) {
-            return Err(inode.corrupt("a directory with two names, or in itself").into());
+    fn enter(&mut self, node: Node, number: u32, path: usize) -> Result<Open<'a>, NydusError> {
+        if !self.seen.insert(node.nid) {
+            return Err(node.corrupt("a directory with two names, or in itself").into());
         }
-        self.spend(&inode, inode.size)?;
-        Ok(Open { inode, cookie: 0, number, path })
+        self.spend(&node, node.has)?;
+        Ok(Open { node, at: 0, before: &[], number, path })
     }
 
     /// Notes how much of the bootstrap an inode has.
-    fn spend(&mut self, inode: &Inode, has: u64) -> Result<(), NydusError> {
-        let all = has.saturating_add(inode.xattrs_len());
-        self.left = self.left.checked_sub(all).ok_or(inode.corrupt("contents that others have"))?;
+    fn spend(&mut self, node: &Node, has: u64) -> Result<(), NydusError> {
+        self.left = self.left.checked_sub(has).ok_or(node.corrupt("contents that others have"))?;
         Ok(())
     }
 }
@@ -182,10 +164,19 @@ impl<B: AsRef<[u8]>> Listing<'_, B> {
         self.entries[n].first.is_some()
     }
 
+    /// Says whether the nth entry is a directory that nobody has described: it is there because of what is in it.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    pub fn is_implied(&self, n: usize) -> Result<bool, NydusError> {
+        Ok(self.bootstrap.inodes.node(self.entries[n].nid)?.implied)
+    }
+
     /// Returns what is to be read first, unless that is everything.
     pub(super) fn prefetched(&self) -> Prefetched {
         let nids: HashSet<_> = self.bootstrap.prefetch().iter().map(|nid| Nid((*nid).into())).collect();
-        if nids.is_empty() || nids.contains(&self.bootstrap.image.root()) {
+        if nids.is_empty() || nids.contains(&self.bootstrap.inodes.root()) {
             return Prefetched(Vec::new());
         }
         let mut first: Vec<bool> = Vec::with_capacity(self.entries.len());
@@ -204,35 +195,30 @@ impl<B: AsRef<[u8]>> Listing<'_, B> {
     /// If there are not so many.
     pub fn member(&self, n: usize) -> Result<Member, NydusError> {
         let entry = &self.entries[n];
-        let image = &self.bootstrap.image;
-        let inode = image.inode(entry.nid)?;
-        let device = || decode_device(inode.device);
-        let kind = match (entry.first, inode.kind) {
+        let inodes = &self.bootstrap.inodes;
+        let node = inodes.node(entry.nid)?;
+        let device = || decode_device(node.device);
+        let kind = match (entry.first, node.kind) {
             (Some(first), _) => MemberKind::Link(self.path(first as usize).into()),
             (None, Kind::Dir) => MemberKind::Dir,
             (None, Kind::File) => MemberKind::File,
-            (None, Kind::Symlink) => MemberKind::Symlink(image.readlink(&inode)?.into()),
+            (None, Kind::Symlink) => MemberKind::Symlink(inodes.target(entry.nid)?.into()),
             (None, Kind::Char) => MemberKind::Char(device()),
             (None, Kind::Block) => MemberKind::Block(device()),
             (None, Kind::Fifo) => MemberKind::Fifo,
         };
-        let mut xattrs = BTreeMap::new();
-        for xattr in image.xattrs(&inode)? {
-            let xattr = xattr?;
-            xattrs.insert([xattr.prefix, xattr.suffix].concat().into(), xattr.value.into());
-        }
-        let payload = if kind == MemberKind::File { inode.size } else { 0 };
+        let payload = if kind == MemberKind::File { node.size } else { 0 };
         if payload > limits::LAYER {
             return Err(NydusError::TooLarge { what: "a file", limit: limits::LAYER });
         }
         Ok(Member {
             path: self.path(n).into(),
             kind,
-            mode: inode.permissions,
-            uid: inode.uid,
-            gid: inode.gid,
-            mtime: inode.mtime,
-            xattrs: Arc::new(xattrs),
+            mode: node.permissions,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            xattrs: inodes.xattrs(entry.nid)?,
             plain: 0,
             payload,
         })
@@ -245,20 +231,10 @@ impl<B: AsRef<[u8]>> Listing<'_, B> {
     /// If there are not so many.
     pub fn chunks(&self, n: usize) -> Result<impl Iterator<Item = Result<Chunk, NydusError>>, NydusError> {
         let entry = &self.entries[n];
-        let (image, rows) = (&self.bootstrap.image, &self.bootstrap.rows);
-        let inode = image.inode(entry.nid)?;
-        let count = if entry.first.is_none() { self.bootstrap.chunk_count(&inode) } else { 0 };
-        let raw = if count > 0 { image.chunk_indexes(&inode, count)? } else { &[] };
-        let (size, mut left) = (u64::from(self.bootstrap.chunk_size), inode.size);
-        Ok(raw.chunks_exact(size_of::<ChunkAddress>()).map(move |raw| {
-            let found = ChunkAddress::read_from_bytes(raw).ok().and_then(|address| rows.chunk(&address));
-            let chunk = found.ok_or(inode.corrupt("a chunk that is in no table"))?;
-            if u64::from(chunk.len) != left.min(size) {
-                return Err(inode.corrupt("a chunk of another length").into());
-            }
-            left -= u64::from(chunk.len);
-            Ok(chunk)
-        }))
+        let node = self.bootstrap.inodes.node(entry.nid)?;
+        let has = entry.first.is_none() && node.kind == Kind::File;
+        let chunks = has.then(|| self.bootstrap.inodes.chunks(&node, &self.bootstrap.blobs)).transpose()?;
+        Ok(chunks.into_iter().flatten())
     }
 
     /// Returns the path of the nth entry, without a leading slash.

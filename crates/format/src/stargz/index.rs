@@ -258,7 +258,8 @@ impl Made {
         }
         pieces.reverse();
         let (table, ahead) = (whose.table, self.ahead);
-        let contents = Contents { table, ahead, hash: Hash::Sha256, blobs: Vec::new(), pieces };
+        let contents =
+            Contents { table, ahead, hash: Hash::Sha256, blobs: Vec::new(), pieces, entries: Vec::new() };
         let layer = (BlobAt { digest: whose.blob, size: whose.size }, whose.codec);
         Ok(contents.index(made, whose.diff_id, layer, self.chunks)?)
     }

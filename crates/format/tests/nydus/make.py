@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the tars that the vectors are made of: base.tar with every oddity, and two layers above it."""
+"""Writes the tars that the vectors are made of: base.tar with every oddity, two layers above it, and big.tar with files of
+several mebibytes, also as gzip of several members."""
 
+import gzip
 import sys
 import tarfile
 
@@ -126,5 +128,30 @@ def top(path):
     w.close()
 
 
-for name, make in (("base", base), ("middle", middle), ("top", top)):
+def repeated(seed, length):
+    """Bytes that pack to almost nothing, and are in each mebibyte others."""
+    return b"".join(text(seed + n, 2_000) * 50 for n in range(length // 100_000 + 1))[:length]
+
+
+def big(path):
+    w = Writer(path)
+    w.add("first", data=text(30, 100_000))
+    w.add("large", data=text(31, 2_400_000))
+    w.dir("names", mode=0o711)
+    w.add("names/noise", data=noise(32, 3_000))
+    w.add("names/large", data=repeated(80, 1_500_000), mode=0o755)
+    w.add("names/twin", data=text(30, 100_000))
+    w.add("names/again", data=repeated(80, 1_500_000)[: 1 << 20])
+    w.add("last", data=b"the end")
+    w.close()
+
+
+for name, make in (("base", base), ("middle", middle), ("top", top), ("big", big)):
     make(f"{sys.argv[1]}/{name}.tar")
+
+# As pigz and concatenation make them: a file goes on in the next member.
+with open(f"{sys.argv[1]}/big.tar", "rb") as tar, open(f"{sys.argv[1]}/big.gz", "wb") as out:
+    while part := tar.read(1_300_000):
+        out.write(gzip.compress(part, 9, mtime=0))
+with open(f"{sys.argv[1]}/base.tar", "rb") as tar, open(f"{sys.argv[1]}/base.gz", "wb") as out:
+    out.write(gzip.compress(tar.read(), 9, mtime=0))

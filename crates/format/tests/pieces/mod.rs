@@ -1,6 +1,6 @@
 //! Chunks that lie anywhere in several blobs, packed in any way: what comes out is what went in, or an error.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::stargz::{Form, make};
@@ -54,7 +54,7 @@ fn pack(packing: Packing, plain: &[u8]) -> Vec<u8> {
         Packing::Plain => plain.to_vec(),
         Packing::Zstd => zstd::bulk::compress(plain, 3).unwrap(),
         Packing::Lz4 => lz4_flex::block::compress(plain),
-        Packing::Gzip => compress(plain, Wrap::Gzip, 1).unwrap(),
+        Packing::Gzip | Packing::Inside => compress(plain, Wrap::Gzip, 1).unwrap(),
     }
 }
 
@@ -71,11 +71,13 @@ fn put(chunks: &[Vec<u8>], mut dice: impl FnMut() -> usize) -> Store {
             continue;
         }
         let (together, rest) = left.split_at((dice() % 3 + 1).min(left.len()));
-        let packing = [Packing::Plain, Packing::Gzip, Packing::Zstd, Packing::Lz4][dice() % 4];
+        let packings = [Packing::Plain, Packing::Gzip, Packing::Zstd, Packing::Lz4, Packing::Inside];
+        let packing = packings[dice() % packings.len()];
         let blob = dice() % 4;
         let bytes = &mut store.blobs[blob];
         bytes.extend(std::iter::repeat_n(7, dice() % 3));
-        let begin = bytes.len() as u64;
+        let header = if packing == Packing::Inside { 10 } else { 0 };
+        let begin = bytes.len() as u64 + header;
         bytes.extend(pack(packing, &together.concat()));
         let (end, mut skip) = (bytes.len() as u64, 0);
         for chunk in together {
@@ -100,12 +102,17 @@ fn moved(index: &Index, chunks: &[Vec<u8>], store: &Store, hash: Hash) -> Result
         chunks.iter().map(|c| Chunk { len: u32::try_from(c.len()).unwrap(), id: id(c) }).collect();
     let facts = Facts { chunks_hash: format::index::hash_of(&table), ..index.facts().clone() };
     let at = |bytes: &Vec<u8>| BlobAt { digest: Digest::of(bytes), size: bytes.len() as u64 };
+    let inside = store.pieces.iter().filter(|piece| piece.packing == Packing::Inside);
+    let entries: BTreeSet<_> = inside.map(|piece| (piece.blob, piece.begin)).collect();
+    // Behind the header of a member there is no output that anything could refer to.
+    let entry = |(blob, begin)| format::index::Entry { blob, begin, bits: 0, window: Box::default() };
     let contents = Contents {
         table: Digest::of(b"the table"),
         ahead: 0,
         hash,
         blobs: store.blobs[1..].iter().map(at).collect(),
         pieces: store.pieces.clone(),
+        entries: entries.into_iter().map(entry).collect(),
     };
     let own = at(&store.blobs[0]);
     let source = Source {
@@ -237,6 +244,7 @@ fn a_piece_outside_its_blob_is_refused() {
     };
     let right = Piece { begin: 3, end: 30, skip: 0, blob: 2, packing: Packing::Lz4 };
     assert!(one(right).is_ok());
+    assert!(one(Piece { packing: Packing::Inside, ..right }).is_ok());
     for wrong in [Piece { end: 31, ..right }, Piece { begin: 30, ..right }, Piece { blob: 3, ..right }] {
         assert!(matches!(one(wrong), Err(IndexError::Corrupt(_))), "{wrong:?}");
     }

@@ -57,7 +57,8 @@ pub struct Unit {
 pub mod unit_flags {
     /// The chunk is packed.
     pub const PACKED: u8 = 0x1;
-    /// The chunk is in a tar.gz.
+    /// The chunk is in a tar.gz: data is the number of the context, and in the lower 32 bits where in what comes out of it
+    /// the chunk begins.
     pub const ZRAN: u8 = 0x2;
     /// The chunk is packed together with others: data is the number of the context, and in the lower 32 bits where
     /// in the plain batch it begins.
@@ -184,6 +185,30 @@ pub struct BatchContext {
     pub reserved: [u8; 32],
 }
 
+/// Where a tar.gz can be entered, and how far one gets from there. The windows follow the last one.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ZranContext {
+    /// Offset in the blob of the first whole byte.
+    pub packed_offset: U64,
+    /// Offset in the tar.
+    pub plain_offset: U64,
+    /// Where among the windows its own is: the output before it.
+    pub window_offset: U64,
+    /// Length in the blob up to where its last chunk is out.
+    pub packed_size: U32,
+    /// Length of what comes out.
+    pub plain_size: U32,
+    /// Length of the window.
+    pub window_size: U32,
+    /// The byte before the first whole one.
+    pub byte: u8,
+    /// So many of its highest bits come first.
+    pub bits: u8,
+    /// 0.
+    pub reserved: [u8; 2],
+}
+
 /// Names of [`TocEntry`]s, and of the tar headers in a blob.
 pub mod names {
     /// The chunks.
@@ -237,6 +262,7 @@ const _: () = {
     assert!(size_of::<UnitV1>() == 16);
     assert!(size_of::<UnitV2>() == 24);
     assert!(size_of::<BatchContext>() == 40);
+    assert!(size_of::<ZranContext>() == 40);
     assert!(size_of::<TocEntry>() == 128);
 };
 
