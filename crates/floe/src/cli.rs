@@ -274,7 +274,7 @@ pub enum LayerFormat {
     Estargz,
     /// Zstd, in parts for podman, buildah and CRI-O, lazy for Floe
     Zstdchunked,
-    /// Ordinary layers: gzip instead of either; others stay
+    /// Ordinary layers: gzip instead of either; others stay. Of Nydus without an original beside it the tars are made anew
     Oci,
     /// Blobs of chunks and a bootstrap, lazy for nydus-snapshotter and Floe; the original is always kept beside it
     Nydus,

@@ -217,6 +217,35 @@ fn checks_find_the_files_of_the_original() {
     assert!(node.ok(&["check", &tag("gzip"), &tag("refs")]).starts_with("the same: "));
 }
 
+/// Ordinary layers are made of blobs, in their order and with whiteouts; all of them together show the same.
+#[test]
+fn ordinary_layers_are_made_of_blobs_that_have_no_original_beside_them() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let tag = |tag: &str| format!("docker://{}/team/app:{tag}", registry.host());
+    for (name, image) in [("six", merged()), ("five", merged_5())] {
+        let (from, to) = (tag(name), tag(&format!("{name}-oci")));
+        image.push(from.trim_start_matches("docker://"));
+        let args = ["--output", "json", "convert", &from, &to, "--format", "oci", "--verify"];
+        let outcome = node.run(&args);
+        assert!(outcome.stderr.contains("made anew"), "what is lost is told: {}", outcome.stderr);
+        let report = outcome.json();
+        let hows: Vec<_> = report["layers"].as_array().unwrap().iter().map(|layer| &layer["how"]).collect();
+        assert_eq!(hows, ["recoded", "recoded", "recoded", "kept"], "{report}");
+        assert_eq!(report["verified"], 3);
+        let [from, to] = [&from, &to].map(|place| place.trim_start_matches("docker://"));
+        assert!(node.ok(&["check", from, to]).starts_with("the same: "));
+        // Again it is the same, and nothing is sent.
+        let again = node.json(&["convert", &tag(name), &tag(&format!("{name}-oci")), "--format", "oci"]);
+        assert_eq!((&again["digest"], &again["sent"]), (&report["digest"], &json!(0)));
+    }
+    let (original, image) = references();
+    original.push(tag("tars").trim_start_matches("docker://"));
+    image.push(tag("refs").trim_start_matches("docker://"));
+    let failed = node.fails(&["convert", &tag("refs"), &tag("refs-oci"), "--format", "oci"]);
+    assert!(failed.contains("a layer of an ordinary image"), "{failed}");
+}
+
 #[test]
 fn every_packing_is_read() {
     let first = node!();

@@ -59,6 +59,7 @@ pub use manifest::{
 pub use names::{Host, LayoutName, NameError, RepositoryName, Tag};
 pub use push::Pushed;
 pub use reference::{ImageName, LayoutPath, Reference, ReferenceError};
+pub use scratch::scratch;
 pub use secret::Secret;
 pub use server::{Server, ServerConfig, ServerStats};
 pub use source::Source;

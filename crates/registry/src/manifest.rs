@@ -44,6 +44,10 @@ pub mod media_type {
     pub const FLOE_SIGNATURE: &str = "application/vnd.floe.signature.v1";
     /// An image that needs a client of Nydus, as artifact type.
     pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";
+    /// The same as a feature of a platform, as older tools have it.
+    pub const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
+    /// A layer of such an image: chunks, and no tar.
+    pub const NYDUS_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 }
 
 /// A reference to content by its digest.
@@ -95,7 +99,7 @@ impl Descriptor {
         let features =
             self.platform.as_ref().and_then(|platform| platform.other.get("os.features")?.as_array());
         self.artifact_type.as_deref() == Some(media_type::NYDUS_IMAGE)
-            || features.is_some_and(|features| features.iter().any(|one| one == "nydus.remoteimage.v1"))
+            || features.is_some_and(|features| features.iter().any(|one| one == media_type::NYDUS_FEATURE))
     }
 }
 
@@ -376,6 +380,11 @@ pub struct LayerBlob {
 }
 
 impl LayerBlob {
+    /// Says whether this is a blob of Nydus and no tar.
+    pub fn is_nydus(&self) -> bool {
+        self.media_type == media_type::NYDUS_BLOB
+    }
+
     /// Returns the descriptor by which a manifest names it.
     pub(crate) fn descriptor(&self) -> Descriptor {
         let annotations = self.annotations.clone();

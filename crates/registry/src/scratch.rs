@@ -14,6 +14,11 @@ pub(crate) fn dir() -> PathBuf {
     }
 }
 
+/// Returns an empty file where they are, that nobody else can open.
+pub fn scratch() -> io::Result<File> {
+    file(&dir())
+}
+
 /// Returns an empty file that nobody else can open.
 pub(crate) fn file(dir: &Path) -> io::Result<File> {
     static COUNT: AtomicU64 = AtomicU64::new(0);

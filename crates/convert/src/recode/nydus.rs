@@ -8,6 +8,7 @@
 //! blob ─► source ─► members ─► cut ─── chunks ───► pipe ─► out        [`pack`]
 //!                              └ tree of the layer ─► parts ─┘
 //! parts of each layer ─► members ─► tree of the image ─► bootstrap ─► tar.gz        [`merge()`]
+//! blob ─► file ─► its bootstrap ─► members, chunks ─► pipe ─► out        [`unpack()`]
 //! ```
 //!
 //! **Only blobs tell.** [`merge()`] knows of a layer what is at the end of its blob, whether that was made just now or found in
@@ -16,6 +17,7 @@
 //! **Bounded** as other targets are; beside that in memory are the layer's tree and some 300 bytes for each
 //! chunk.
 
+mod back;
 mod check;
 mod cut;
 mod merge;
@@ -33,6 +35,7 @@ use super::pack::Level;
 use super::pipe::Pipe;
 use super::{RecodeError, read};
 use crate::Expected;
+pub use back::unpack;
 pub use check::{Blob, compare};
 use cut::Cut;
 pub use merge::{Merged, merge};
@@ -85,6 +88,9 @@ pub enum NydusError {
     /// A blob does not hold what its layer does.
     #[error("{0:?} differs")]
     Differs(String),
+    /// A bootstrap that is in a blob is not.
+    #[error("reading the bootstrap of a blob")]
+    Read(#[from] format::nydus::NydusError),
     /// A blob's end is not.
     #[error("reading the end of a blob")]
     Parts(#[from] PartsError),

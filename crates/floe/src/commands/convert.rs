@@ -10,6 +10,7 @@ use std::sync::Arc;
 use convert::Expected;
 use convert::compare::{Side, compare};
 use convert::recode::{self, Recoding, Target};
+use format::DigestHasher;
 use registry::{
     Conversion, Converted, ConvertedLayer, Format, How, LayerBlob, Originals, Recode, RecodeError, Recoded,
 };
@@ -87,6 +88,30 @@ impl Recoder {
     }
 }
 
+impl Recoder {
+    /// Makes a layer of a blob of Nydus again: its bytes are those of the tree alone. Says whether they are those that are there.
+    fn again(
+        self,
+        (layer, blob): (&LayerBlob, &mut (dyn Read + Send)),
+        (made, there): (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        let again = self.recode(layer, 1, blob, &mut std::io::sink())?;
+        let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));
+        let (mut hasher, mut room) = (DigestHasher::new(), vec![0; 256 << 10]);
+        loop {
+            match there.read(&mut room).map_err(failed)? {
+                0 => break,
+                n => hasher.update(&room[..n]),
+            }
+        }
+        let found = hasher.finish();
+        if found == made.digest && (again.digest, again.diff_id) == (made.digest, made.diff_id) {
+            return Ok(());
+        }
+        Err(failed(std::io::Error::other(format!("layer {found} is not what blob {} becomes", layer.digest))))
+    }
+}
+
 impl Recode for Recoder {
     fn recode(
         &self,
@@ -95,7 +120,13 @@ impl Recode for Recoder {
         blob: &mut dyn Read,
         out: &mut (dyn Write + Send),
     ) -> Result<Recoded, RecodeError> {
-        let made = recode::recode(blob, &expected(layer), &self.recoding(layer.size, threads), out);
+        let recoding = self.recoding(layer.size, threads);
+        let made = if layer.is_nydus() {
+            let file = registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))?;
+            recode::nydus::unpack(blob, layer.digest, &recoding, &file, out)
+        } else {
+            recode::recode(blob, &expected(layer), &recoding, out)
+        };
         let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(|error| match error {
             recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
                 RecodeError::Inexpressible(error.to_string())
@@ -110,6 +141,9 @@ impl Recode for Recoder {
         layer: (&LayerBlob, &mut (dyn Read + Send)),
         made: (&LayerBlob, &mut (dyn Read + Send)),
     ) -> Result<(), RecodeError> {
+        if layer.0.is_nydus() {
+            return self.again(layer, made);
+        }
         compare(side(layer), side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
     }
 }

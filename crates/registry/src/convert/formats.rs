@@ -8,15 +8,21 @@ use format::stargz::{
 
 use format::{DiffId, Digest};
 
-use crate::manifest::media_type::{LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD};
+use crate::manifest::media_type::{
+    LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD, NYDUS_BLOB as NYDUS,
+};
 use crate::manifest::{Descriptor, LayerBlob};
-
-const NYDUS: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 
 /// Annotations of Nydus's layers: of a blob, of the layer with the bootstrap, and of its version.
 const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
 const NYDUS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const NYDUS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
+
+/// How annotations begin that are about Nydus.
+const OF_NYDUS: &str = "containerd.io/snapshot/nydus-";
+
+/// The diffID, as tools of Nydus repeat it.
+const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// What is said of a table that a layer has, and of no other layer.
 const TABLES: [&str; 5] =
@@ -70,6 +76,9 @@ impl Format {
 
     /// Returns why a layer stays as it is, if it does.
     pub(super) fn keeps(self, layer: &Descriptor) -> Option<String> {
+        if self == Self::Oci && layer.media_type == NYDUS {
+            return None;
+        }
         if !is_tar(layer) {
             let kind: String = layer.media_type.chars().take(100).collect();
             return Some(format!("layers of type {kind:?} are not looked into"));
@@ -112,6 +121,19 @@ pub(super) fn are_nydus(layers: &[Descriptor]) -> bool {
     })
 }
 
+/// Says whether these are the layers of an image of Nydus as far as ordinary ones can be made of them: blobs, and last the
+/// tree of all.
+pub(super) fn is_stack(layers: &[Descriptor]) -> bool {
+    layers.split_last().is_some_and(|(top, blobs)| {
+        is_top(&top.annotations) && !blobs.is_empty() && blobs.iter().all(|layer| layer.media_type == NYDUS)
+    })
+}
+
+/// Says whether a layer has the tree of an image of Nydus, and no more.
+pub(super) fn is_top(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.contains_key(NYDUS_BOOTSTRAP)
+}
+
 /// Says whether something is a layer that can be looked into.
 pub(super) fn is_tar(layer: &Descriptor) -> bool {
     [TAR, GZIP, ZSTD].contains(&oci_name(&layer.media_type).unwrap_or(&layer.media_type))
@@ -129,7 +151,7 @@ pub(super) fn oci_name(media_type: &str) -> Option<&'static str> {
 
 /// Returns what a descriptor says that holds for the layer in whatever format.
 pub(super) fn lasting(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let lasts = |name: &str| !TABLES.contains(&name);
+    let lasts = |name: &str| !TABLES.contains(&name) && !name.starts_with(OF_NYDUS) && name != UNCOMPRESSED;
     annotations
         .iter()
         .filter(|(name, _)| lasts(name))
@@ -176,6 +198,11 @@ mod tests {
         }
         assert_eq!(Format::Nydus.keeps(&layer(docker, None)), None);
         assert!(Format::Nydus.is_made(&layer(NYDUS, Some(NYDUS_BLOB))));
+        assert_eq!(Oci.keeps(&layer(NYDUS, None)), None);
+        assert!(EStargz.keeps(&layer(NYDUS, None)).is_some());
+        assert!(is_stack(&[layer(NYDUS, None), layer(GZIP, Some(NYDUS_BOOTSTRAP))]));
+        assert!(!is_stack(&[layer(GZIP, None), layer(GZIP, Some(NYDUS_BOOTSTRAP))]));
+        assert!(!is_stack(&[layer(NYDUS, None)]) && !is_stack(&[layer(GZIP, Some(NYDUS_BOOTSTRAP))]));
         assert!(are_nydus(&[layer(GZIP, Some(NYDUS_BOOTSTRAP))]) && !are_nydus(&[layer(GZIP, None)]));
         let mut elsewhere = layer(GZIP, None);
         elsewhere.urls.push("https://vendor.example".into());

@@ -7,7 +7,7 @@ use format::{Digest, limits as sizes};
 
 use super::formats::{self, Format};
 use super::layers::Made;
-use super::rewrite::{self, Child};
+use super::rewrite::{self, Child, Top};
 use super::{Conversion, ConvertedLayer, How, Originals, Tops, stream};
 use crate::copy::Watch;
 use crate::copy::plan::Plan;
@@ -38,9 +38,15 @@ pub(super) struct Outcome {
 
 impl Images {
     /// Looks at the images of a source.
-    pub(super) async fn of(source: &Source, plan: &Plan, format: Format) -> Result<Self, Error> {
+    pub(super) async fn of(
+        source: &Source,
+        plan: &Plan,
+        format: Format,
+        watch: &dyn Watch,
+    ) -> Result<Self, Error> {
         let mut found = Self::default();
         let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
+        let back = format == Format::Oci && are_all_nydus(source, plan)?;
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
             let parsed = manifest.image(&what)?;
@@ -48,7 +54,8 @@ impl Images {
             if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(formats::is_tar) {
                 continue;
             }
-            if formats::are_nydus(&parsed.layers) {
+            let is_nydus = formats::are_nydus(&parsed.layers);
+            if is_nydus && !(back && formats::is_stack(&parsed.layers)) {
                 let why = "it is part of an image of Nydus";
                 let all = parsed.layers.iter().map(|layer| (layer.digest, layer.size, Some(why.into())));
                 found.layers.extend(all.filter(|(digest, ..)| seen.insert(*digest)));
@@ -62,6 +69,13 @@ impl Images {
                 if seen.insert(layer.digest) {
                     found.layers.push((layer.digest, layer.size, format.keeps(layer)));
                 }
+            }
+            if is_nydus {
+                watch.left_out(&format!(
+                    "the tree that image {} of Nydus has in a layer of its own; the tars of the others are made anew, so \
+                     neither diffIDs nor digests are those of the image it was made of",
+                    manifest.digest
+                ));
             }
             if parsed.layers.iter().all(|layer| format.keeps(layer).is_some()) {
                 continue;
@@ -229,6 +243,17 @@ pub(super) fn stays(layer: &Digest, why: String) -> Error {
     Error::Unsupported { what: format!("layer {layer}"), why }
 }
 
+/// Says whether no image of a source is an ordinary one.
+fn are_all_nydus(source: &Source, plan: &Plan) -> Result<bool, Error> {
+    let mut all = true;
+    for manifest in plan.manifests.iter().filter(|one| !one.is_index()) {
+        let parsed = manifest.image(&format!("manifest {} of {source}", manifest.digest))?;
+        let is_image = rewrite::is_image(&parsed) && parsed.layers.iter().any(formats::is_tar);
+        all &= !is_image || formats::are_nydus(&parsed.layers);
+    }
+    Ok(all)
+}
+
 /// Returns the manifests that were made of others beside them: those are looked at instead.
 fn spares(plan: &Plan) -> HashSet<Digest> {
     plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect()
@@ -242,7 +267,10 @@ fn rewritten(
     what: &str,
 ) -> Result<Option<(Bytes, Manifest)>, Error> {
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
-    for old in &image.layers {
+    // What ordinary layers are made of has the tree of all last; they have theirs themselves.
+    let tree = image.layers.last().filter(|last| top.is_none() && formats::is_top(&last.annotations));
+    let stack = &image.layers[..image.layers.len() - usize::from(tree.is_some())];
+    for old in stack {
         match made.get(&old.digest) {
             Some(Made::Another(layer, _)) => {
                 layers.push(Some(layer.descriptor()));
@@ -262,9 +290,16 @@ fn rewritten(
         diff_ids.push(top.diff_id);
         config = rewrite::history(&config, what)?;
     }
+    if tree.is_some() {
+        config = rewrite::history_below(&config, image.layers.len(), what)?;
+    }
     let config = rewrite::config(&config, &diff_ids, what)?;
     let descriptor = Descriptor::of(media_type::CONFIG, &config);
-    let top = top.map(LayerBlob::descriptor);
+    let top = match (top, tree) {
+        (Some(top), _) => Top::More(Box::new(top.descriptor())),
+        (None, Some(_)) => Top::Less,
+        (None, None) => Top::Absent,
+    };
     let manifest = rewrite::manifest(&image.manifest, &descriptor, &layers, top, what)?;
     Ok(Some((config, manifest)))
 }

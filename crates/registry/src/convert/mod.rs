@@ -3,6 +3,7 @@
 //! Promises: of every platform each layer is written anew once, wherever it occurs, and only if it has not been before: what
 //! the destination's own name leads to says which layer each of its layers was made of. A layer that the format cannot hold
 //! stays, and why is told. All else of configs, manifests and indexes stays ([`rewrite`]).
+//! Of an image of Nydus that has no other beside it ordinary layers are made of its blobs; the layer with the tree of all goes.
 //! A format that has the tree of all layers in one more is for whoever knows it: there no layer can stay, and the originals
 //! are kept beside what is made. A layer is whole in a file
 //! without a name before it is sent, so whoever is killed leaves nothing; and as in a copy, nothing is named at the
@@ -221,7 +222,7 @@ impl Client {
         possible(to, conversion)?;
         let source = self.source(from).await?;
         let plan = Plan::own_of(&source, &*watch).await?;
-        let images = Images::of(&source, &plan, conversion.format).await?;
+        let images = Images::of(&source, &plan, conversion.format, &*watch).await?;
         let target = Target::open(self, to).await?;
         let prior = match to {
             Reference::Archive(_) => Prior::none(),

@@ -73,13 +73,56 @@ pub(super) fn history(bytes: &Bytes, what: &str) -> Result<Bytes, Error> {
     Ok([&text[..end], comma, STEP, &text[end..]].concat().into())
 }
 
-/// Returns an OCI manifest with another config and other layers; one for each that the manifest has, or nothing where
-/// it stays, and perhaps one more on top.
+/// Returns a config whose history lacks the last of so many layers, and nothing else of it changed; the same, if the history
+/// has another number of layers.
+pub(super) fn history_below(bytes: &Bytes, layers: usize, what: &str) -> Result<Bytes, Error> {
+    #[derive(Deserialize)]
+    struct Config<'a> {
+        #[serde(borrow)]
+        history: Option<Vec<&'a RawValue>>,
+    }
+    #[derive(Deserialize)]
+    struct Step {
+        #[serde(default)]
+        empty_layer: bool,
+    }
+    let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
+    let text = std::str::from_utf8(bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
+    let steps = serde_json::from_str::<Config<'_>>(text).map_err(bad)?.history.unwrap_or_default();
+    let has_layer =
+        |step: &&&RawValue| serde_json::from_str(step.get()).is_ok_and(|step: Step| !step.empty_layer);
+    if layers == 0 || steps.iter().filter(has_layer).count() != layers {
+        return Ok(bytes.clone());
+    }
+    let Some(last) = steps.iter().rposition(|step| has_layer(&step)) else { return Ok(bytes.clone()) };
+    // What was borrowed lies in the text it was borrowed from.
+    let place = |step: &RawValue| step.get().as_ptr() as usize - text.as_ptr() as usize;
+    let end = |step: &RawValue| place(step) + step.get().len();
+    let cut = match (last.checked_sub(1), steps.get(last + 1)) {
+        (_, Some(next)) => place(steps[last])..place(next),
+        (Some(before), None) => end(steps[before])..end(steps[last]),
+        (None, None) => place(steps[last])..end(steps[last]),
+    };
+    Ok([&text[..cut.start], &text[cut.end..]].concat().into())
+}
+
+/// What becomes of the layer that has the tree of all others.
+pub(super) enum Top {
+    /// There is none.
+    Absent,
+    /// There is one more.
+    More(Box<Descriptor>),
+    /// The last one goes.
+    Less,
+}
+
+/// Returns an OCI manifest with another config and other layers; one for each that the manifest has but for what becomes of
+/// the top, or nothing where it stays.
 pub(super) fn manifest(
     of: &Manifest,
     config: &Descriptor,
     layers: &[Option<Descriptor>],
-    top: Option<Descriptor>,
+    top: Top,
     what: &str,
 ) -> Result<Manifest, Error> {
     let mut value = object(of, what)?;
@@ -88,7 +131,13 @@ pub(super) fn manifest(
     let old = value.get_mut("config").ok_or_else(|| bad("it has no config"))?;
     replace(old, config, what)?;
     let old = value.get_mut("layers").and_then(Value::as_array_mut);
-    let old = old.filter(|old| old.len() == layers.len()).ok_or_else(|| bad("its layers are no list"))?;
+    let old = old.ok_or_else(|| bad("its layers are no list"))?;
+    if matches!(top, Top::Less) {
+        old.pop();
+    }
+    if old.len() != layers.len() {
+        return Err(bad("its layers are others"));
+    }
     for (old, new) in old.iter_mut().zip(layers) {
         match new {
             Some(new) => replace(old, new, what)?,
@@ -100,7 +149,7 @@ pub(super) fn manifest(
             }
         }
     }
-    if let Some(top) = top {
+    if let Top::More(top) = top {
         old.push(json!(top));
     }
     made(media_type::MANIFEST, &Value::Object(value), what)
@@ -141,6 +190,7 @@ pub(super) fn index<'a>(
                 changed = true;
                 let mut made = entry.clone();
                 replace(&mut made, &new.descriptor(), what)?;
+                unmark(&mut made);
                 // What an earlier conversion said is not so any more.
                 if let Some(notes) = made.get_mut("annotations").and_then(Value::as_object_mut) {
                     notes.remove(CONVERTED_FROM);
@@ -224,6 +274,18 @@ fn mark(entry: &mut Value, from: &Digest, format: Format) {
     }
     if format == Format::Nydus {
         entry["artifactType"] = media_type::NYDUS_IMAGE.into();
+    }
+}
+
+/// Takes from an entry what says that a client of Nydus is needed.
+fn unmark(entry: &mut Value) {
+    if entry["artifactType"] == media_type::NYDUS_IMAGE
+        && let Some(entry) = entry.as_object_mut()
+    {
+        entry.remove("artifactType");
+    }
+    if let Some(features) = entry.pointer_mut("/platform/os.features").and_then(Value::as_array_mut) {
+        features.retain(|feature| feature != media_type::NYDUS_FEATURE);
     }
 }
 
@@ -326,6 +388,37 @@ mod tests {
     }
 
     #[test]
+    fn a_history_loses_the_step_of_its_last_layer() {
+        for (before, layers, after) in [
+            (r#"{"history":[{"a":1}, {"b":2} ],"x":[]}"#, 2, r#"{"history":[{"a":1} ],"x":[]}"#),
+            (
+                r#"{"history":[{"a":1},{"b":2}, {"empty_layer":true}]}"#,
+                2,
+                r#"{"history":[{"a":1},{"empty_layer":true}]}"#,
+            ),
+            (r#"{"history":[{"a":1}]}"#, 1, r#"{"history":[]}"#),
+            (r#"{"history":[{"a":1}]}"#, 2, r#"{"history":[{"a":1}]}"#),
+            (r#"{"rootfs":{}}"#, 1, r#"{"rootfs":{}}"#),
+        ] {
+            assert_eq!(history_below(&before.into(), layers, "x").unwrap(), after);
+        }
+        assert!(history_below(&Bytes::from(r#"{"history":7}"#), 1, "x").is_err());
+    }
+
+    #[test]
+    fn an_entry_of_nydus_becomes_an_ordinary_one() {
+        let mut entry = json!({
+            "artifactType": media_type::NYDUS_IMAGE,
+            "platform": { "os": "linux", "os.features": ["x", media_type::NYDUS_FEATURE] }
+        });
+        unmark(&mut entry);
+        assert_eq!(entry, json!({ "platform": { "os": "linux", "os.features": ["x"] } }));
+        let mut other = json!({ "artifactType": "x", "platform": null });
+        unmark(&mut other);
+        assert_eq!(other, json!({ "artifactType": "x", "platform": null }));
+    }
+
+    #[test]
     fn a_manifest_becomes_one_of_oci_and_keeps_what_it_says() {
         let before = of(&json!({
             "schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST, "annotations": { "a": "b" }, "x": [1],
@@ -338,7 +431,7 @@ mod tests {
         let mut layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar+zstd", b"layer");
         layer.annotations.insert("k".into(), "v".into());
         let config = Descriptor::of(media_type::CONFIG, b"config");
-        let after = manifest(&before, &config, &[None, Some(layer.clone())], None, "x").unwrap();
+        let after = manifest(&before, &config, &[None, Some(layer.clone())], Top::Absent, "x").unwrap();
         assert_eq!(after.media_type, media_type::MANIFEST);
         let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
         let expected = json!({
@@ -346,7 +439,7 @@ mod tests {
             "config": config, "layers": [{ "mediaType": gzip, "digest": A, "size": 1 }, layer]
         });
         assert_eq!(value(&after), expected);
-        assert!(manifest(&before, &config, &[None], None, "x").is_err(), "a layer is missing");
+        assert!(manifest(&before, &config, &[None], Top::Absent, "x").is_err(), "a layer is missing");
     }
 
     fn entry(manifest: &Manifest, annotations: &Value) -> Value {

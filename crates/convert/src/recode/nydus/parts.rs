@@ -317,6 +317,18 @@ impl Toc {
         self.meta.iter().flatten().fold(of(&self.bootstrap), wider)
     }
 
+    /// Returns where the bootstrap is.
+    pub(super) fn bootstrap_range(&self) -> Range<u64> {
+        let start = self.bootstrap.packed_offset.get();
+        start..start + self.bootstrap.packed_size.get()
+    }
+
+    /// Unpacks the bootstrap, and compares it with what the table says.
+    pub(super) fn bootstrap(&self, bytes: &[u8]) -> Result<Vec<u8>, PartsError> {
+        let start = self.bootstrap.packed_offset.get();
+        unpack(&self.bootstrap, bytes, start).ok_or(PartsError::Damaged(names::BOOTSTRAP))
+    }
+
     /// Unpacks the parts, and compares them with what the table says.
     pub fn parts(&self, bytes: &[u8]) -> Result<Parts, PartsError> {
         let start = self.range().start;

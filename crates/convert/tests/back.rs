@@ -1,0 +1,154 @@
+//! Blobs of Nydus made into layers again: an image of these holds what that of the blobs holds.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+#[path = "common/rafs.rs"]
+mod rafs;
+
+use std::path::Path;
+
+use common::expected;
+use convert::recode::nydus::{NydusError, Packing, merge, pack, unpack};
+use convert::recode::{RecodeError, Recoded, Recoding, Target};
+use format::index::Codec;
+use format::{Digest, unpack::whole};
+use rafs::Bootstrap;
+use testkit::dump::{Dump, Node, difference};
+use testkit::tar::{Archive, Entry, Kind, Variant};
+
+/// What `nydus-image` made.
+#[cfg(test)]
+fn vector(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../format/tests/nydus/{name}.zst"));
+    zstd::decode_all(&std::fs::read(path).unwrap()[..]).unwrap()
+}
+
+#[cfg(test)]
+fn back(blob: &[u8], threads: usize) -> Result<(Vec<u8>, Recoded), RecodeError> {
+    let recoding = Recoding { target: Target::Gzip, level: Some(6), blob_size: blob.len() as u64, threads };
+    let (file, mut out) = (tempfile::tempfile().unwrap(), Vec::new());
+    let made = unpack(blob, Digest::of(blob), &recoding, &file, &mut out)?;
+    assert_eq!((made.digest, made.size), (Digest::of(&out), out.len() as u64));
+    let tar = whole(Codec::Gzip, &out, u64::MAX).unwrap().unwrap();
+    assert_eq!(*made.diff_id.digest(), Digest::of(&tar));
+    Ok((tar, made))
+}
+
+#[cfg(test)]
+fn blob(tar: &[u8]) -> (Vec<u8>, convert::recode::nydus::Packed) {
+    let mut blob = Vec::new();
+    let packing = Packing { level: Some(1), blob_size: tar.len() as u64, threads: 2 };
+    let made = pack(tar, &expected(tar, tar), &packing, &mut blob).unwrap();
+    (blob, made)
+}
+
+/// What an image of these tars shows.
+#[cfg(test)]
+fn dump(tars: &[Vec<u8>]) -> Dump {
+    let layers: Vec<_> = tars.iter().map(|tar| blob(tar)).collect();
+    let listed: Vec<_> = layers.iter().map(|(_, made)| (made.digest, &made.parts)).collect();
+    let top = whole(Codec::Gzip, &merge(&listed).unwrap().blob, u64::MAX).unwrap().unwrap();
+    let blobs = layers.iter().map(|(blob, made)| (made.digest.hex(), blob.clone())).collect();
+    // A directory, the header of the bootstrap, and that.
+    let len = usize::from_str_radix(std::str::from_utf8(&top[512 + 124..512 + 135]).unwrap(), 8).unwrap();
+    let bootstrap = Bootstrap::open(&top[1024..1024 + len], &blobs);
+    assert!(bootstrap.blobs().len() <= tars.len());
+    bootstrap.dump()
+}
+
+#[cfg(test)]
+fn timeless(dump: Dump) -> Dump {
+    dump.into_iter().map(|(path, node)| (path, Node { mtime: (0, 0), ..node })).collect()
+}
+
+#[cfg(test)]
+fn same(found: &Dump, wanted: &Dump) {
+    if let Some(text) = difference(found, wanted) {
+        panic!("{text}");
+    }
+}
+
+#[test]
+fn blobs_of_the_reference_become_layers_with_the_same_files() {
+    let wanted = dump(&["base", "middle", "top"].map(|name| vector(&format!("{name}.tar"))));
+    for version in ["", "5"] {
+        let tars = ["base", "middle", "top"]
+            .map(|name| back(&vector(&format!("{name}{version}.blob")), 2).unwrap().0);
+        let found = dump(&tars);
+        match version {
+            "5" => same(&found, &wanted),
+            _ => same(&timeless(found), &timeless(wanted.clone())),
+        }
+    }
+}
+
+#[test]
+fn blobs_of_ours_become_layers_with_the_same_files_and_always_the_same() {
+    let lower = [
+        Entry::dir("d/").mode(0o1777).owner(3, 70_000),
+        Entry::file("d/small", "content").xattr("user.a", b"\xff\0").mtime(5, 7),
+        Entry::file("large", common::Dice::new(3).content((3 << 20) + 5)),
+        Entry::link("d/hard", "d/small"),
+        Entry::symlink("soft", "x".repeat(4000)),
+        Entry::new("null", Kind::Char(1, 3)),
+        Entry::new("sparse", Kind::Sparse(9 << 20, vec![((2 << 20) + 7, vec![5; 3])])),
+    ];
+    // Nobody describes "d" here: what the lower layer says of it holds.
+    let upper = [Entry::file("d/.wh.hard", ""), Entry::file("d/new", "2"), Entry::file("empty", "")];
+    let tars = [&lower[..], &upper[..]].map(|entries| Archive::of(entries, Variant::Pax10).tar);
+    let backs = tars.each_ref().map(|tar| {
+        let (tar, made) = back(&blob(tar).0, 1).unwrap();
+        assert_eq!(
+            back(&blob(&tar).0, 4).unwrap(),
+            (tar.clone(), made),
+            "the bytes are those of the tree alone"
+        );
+        tar
+    });
+    same(&dump(&backs), &dump(&tars));
+    let (nothing, _) = back(&blob(&Archive::of(&[], Variant::Pax10).tar).0, 1).unwrap();
+    assert_eq!(nothing, [0; 1024]);
+}
+
+#[test]
+fn what_cannot_be_a_layer_says_why() {
+    let inexpressible = |name: &str, word: &str| {
+        let RecodeError::Inexpressible { why, .. } = back(&vector(name), 1).unwrap_err() else {
+            panic!("{name}")
+        };
+        assert!(why.contains(word), "{why}");
+    };
+    inexpressible("zstd.blob", "no bootstrap");
+    inexpressible("big.ref", "ordinary image");
+}
+
+#[test]
+fn a_damaged_blob_is_an_error() {
+    let blob = vector("top5.blob");
+    let recoding = Recoding { target: Target::Gzip, level: None, blob_size: blob.len() as u64, threads: 1 };
+    let file = tempfile::tempfile().unwrap();
+    let attempt = |bytes: &[u8], digest| unpack(bytes, digest, &recoding, &file, std::io::sink());
+    let right = Digest::of(&blob);
+    let whole = attempt(&blob, right).unwrap();
+    assert!(matches!(attempt(&blob[1..], right), Err(RecodeError::BlobLength { .. })));
+    assert!(matches!(attempt(&[&blob[..], b"x"].concat(), right), Err(RecodeError::BlobLength { .. })));
+    let mut harm = 0;
+    for at in 0..blob.len() {
+        let mut bad = blob.clone();
+        bad[at] ^= 0x41;
+        if at % 1000 == 0 {
+            assert!(matches!(attempt(&bad, right), Err(RecodeError::BlobDigest { .. })));
+        }
+        // Whoever made it so has its digest, too. Bytes of a chunk are hashed still.
+        let made = attempt(&bad, Digest::of(&bad));
+        harm += usize::from(made.is_err());
+        if at < 1372 {
+            match made {
+                Err(RecodeError::Nydus(NydusError::Differs(_))) => {}
+                made => assert_eq!(made.unwrap(), whole, "{at}: a bit that says nothing"),
+            }
+        }
+    }
+    assert!(harm > 2000, "{harm}");
+}
