@@ -3,6 +3,7 @@
 //! Bytes that are wrong are asked for once more; the second time the flight fails and names the segment. A
 //! span that a reader has taken out of the job, or that nobody wants any more, ends the request.
 
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::guard;
 use crate::known::Asker;
 use crate::origin::{Blob, OriginError, Priority, Urgency};
 use crate::pace::Clock;
-use crate::plan::{packed_len, request, units};
+use crate::plan::{known_from, packed_len, request, units};
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
 
@@ -26,7 +27,7 @@ const KNOWN_SOON: Duration = Duration::from_secs(1);
 /// Does a job; every flight of it has ended, is another's or was put back when this returns.
 pub(crate) fn run(inner: &Inner, job: Job) {
     let urgency = Arc::new(Urgency::new(job.priority));
-    let mut fill = Fill { inner, job, urgency, at: 0, retried: None };
+    let mut fill = Fill { inner, job, urgency, at: 0, known: HashSet::new(), retried: None };
     match inner.held(fill.job.layer) {
         Err(error) => fill.finish_rest(&Outcome::Failed(error)),
         Ok(held) => {
@@ -43,13 +44,15 @@ struct Fill<'a> {
     urgency: Arc<Urgency>,
     /// The span that is next, in `job.spans`.
     at: usize,
+    /// What need not be fetched: other layers seem to have it.
+    known: HashSet<u32>,
     /// The span whose bytes were wrong once.
     retried: Option<usize>,
 }
 
 /// Why an attempt ended.
 enum Stop {
-    /// All spans are there.
+    /// What was to be done is done.
     Complete,
     /// The next span is not ours any more, or nobody wants it.
     Unwanted,
@@ -61,7 +64,7 @@ enum Stop {
     Origin(OriginError),
 }
 
-impl Fill<'_> {
+impl<'a> Fill<'a> {
     /// Leaves to the next job what is more than may be asked for at a time.
     fn shorten(&mut self, held: &Held) {
         let Some(ahead) = guard::lock(&self.inner.flights).ahead() else { return };
@@ -81,21 +84,18 @@ impl Fill<'_> {
 
     fn run(&mut self, held: &Held) {
         self.settle(held);
-        if let Err((segment, error)) = self.take_known(held) {
-            let error = unwritten(held, segment, error);
-            return self.finish_rest(&Outcome::Failed(error));
-        }
+        let mut asker = self.ask(held);
         while self.at < self.job.spans.len() {
             if !self.begin() {
                 // Its reader's own job has it; ours goes on behind it later.
                 self.put_back(self.at + 1);
                 return;
             }
-            if self.is_whole(held, self.at) || self.is_served(held) {
+            if self.span().clone().all(|segment| is_whole(held, segment)) {
                 self.land();
                 continue;
             }
-            match self.attempt(held) {
+            match self.copy(held, &mut asker).unwrap_or_else(|| self.attempt(held)) {
                 Stop::Complete => {}
                 Stop::Unwanted => {
                     self.finish(Outcome::Abandoned);
@@ -143,40 +143,91 @@ impl Fill<'_> {
         }
     }
 
-    /// Copies what other layers have, unit by unit; what is wrong or gone there is fetched.
-    fn take_known(&self, held: &Held) -> Result<(), (u32, FillError)> {
-        if self.job.priority != Priority::Demand {
-            self.inner.store.known.wait(KNOWN_SOON);
+    /// Asks other layers for all that is missing; nothing of them is read.
+    fn ask(&mut self, held: &Held) -> Asker<'a> {
+        let known = &self.inner.store.known;
+        if self.job.priority >= Priority::Hint {
+            known.wait(KNOWN_SOON);
         }
-        let mut asker = Asker::new(&self.inner.store, &held.layer);
-        for unit in self.job.spans.iter().flat_map(|span| units(&held.layer, span.clone())) {
-            if unit.clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole)) {
+        let hurried = self.job.priority == Priority::Demand;
+        let mut asker = Asker::new(&self.inner.store, &held.layer, hurried);
+        for span in &self.job.spans {
+            let from =
+                known_from(&held.layer, span, |segment| is_whole(held, segment), |unit| asker.has(unit));
+            self.known.extend(from..span.end);
+        }
+        asker
+    }
+
+    /// Copies what is missing of the next span, unit by unit. If something of it has to be fetched, that comes first, but for
+    /// what a reader waits for. Nothing if there is nothing to do but to fetch.
+    fn copy(&mut self, held: &Held, asker: &mut Asker<'_>) -> Option<Stop> {
+        let span = self.span().clone();
+        let fetches = span.clone().any(|segment| !self.is_here(held, segment));
+        let mut waiting = Vec::new();
+        if fetches {
+            if self.job.priority != Priority::Demand {
+                return None;
+            }
+            waiting = guard::lock(&self.inner.flights).waiting(self.key());
+        }
+        let mut copied = false;
+        for unit in units(&held.layer, span.clone()) {
+            let wanted = !fetches || unit.clone().any(|segment| waiting.contains(&segment));
+            let here = |segment| self.known.contains(&segment);
+            if !wanted || !unit.clone().all(here) || unit.clone().all(|segment| is_whole(held, segment)) {
                 continue;
             }
-            for (segment, verified) in asker.gather(unit).into_iter().flatten() {
-                let bytes = verified.as_slice();
-                if held.open.claim(segment) != Some(Claim::Whole) {
-                    held.open.fill(segment, bytes).map_err(|error| (segment, error))?;
-                    held.open.took(bytes.len() as u64);
-                    self.inner.took(bytes.len() as u64);
-                    self.inner.observer.filled(
-                        held.open.id(),
-                        segment,
-                        bytes.len() as u64,
-                        self.job.priority,
-                    );
+            if !guard::lock(&self.inner.flights).may_begin(self.key(), self.job.priority) {
+                return Some(Stop::Unwanted);
+            }
+            match self.copy_unit(held, asker, unit) {
+                Ok(true) => copied = true,
+                Ok(false) => {
+                    // Gone or wrong since it was asked for: of this span nothing is believed any more.
+                    self.known.retain(|segment| !span.contains(segment));
+                    return Some(Stop::Complete);
                 }
-                self.announce(segment);
+                Err((segment, error)) => return Some(Stop::Unwritten(segment, error)),
             }
         }
-        Ok(())
+        if !fetches {
+            return Some(Stop::Complete);
+        }
+        let is_whole = |segment| is_whole(held, segment);
+        let served = copied && guard::lock(&self.inner.flights).serve(self.key(), self.job.ticket, is_whole);
+        self.at += usize::from(served);
+        served.then_some(Stop::Complete)
+    }
+
+    /// Copies segments that belong together; false if other layers do not have them after all.
+    fn copy_unit(
+        &self,
+        held: &Held,
+        asker: &mut Asker<'_>,
+        unit: Range<u32>,
+    ) -> Result<bool, (u32, FillError)> {
+        let mut taken = 0;
+        let all = asker.copy(unit, |segment, verified| {
+            if !is_whole(held, segment) {
+                let (bytes, len) = (verified.as_slice(), verified.as_slice().len() as u64);
+                held.open.fill(segment, bytes).map_err(|error| (segment, error))?;
+                taken += len;
+                self.inner.observer.filled(held.open.id(), segment, len, self.job.priority);
+            }
+            self.announce(segment);
+            Ok(())
+        })?;
+        if all {
+            held.open.took(taken);
+            self.inner.took(taken);
+        }
+        Ok(all)
     }
 
     /// Reads the run of missing spans that begins here, as far as it goes.
     fn attempt(&mut self, held: &Held) -> Stop {
-        let request = request(&held.layer, &self.job.spans, self.at, |segment| {
-            held.open.claim(segment) == Some(Claim::Whole)
-        });
+        let request = request(&held.layer, &self.job.spans, self.at, |segment| self.is_here(held, segment));
         let past = request.spans.end;
         let mut decoder = match self.decoder(held, request.segments.end) {
             Ok(decoder) => decoder,
@@ -235,7 +286,7 @@ impl Fill<'_> {
     /// Returns a decoder of the span that is next, and of what follows up to `end`: one that waits in it before what is
     /// missing, or a new one.
     fn decoder(&self, held: &Held, end: u32) -> Result<SpanDecoder, DecodeError> {
-        let missing = self.span().clone().find(|segment| held.open.claim(*segment) != Some(Claim::Whole));
+        let missing = self.span().clone().find(|segment| !is_whole(held, *segment));
         let parked = missing
             .and_then(|next| guard::lock(&self.inner.parked).take(&held.layer, self.span().start..next + 1));
         if let Some(mut decoder) = parked
@@ -251,7 +302,7 @@ impl Fill<'_> {
         if held.layer.source().codec == Codec::Gzip
             && let Some(next) = decoder.next()
             && let Some(span) = held.layer.span(next)
-            && (next..span.segments.end).any(|segment| held.open.claim(segment) != Some(Claim::Whole))
+            && (next..span.segments.end).any(|segment| !is_whole(held, segment))
         {
             decoder.shrink();
             self.inner.park(held, next, decoder);
@@ -274,7 +325,7 @@ impl Fill<'_> {
                 Err(error) => return Some(Stop::Corrupt(error)),
             };
             let bytes = verified.as_slice();
-            let known = held.open.claim(segment) == Some(Claim::Whole);
+            let known = is_whole(held, segment);
             if let Err(error) = held.open.fill(segment, bytes) {
                 return Some(Stop::Unwritten(segment, error));
             }
@@ -306,16 +357,9 @@ impl Fill<'_> {
         self.job.key(self.span())
     }
 
-    fn is_whole(&self, held: &Held, span: usize) -> bool {
-        self.job.spans[span].clone().all(|segment| held.open.claim(segment) == Some(Claim::Whole))
-    }
-
-    /// Says whether what a reader waits for is here: the last segment, the others being on the way to it. Where they are not
-    /// here as well, that one was copied, and who waits for another asks again.
-    fn is_served(&self, held: &Held) -> bool {
-        let last = self.span().end.checked_sub(1);
-        self.job.priority == Priority::Demand
-            && last.is_some_and(|last| held.open.claim(last) == Some(Claim::Whole))
+    /// Returns whether a segment need not be fetched.
+    fn is_here(&self, held: &Held, segment: u32) -> bool {
+        is_whole(held, segment) || self.known.contains(&segment)
     }
 
     fn begin(&self) -> bool {
@@ -393,6 +437,10 @@ impl Drop for Fill<'_> {
             self.inner.work.notify_one();
         }
     }
+}
+
+fn is_whole(held: &Held, segment: u32) -> bool {
+    held.open.claim(segment) == Some(Claim::Whole)
 }
 
 fn unwritten(held: &Held, segment: u32, error: FillError) -> ReadError {

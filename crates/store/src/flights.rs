@@ -58,10 +58,12 @@ struct Flight {
     running: Option<Arc<Urgency>>,
     /// True once a reader has put it before all that no reader waits for.
     hurried: bool,
-    /// Readers that wait.
-    waiters: usize,
+    /// What readers wait for, a segment for each of them.
+    waiting: Vec<u32>,
     /// True if a reader has got a segment, or it was hinted: it goes on without readers.
     kept: bool,
+    /// True if it was hinted.
+    wished: bool,
     /// The latest deadline of its readers.
     deadline: Instant,
     /// The segments that are wanted end here.
@@ -78,8 +80,9 @@ impl Flight {
             ticket,
             running: None,
             hurried: false,
-            waiters: 0,
+            waiting: Vec::new(),
             kept: false,
+            wished: false,
             deadline,
             end,
             more: None,
@@ -131,13 +134,19 @@ pub(crate) struct Flights {
 }
 
 impl Flights {
-    /// Joins the flight of a span as a reader, beginning it if there is none. `span` ends where the reader's
-    /// wish does.
-    pub(crate) fn join(&mut self, layer: IndexId, span: Range<u32>, deadline: Instant) -> Arc<Signal> {
+    /// Joins the flight of a span as a reader of one of its segments, beginning it if there is none. `span` ends where
+    /// the reader's wish does.
+    pub(crate) fn join(
+        &mut self,
+        layer: IndexId,
+        span: Range<u32>,
+        segment: u32,
+        deadline: Instant,
+    ) -> Arc<Signal> {
         let key = Key { layer, span: span.start };
         let ticket = self.ticket();
         let flight = self.flights.entry(key).or_insert_with(|| Flight::new(ticket, span.end, deadline));
-        flight.waiters += 1;
+        flight.waiting.push(segment);
         flight.deadline = flight.deadline.max(deadline);
         // Only the first reader hurries it. If it gives up, a flight that goes on without readers keeps its place:
         // readers that come and go must not fill the queue.
@@ -160,16 +169,18 @@ impl Flights {
         signal
     }
 
-    /// Ends a reader's wait; `served` if it got what it wanted.
-    pub(crate) fn leave(&mut self, key: Key, signal: &Arc<Signal>, served: bool) {
+    /// Ends a reader's wait for a segment; `served` if it got that.
+    pub(crate) fn leave(&mut self, key: Key, signal: &Arc<Signal>, segment: u32, served: bool) {
         let Entry::Occupied(mut entry) = self.flights.entry(key) else { return };
         let flight = entry.get_mut();
         if !Arc::ptr_eq(&flight.signal, signal) {
             return;
         }
-        flight.waiters -= 1;
+        if let Some(one) = flight.waiting.iter().position(|other| *other == segment) {
+            flight.waiting.swap_remove(one);
+        }
         flight.kept |= served;
-        if flight.waiters == 0 && !flight.kept && flight.running.is_none() {
+        if flight.waiting.is_empty() && !flight.kept && flight.running.is_none() {
             let ticket = entry.remove().ticket;
             self.queues[Priority::Demand as usize].retain(|job| job.ticket != ticket);
         }
@@ -210,7 +221,7 @@ impl Flights {
             }
             let ticket = self.ticket();
             for span in &run[..len] {
-                let flight = Flight { kept: true, ..Flight::new(ticket, span.end, deadline) };
+                let flight = Flight { kept: true, wished: true, ..Flight::new(ticket, span.end, deadline) };
                 self.flights.insert(Key { layer, span: span.start }, flight);
             }
             let job = Job { ticket, layer, spans: run[..len].to_vec(), priority, deadline };
@@ -278,7 +289,7 @@ impl Flights {
         match self.flights.get_mut(&key) {
             Some(flight) if flight.ticket == ticket => {
                 flight.running = Some(Arc::clone(urgency));
-                if flight.waiters > 0 {
+                if !flight.waiting.is_empty() {
                     urgency.hurry();
                 }
                 if flight.end > end {
@@ -294,12 +305,41 @@ impl Flights {
 
     /// Returns whether somebody still wants a running span.
     pub(crate) fn is_wanted(&self, key: Key) -> bool {
-        !self.closed && self.flights.get(&key).is_some_and(|flight| flight.waiters > 0 || flight.kept)
+        !self.closed && self.flights.get(&key).is_some_and(|flight| !flight.waiting.is_empty() || flight.kept)
+    }
+
+    /// Returns what readers of a span wait for, as far as its flight goes: those of more ask again when it has ended.
+    pub(crate) fn waiting(&self, key: Key) -> Vec<u32> {
+        let flight = self.flights.get(&key);
+        let within = |flight: &Flight| {
+            flight.waiting.iter().copied().filter(|segment| *segment < flight.end).collect()
+        };
+        flight.map_or_else(Vec::new, within)
+    }
+
+    /// Ends a running flight before all of it is here if its readers have what they wait for. What was wished for comes
+    /// with another.
+    pub(crate) fn serve(&mut self, key: Key, ticket: u64, is_here: impl Fn(u32) -> bool) -> bool {
+        let served = self.waiting(key).into_iter().all(is_here);
+        if served {
+            if let Some(flight) = self.flights.get_mut(&key).filter(|flight| flight.wished) {
+                flight.more.get_or_insert((flight.end, Priority::Hint));
+            }
+            self.finish(key, ticket, Outcome::Landed);
+        }
+        served
+    }
+
+    /// Returns whether a worker may go on with a span without having asked anybody yet: somebody wants it, and if that is no
+    /// reader, wishes are not paused.
+    pub(crate) fn may_begin(&self, key: Key, priority: Priority) -> bool {
+        let paused = self.paused && priority != Priority::Demand && self.waiting(key).is_empty();
+        self.is_wanted(key) && !paused
     }
 
     /// Tells the readers of a span that one of its segments is there.
     pub(crate) fn announce(&self, key: Key) {
-        if let Some(flight) = self.flights.get(&key).filter(|flight| flight.waiters > 0) {
+        if let Some(flight) = self.flights.get(&key).filter(|flight| !flight.waiting.is_empty()) {
             flight.signal.news.notify_all();
         }
     }
@@ -390,8 +430,8 @@ mod tests {
             (Flights::default(), IndexId::from_bytes([1; 32]), Instant::now());
         assert!(flights.want(layer, &[0..2, 2..4], Priority::Hint, deadline));
         for _ in 0..1000 {
-            let signal = flights.join(layer, 2..3, deadline);
-            flights.leave(Key { layer, span: 2 }, &signal, false);
+            let signal = flights.join(layer, 2..3, 2, deadline);
+            flights.leave(Key { layer, span: 2 }, &signal, 2, false);
         }
         assert_eq!(flights.queues[Priority::Demand as usize].len(), 1);
         // As urgent as one that is still waited for.

@@ -76,9 +76,22 @@ fn goes_on(last: Option<&Part>, part: &Part) -> bool {
 }
 
 /// Returns the segments that are looked for together in other layers: one, unless a table of contents ties more.
-pub(crate) fn units(layer: &Layer, span: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+pub(crate) fn units(layer: &Layer, span: Range<u32>) -> impl DoubleEndedIterator<Item = Range<u32>> {
     let step = if layer.is_of_tar() { 1 } else { span.len().max(1) };
     span.clone().step_by(step).map(move |first| first..span.end.min(first + u32::try_from(step).unwrap_or(1)))
+}
+
+/// Returns where the end of a span begins that need not be fetched: all of it is here or known.
+///
+/// What is known before that is fetched with what is not: a decoder begins where the span does.
+pub(crate) fn known_from(
+    layer: &Layer,
+    span: &Range<u32>,
+    whole: impl Fn(u32) -> bool,
+    mut known: impl FnMut(Range<u32>) -> bool,
+) -> u32 {
+    let here = |unit: &Range<u32>| unit.clone().all(&whole) || known(unit.clone());
+    units(layer, span.clone()).rev().take_while(here).last().map_or(span.end, |unit| unit.start)
 }
 
 /// What is asked for at once.
@@ -90,18 +103,20 @@ pub(crate) struct Request {
     pub(crate) segments: Range<u32>,
 }
 
-/// Returns what to ask for at once from a span on that is not whole: up to the next ones that are, if going around these
-/// is worth a request.
+/// Returns what to ask for at once from a span on of which something must be fetched: up to the next ones of which nothing
+/// must, if going around these is worth a request.
+///
+/// `here` says what need not be fetched.
 pub(crate) fn request(
     layer: &Layer,
     spans: &[Range<u32>],
     first: usize,
-    whole: impl Fn(u32) -> bool,
+    here: impl Fn(u32) -> bool,
 ) -> Request {
-    let is_whole = |span: &Range<u32>| span.clone().all(&whole);
+    let is_here = |span: &Range<u32>| span.clone().all(&here);
     let mut past = first + 1;
     let mut next = past;
-    while let Some(found) = spans.iter().skip(next).position(|span| !is_whole(span)) {
+    while let Some(found) = spans.iter().skip(next).position(|span| !is_here(span)) {
         let missing = next + found;
         let between = spans[past - 1].end..spans[missing].start;
         if !between.is_empty() && layer.parts(between).is_none_or(|parts| packed_len(&parts) > GAP) {
@@ -111,7 +126,7 @@ pub(crate) fn request(
     }
     let last = &spans[past - 1];
     // Behind the last one that is missing nobody wants anything.
-    let end = last.clone().rev().find(|segment| !whole(*segment)).map_or(last.end, |segment| segment + 1);
+    let end = last.clone().rev().find(|segment| !here(*segment)).map_or(last.end, |segment| segment + 1);
     Request { spans: first..past, segments: spans[first].start..end }
 }
 
@@ -120,18 +135,18 @@ pub fn fetched(layer: &Layer, has: impl Fn(&Chunk) -> bool) -> u64 {
     let mut known = vec![false; layer.segments() as usize];
     let mut bytes = 0;
     for spans in runs(layer, 0..layer.segments(), |_| false) {
-        for unit in spans.iter().flat_map(|span| units(layer, span.clone())) {
-            let all = all_of(layer, unit.clone(), &has);
-            unit.for_each(|segment| known[segment as usize] = all);
+        for span in &spans {
+            let from = known_from(layer, span, |_| false, |unit| all_of(layer, unit, &has));
+            (from..span.end).for_each(|segment| known[segment as usize] = true);
         }
-        let whole = |segment: u32| known[segment as usize];
+        let here = |segment: u32| known[segment as usize];
         let mut at = 0;
         while at < spans.len() {
-            if spans[at].clone().all(whole) {
+            if spans[at].clone().all(here) {
                 at += 1;
                 continue;
             }
-            let request = request(layer, &spans, at, whole);
+            let request = request(layer, &spans, at, here);
             bytes += layer.parts(request.segments).map_or(0, |parts| packed_len(&parts));
             at = request.spans.end;
         }

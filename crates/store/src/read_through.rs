@@ -362,7 +362,7 @@ impl Waiter<'_> {
         let mut flights = guard::lock(&self.inner.flights);
         loop {
             if self.held.open.claim(self.segment) == Some(Claim::Whole) {
-                flights.leave(key, &signal, true);
+                flights.leave(key, &signal, self.segment, true);
                 return Ok(());
             }
             match signal.outcome.get() {
@@ -372,7 +372,7 @@ impl Waiter<'_> {
             }
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                flights.leave(key, &signal, false);
+                flights.leave(key, &signal, self.segment, false);
                 return Err(ReadError::Timeout { index: key.layer, segment: self.segment });
             }
             flights = guard::wait_at_most(&signal.news, flights, left);
@@ -390,7 +390,7 @@ impl Waiter<'_> {
         if flights.closed {
             return Err(ReadError::Closed);
         }
-        self.flight = Some((key, flights.join(index, wanted, self.deadline)));
+        self.flight = Some((key, flights.join(index, wanted, self.segment, self.deadline)));
         drop(flights);
         self.inner.work.notify_one();
         Ok(())
@@ -400,7 +400,7 @@ impl Waiter<'_> {
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         if let Some((key, signal)) = self.flight.take() {
-            guard::lock(&self.inner.flights).leave(key, &signal, false);
+            guard::lock(&self.inner.flights).leave(key, &signal, self.segment, false);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Looks for the chunks of one layer in the segments of others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,8 +14,11 @@ use crate::segments::SegmentFile;
 use crate::standing::directory;
 use crate::store::Store;
 
-/// Files that are kept open while neighbours are looked for.
-const FILES: usize = 64;
+/// Files that are kept open while neighbours are looked for, by each worker, beside those that readers have open.
+const FILES: usize = 8;
+
+/// Tables that are asked while a reader waits, the latest ones: of each, a page may have to come from a disk.
+const HURRIED: usize = 256;
 
 /// Somebody who looks for chunks of a layer.
 pub(crate) struct Asker<'a> {
@@ -25,45 +28,49 @@ pub(crate) struct Asker<'a> {
     tables: Vec<Arc<Table>>,
     /// The one that had the last chunk: it will have the next.
     last: usize,
-    /// By table and segment; nothing where there is no such file.
-    files: HashMap<(usize, u32), Option<SegmentFile>>,
+    /// By table and segment.
+    files: HashMap<(usize, u32), SegmentFile>,
+    /// Of which there is no file.
+    gone: HashSet<(usize, u32)>,
 }
 
 impl<'a> Asker<'a> {
     /// Begins to look for chunks of a layer.
-    pub(crate) fn new(store: &'a Store, layer: &Arc<Layer>) -> Self {
+    pub(crate) fn new(store: &'a Store, layer: &Arc<Layer>, hurried: bool) -> Self {
         let alike = |table: &&Arc<Table>| table.hash() == layer.hash() && table.id() != layer.id();
-        let tables = store.known.tables().iter().filter(alike).cloned().collect();
-        Self { store, layer: Arc::clone(layer), tables, last: 0, files: HashMap::new() }
+        let most = if hurried { HURRIED } else { usize::MAX };
+        let tables = store.known.tables().iter().rev().filter(alike).take(most).cloned().collect();
+        let (files, gone) = (HashMap::new(), HashSet::new());
+        Self { store, layer: Arc::clone(layer), tables, last: 0, files, gone }
     }
 
-    /// Puts segments together if all of their chunks are known; nothing if one is not.
+    /// Says whether all chunks of some segments are in tables, and there is something where these say; reads nothing of it.
     ///
-    /// The first unknown chunk ends the search, and nothing is read before all have been found.
-    pub(crate) fn gather(&mut self, segments: Range<u32>) -> Option<Vec<(u32, Verified)>> {
-        if self.tables.is_empty() {
-            return None;
-        }
-        let chunks = self.layer.chunks_of(segments.clone())?;
-        if !chunks.into_iter().all(|number| self.has(&self.chunk(number))) {
-            return None;
-        }
-        let mut assembly = Assembly::new(Arc::clone(&self.layer), segments).ok()?;
-        let (mut found, mut bytes) = (Vec::new(), Vec::new());
+    /// The first unknown chunk ends the search.
+    pub(crate) fn has(&mut self, segments: Range<u32>) -> bool {
+        let layer = Arc::clone(&self.layer);
+        let has = |chunk| self.find(chunk, |asker, table, place| asker.is_there(table, place));
+        layer.chunks_of(segments).is_some_and(|numbers| layer.index().chunks()[numbers].iter().all(has))
+    }
+
+    /// Puts segments together and gives them on as they come; false if a chunk is not there after all.
+    pub(crate) fn copy<E>(
+        &mut self,
+        segments: Range<u32>,
+        mut give: impl FnMut(u32, &Verified) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let Ok(mut assembly) = Assembly::new(Arc::clone(&self.layer), segments) else { return Ok(false) };
+        let mut bytes = Vec::new();
         while let Some(chunk) = assembly.wants() {
-            self.put(&chunk, &mut bytes, &mut assembly).then_some(())?;
-            found.extend(std::iter::from_fn(|| assembly.take()));
+            if !self.put(&chunk, &mut bytes, &mut assembly) {
+                return Ok(false);
+            }
+            while let Some((segment, verified)) = assembly.take() {
+                give(segment, &verified)?;
+                assembly.reuse(verified);
+            }
         }
-        Some(found)
-    }
-
-    fn chunk(&self, number: usize) -> Chunk {
-        self.layer.index().chunks()[number]
-    }
-
-    /// Says whether a chunk is in a table, and there is something where it says.
-    fn has(&mut self, chunk: &Chunk) -> bool {
-        self.find(chunk, |asker, table, place| asker.is_there(table, place))
+        Ok(true)
     }
 
     /// Reads a chunk and puts it where it belongs; false if no layer has it after all.
@@ -124,15 +131,21 @@ impl<'a> Asker<'a> {
 
     /// Returns the file of a segment, if there is one. What it is for is not asked: its bytes are hashed, and it is only read.
     fn file(&mut self, table: usize, segment: u32) -> Option<&SegmentFile> {
-        if self.files.len() >= FILES && !self.files.contains_key(&(table, segment)) {
-            self.files.clear();
+        let key = (table, segment);
+        if !self.files.contains_key(&key) && !self.gone.contains(&key) {
+            if self.files.len() >= FILES {
+                self.files.clear();
+            }
+            let path = directory(self.tables[table].id()).join(segment.to_string());
+            let open = |file: File| {
+                let len = file.metadata().ok()?.len();
+                Some(SegmentFile::new(file, len))
+            };
+            match self.store.disk().open(&path).ok().and_then(open) {
+                Some(file) => drop(self.files.insert(key, file)),
+                None => drop(self.gone.insert(key)),
+            }
         }
-        let path = || directory(self.tables[table].id()).join(segment.to_string());
-        let open = || {
-            let file: File = self.store.disk().open(&path()).ok()?;
-            let len = file.metadata().ok()?.len();
-            Some(SegmentFile::new(file, len))
-        };
-        self.files.entry((table, segment)).or_insert_with(open).as_ref()
+        self.files.get(&key)
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use format::IndexId;
@@ -14,7 +15,7 @@ use crate::gc::GcMode;
 use crate::known::{Asker, Table};
 use crate::origin::Priority;
 use crate::plan::fetched;
-use crate::read_through::{ReadThrough, Segments, Workers};
+use crate::read_through::{Observer, ReadThrough, Segments, Workers};
 use crate::record::{self, Kind};
 use crate::room::Room;
 use crate::sim::{Dice, Fault, FaultOn, Model};
@@ -129,6 +130,82 @@ fn a_reader_of_what_is_known_needs_nothing_that_lies_before_it() {
     assert!(up.received() <= up.new.layer.packed(0..4).map(|range| range.end - range.start).unwrap() + 1024);
 }
 
+/// The copy of what lies behind ended the flight of a reader who had nothing yet and asked again, until its deadline.
+#[test]
+fn a_reader_in_front_of_what_is_known_gets_its_own() {
+    let up = Upgrade::new(layer(0..2, Codec::Gzip), layer([100, 1], Codec::Zstd));
+    let hold = up.bench.add(&up.new);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    up.bench.read.fetch(up.new.id(), 0, deadline).unwrap();
+    up.check_all();
+    assert_eq!(up.asked(), [up.new.layer.packed(0..1).unwrap()]);
+    up.bench.settle();
+    assert_eq!(hold.files().taken(), up.new.layer.segment_len(1));
+}
+
+/// The same where asking again would cost more than the rest of the span, so that a reader's job is all of it.
+#[test]
+fn a_reader_on_a_slow_link_gets_its_own_in_front_of_what_is_known() {
+    let (old, new) = (layer(0..2, Codec::Plain), layer([100, 1], Codec::Gzip));
+    let bench = Bench::new(&[&old, &new]);
+    bench.origin.answer(|_, _, bytes| {
+        std::thread::sleep(Duration::from_millis(200)); // what such a link takes
+        Ok(bytes)
+    });
+    let _old = bench.add(&old);
+    bench.read.complete(old.id(), later()).unwrap();
+    bench.store.make_known(&old.layer).unwrap();
+    let _new = bench.add(&new);
+    bench.read.fetch(new.id(), 0, Instant::now() + Duration::from_secs(30)).unwrap();
+    (0..2).for_each(|segment| bench.check(&new, segment));
+}
+
+#[test]
+fn of_a_span_with_something_unknown_only_its_end_is_copied() {
+    for codec in [Codec::Gzip, Codec::Zstd] {
+        let up = Upgrade::new(layer(0..3, Codec::Plain), layer([1, 100, 0, 2], codec));
+        let hold = up.bench.add(&up.new);
+        up.bench.read.complete(up.new.id(), later()).unwrap();
+        assert_eq!(up.asked(), [up.new.layer.packed(0..2).unwrap()]);
+        let taken: u64 = (2..4).map(|segment| up.new.layer.segment_len(segment)).sum();
+        assert_eq!(hold.files().taken(), taken, "{codec:?}: what comes with a request is not taken");
+        up.check_all();
+    }
+}
+
+/// Holds up the fill of each segment until the test goes on.
+struct Held(Mutex<(Sender<u32>, Receiver<()>)>);
+
+impl Observer for Held {
+    fn filled(&self, _: IndexId, segment: u32, _: u64, _: Priority) {
+        let held = self.0.lock().unwrap();
+        if held.0.send(segment).is_ok() {
+            let _ = held.1.recv(); // gone: nobody holds it any more
+        }
+    }
+}
+
+/// Whoever stops what no reader waits for does not wait for a long copy, nor does it go on behind their back.
+#[test]
+fn a_pause_ends_what_is_being_copied() {
+    let (old, new) = (layer(0..4, Codec::Plain), layer([3, 2, 1, 0], Codec::Plain));
+    let ((filled, seen), (go, goes)) = (channel(), channel());
+    let bench = Bench::watched(&[&old, &new], Arc::new(Held(Mutex::new((filled, goes)))), Workers::default());
+    let _old = bench.add(&old);
+    (0..4).for_each(|_| go.send(()).unwrap());
+    bench.read.complete(old.id(), later()).unwrap();
+    bench.store.make_known(&old.layer).unwrap();
+    let _new = bench.add(&new);
+    (0..4).for_each(|_| assert!(seen.recv().is_ok()));
+    assert!(bench.read.want(new.id(), 0..4, Priority::Hint));
+    let first = seen.recv().unwrap();
+    bench.read.pause();
+    drop((go, seen));
+    bench.settle();
+    let here = |segment: &u32| bench.read.local(new.id(), *segment).is_some();
+    assert_eq!((0..4).filter(here).collect::<Vec<_>>(), [first]);
+}
+
 #[test]
 fn a_hint_and_a_profile_are_asked_for_alike() {
     for priority in [Priority::Profile, Priority::Hint, Priority::Background] {
@@ -200,6 +277,8 @@ fn a_disk_that_cannot_be_read_costs_a_fetch() {
     read.complete(old.id(), later()).unwrap();
     store.make_known(&old.layer).unwrap();
     let _new = read.add(new.layer.clone()).unwrap();
+    // Whose making would meet the fault.
+    wait_for_tables(&store, 2);
     let before = origin.count();
     // Opening the file of its first chunk, reading it.
     for (segment, after) in [(0, 0), (1, 1)] {
@@ -335,13 +414,13 @@ fn what_a_question_costs() {
     for cold in [true, false] {
         let mut times = Vec::new();
         for _ in 0..4 {
-            let mut asker = Asker::new(&store, &sample.layer);
+            let mut asker = Asker::new(&store, &sample.layer, false);
             for segment in 0..sample.layer.segments() {
                 // What the processor remembers of the tables is pushed out.
                 let other = if cold { 64 << 20 } else { 0 };
                 std::hint::black_box(vec![1_u8; other].iter().map(|byte| u64::from(*byte)).sum::<u64>());
                 let begin = Instant::now();
-                assert!(asker.gather(segment..segment + 1).is_none());
+                assert!(!asker.has(segment..segment + 1));
                 times.push(begin.elapsed());
             }
         }

@@ -131,6 +131,23 @@ fn a_decoder_does_not_outlive_the_table_it_was_made_by() {
     assert_eq!(asked[1..], [anew.layer.packed(0..2).unwrap()]);
 }
 
+/// A span whose last segment was there was held to be served, and its reader asked until its deadline.
+#[test]
+fn a_segment_lost_in_the_middle_of_a_span_comes_again() {
+    let sample = Sample::new(36, 3, Codec::Zstd);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.read.complete(sample.id(), later()).unwrap();
+    let path = bench.store.devices().join(sample.id().hex()).join("1");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(bench.read.scrub(sample.id()).unwrap(), [1]);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    bench.read.fetch(sample.id(), 1, deadline).unwrap();
+    (0..3).for_each(|segment| bench.check(&sample, segment));
+}
+
 #[test]
 fn what_a_start_has_read_does_not_come_again_with_the_rest() {
     let sample = Sample::members(31, 9);
