@@ -81,7 +81,7 @@ impl<'a> Asker<'a> {
                 return false;
             }
             let right = assembly.put(bytes).is_ok();
-            if !right {
+            if !right && asker.tables[table].is_first_doubt(place) {
                 let layer = asker.tables[table].id();
                 tracing::warn!(%layer, at = place.start, "a chunk is not what it is said to be: it is fetched");
             }

@@ -9,11 +9,15 @@
 //! ..  12  per chunk, in the same order: where it is in payload space u64 · its length u32
 //! ```
 //!
-//! A function of the index and nothing else, so it is never changed: lost or damaged, it is made again. Hashes are evenly
+//! A function of the index and nothing else, so it is never changed: lost or damaged, it is made again. It is read and checked
+//! before it is mapped: of a disk that cannot be read a map tells nothing but the end of the process. Hashes are evenly
 //! spread, so where one would be is where it is, but for some rows; whoever makes an index whose hashes are not costs a
 //! binary search.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
+use std::sync::Mutex;
 
 use format::IndexId;
 use format::index::{Chunk, Hash};
@@ -22,12 +26,16 @@ use format::limits;
 use format::payload::SegmentSize;
 use sys::map::Map;
 
-use crate::fs::Disk;
+use crate::fs::{Disk, read_exact};
+use crate::guard;
 use crate::record::{self, Kind};
 
 const HEAD: usize = 40;
 const KEY: usize = 8;
 const PLACE: usize = 12;
+
+/// The longest table, in bytes: a chunk takes more in an index.
+const MOST: u64 = limits::INDEX;
 
 /// Rows that are passed over at first: half the width of where a hash may be among some hundred.
 const STEP: usize = 8;
@@ -49,6 +57,8 @@ pub(crate) struct Table {
     /// Where in the map the body begins.
     body: usize,
     rows: usize,
+    /// Segments that chunks were looked for in which were not these. Held for a look only.
+    doubted: Mutex<BTreeSet<u32>>,
 }
 
 /// What the head of a body says.
@@ -90,12 +100,17 @@ impl Table {
 
     /// Opens the table of a layer, or says what is wrong with it.
     pub(crate) fn open(disk: &dyn Disk, path: &Path, id: IndexId) -> Result<Self, String> {
-        let file = disk.open(path).map_err(|error| error.to_string())?;
-        let map = Map::of(&file).map_err(|error| error.to_string())?;
-        let body = record::decode(Kind::Known, &map)?;
+        let (map, bytes) = read(disk, path).map_err(|error| error.to_string())?;
+        let body = record::decode(Kind::Known, &bytes)?;
         let head = check(body).filter(|head| head.id == id).ok_or("it is not the table of this layer")?;
-        let body = map.len() - body.len();
-        Ok(Self { id, hash: head.hash, segment: head.segment, rows: head.rows, body, map })
+        let body = bytes.len() - body.len();
+        let doubted = Mutex::default();
+        Ok(Self { id, hash: head.hash, segment: head.segment, rows: head.rows, body, map, doubted })
+    }
+
+    /// Returns whether a chunk is the first of its segment that was not at its place.
+    pub(super) fn is_first_doubt(&self, place: Place) -> bool {
+        guard::lock(&self.doubted).insert(self.segment.of(place.start))
     }
 
     pub(crate) fn id(&self) -> IndexId {
@@ -119,6 +134,18 @@ impl Table {
         let places = self.map.get(self.body + HEAD + self.rows * KEY..)?;
         place(places.as_chunks().0.get(row)?).filter(|place| place.len == chunk.len)
     }
+}
+
+/// Returns a table's file, mapped, and what could be read of it.
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<(Map, Vec<u8>)> {
+    let file = disk.open(path)?;
+    let len = file.metadata()?.len();
+    if len > MOST {
+        return Err(io::Error::other(format!("{len} bytes, at most {MOST} are allowed")));
+    }
+    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    read_exact(disk, &file, &mut bytes, 0)?;
+    Ok((Map::of(&file)?, bytes))
 }
 
 /// Returns what a body says of itself, if it is one: then no number in it is more than there may be.

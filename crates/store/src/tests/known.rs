@@ -367,6 +367,23 @@ fn any_changed_byte_of_a_table_is_found_and_the_next_start_mends_it() {
     }
 }
 
+/// Hashed through a map, such a table ended the process, at every start.
+#[test]
+fn a_table_that_cannot_be_read_is_made_again() {
+    let home = tempfile::tempdir().unwrap();
+    let sample = layer(0..2, Codec::Plain);
+    let (_, first) = simulated(home.path(), "boot");
+    drop(first.put_index(sample.layer.index()).unwrap());
+    first.make_known(&sample.layer).unwrap();
+    drop(first);
+    let (disk, store) = simulated(home.path(), "boot");
+    // Listing the indexes and opening it go well.
+    disk.fail(Fault { after: 2, errno: 5, lasting: false, on: FaultOn::Reads });
+    assert_eq!(store.load_all_known(), [sample.id()]);
+    store.make_known_of(sample.id());
+    assert_eq!(store.known.tables().len(), 1);
+}
+
 #[test]
 fn a_start_reads_what_is_there_and_makes_the_rest() {
     let home = tempfile::tempdir().unwrap();
