@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use format::decode::{DecodeError, SpanDecoder};
 use format::index::Codec;
@@ -20,9 +20,6 @@ use crate::pace::Clock;
 use crate::plan::{known_from, packed_len, request, units};
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
-
-/// How long what no reader waits for waits until it is known what other layers have: some hundred files are read.
-const KNOWN_SOON: Duration = Duration::from_secs(1);
 
 /// Does a job; every flight of it has ended, is another's or was put back when this returns.
 pub(crate) fn run(inner: &Inner, job: Job) {
@@ -147,7 +144,7 @@ impl<'a> Fill<'a> {
     fn ask(&mut self, held: &Held) -> Asker<'a> {
         let known = &self.inner.store.known;
         if self.job.priority >= Priority::Hint {
-            known.wait(KNOWN_SOON);
+            known.wait();
         }
         let hurried = self.job.priority == Priority::Demand;
         let mut asker = Asker::new(&self.inner.store, &held.layer, hurried);
@@ -159,21 +156,19 @@ impl<'a> Fill<'a> {
         asker
     }
 
-    /// Copies what is missing of the next span, unit by unit. If something of it has to be fetched, that comes first, but for
-    /// what a reader waits for. Nothing if there is nothing to do but to fetch.
+    /// Copies what is missing of the next span, unit by unit: for readers what they wait for, and for nobody in particular all
+    /// of it, once what has to be fetched is there. Nothing if there is nothing to do but to fetch.
     fn copy(&mut self, held: &Held, asker: &mut Asker<'_>) -> Option<Stop> {
         let span = self.span().clone();
         let fetches = span.clone().any(|segment| !self.is_here(held, segment));
-        let mut waiting = Vec::new();
-        if fetches {
-            if self.job.priority != Priority::Demand {
-                return None;
-            }
-            waiting = guard::lock(&self.inner.flights).waiting(self.key());
+        let hurried = self.job.priority == Priority::Demand;
+        if fetches && !hurried {
+            return None;
         }
+        let waiting = guard::lock(&self.inner.flights).waiting(self.key());
         let mut copied = false;
         for unit in units(&held.layer, span.clone()) {
-            let wanted = !fetches || unit.clone().any(|segment| waiting.contains(&segment));
+            let wanted = !hurried || unit.clone().any(|segment| waiting.contains(&segment));
             let here = |segment| self.known.contains(&segment);
             if !wanted || !unit.clone().all(here) || unit.clone().all(|segment| is_whole(held, segment)) {
                 continue;
@@ -191,13 +186,15 @@ impl<'a> Fill<'a> {
                 Err((segment, error)) => return Some(Stop::Unwritten(segment, error)),
             }
         }
-        if !fetches {
+        if !hurried {
             return Some(Stop::Complete);
         }
         let is_whole = |segment| is_whole(held, segment);
-        let served = copied && guard::lock(&self.inner.flights).serve(self.key(), self.job.ticket, is_whole);
+        // Who has come meanwhile is looked after next.
+        let served = (copied || !fetches)
+            && guard::lock(&self.inner.flights).serve(self.key(), self.job.ticket, is_whole);
         self.at += usize::from(served);
-        served.then_some(Stop::Complete)
+        (served || !fetches).then_some(Stop::Complete)
     }
 
     /// Copies segments that belong together; false if other layers do not have them after all.

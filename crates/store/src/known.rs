@@ -8,14 +8,20 @@
 //! A chunk is known by its hash, of one kind, and its length: equal bytes that are cut otherwise are not found, nor are
 //! those of layers whose chunks are hashed otherwise. Of equal chunks of one layer the first is remembered.
 //!
-//! Leaves to others: when to ask (`fill.rs`), and who makes tables beside what readers wait for (`read_through.rs`).
+//! A table is made again wherever it does not read as one, so one of a newer program's is replaced, although other records of
+//! newer programs are left alone: nothing is lost with it.
+//!
+//! Leaves to others: when to ask (`fill.rs`).
 
 mod ask;
 mod table;
 
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
-use std::time::Duration;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use format::IndexId;
 use format::layer::Layer;
@@ -34,25 +40,34 @@ pub(crate) const DIR: &str = "known";
 /// Tables that are asked: a mapping each, of which a process may have 65,530.
 const TABLES: usize = 4096;
 
+/// How long after the start what no reader waits for waits until the tables are read: some hundred files.
+const SOON: Duration = Duration::from_secs(1);
+
 /// The tables of all layers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Known {
+    /// The latest last.
     tables: RwLock<Arc<Vec<Arc<Table>>>>,
+    since: Instant,
     /// Whether the tables that were there at the start have been read.
     loaded: (Mutex<bool>, Condvar),
 }
 
 impl Known {
+    pub(crate) fn new() -> Self {
+        Self { tables: RwLock::default(), since: Instant::now(), loaded: Default::default() }
+    }
+
     /// Returns the tables that are there at this moment.
     pub(crate) fn tables(&self) -> Arc<Vec<Arc<Table>>> {
         Arc::clone(&guard::read(&self.tables))
     }
 
-    /// Waits until what was there at the start has been read, but not for long.
-    pub(crate) fn wait(&self, at_most: Duration) {
-        let loaded = guard::lock(&self.loaded.0);
-        if !*loaded {
-            drop(guard::wait_at_most(&self.loaded.1, loaded, at_most));
+    /// Waits until what was there at the start has been read, or that has taken too long.
+    pub(crate) fn wait(&self) {
+        let mut loaded = guard::lock(&self.loaded.0);
+        while !*loaded && let Some(left) = SOON.checked_sub(self.since.elapsed()) {
+            loaded = guard::wait_at_most(&self.loaded.1, loaded, left);
         }
     }
 
@@ -60,13 +75,16 @@ impl Known {
         guard::read(&self.tables).iter().any(|table| table.id() == id)
     }
 
-    fn add(&self, table: Table) {
+    /// Takes tables into use, in place of others of their layers; false if there are too many.
+    fn add(&self, added: Vec<Table>) -> bool {
+        let ids: HashSet<_> = added.iter().map(Table::id).collect();
         let mut tables = guard::write(&self.tables);
-        let mut next: Vec<_> = tables.iter().filter(|other| other.id() != table.id()).cloned().collect();
-        if next.len() < TABLES {
-            next.push(Arc::new(table));
-        }
+        let mut next: Vec<_> = tables.iter().filter(|other| !ids.contains(&other.id())).cloned().collect();
+        let room = TABLES.saturating_sub(next.len());
+        let all = added.len() <= room;
+        next.extend(added.into_iter().take(room).map(Arc::new));
         *tables = Arc::new(next);
+        all
     }
 
     fn forget(&self, gone: &IndexId) {
@@ -75,7 +93,8 @@ impl Known {
         *tables = Arc::new(next);
     }
 
-    pub(crate) fn is_loaded(&self) {
+    /// Says that what was there at the start has been read, as far as it can be.
+    fn loaded(&self) {
         *guard::lock(&self.loaded.0) = true;
         self.loaded.1.notify_all();
     }
@@ -90,14 +109,17 @@ impl Store {
         let bytes = record::encode(Kind::Known, &Table::body(layer));
         self.replace_soon(&path, &[&bytes])?;
         let table = Table::open(self.disk(), &path, layer.id());
-        self.known.add(table.map_err(|why| StoreError::damaged(&self.path(&path), why))?);
+        let table = table.map_err(|why| StoreError::damaged(&self.path(&path), why))?;
+        if !self.known.add(vec![table]) {
+            tracing::debug!(layer = %layer.id(), "more tables than are asked");
+        }
         Ok(())
     }
 
     /// Makes sure that there is a table of a layer's chunks.
     pub(crate) fn know(&self, layer: &Layer) {
         if !self.known.has(layer.id())
-            && !self.load_known(layer.id())
+            && self.load_known([layer.id()]).len() == 1
             && let Err(error) = self.make_known(layer)
         {
             tracing::warn!(layer = %layer.id(), %error, "what it has is fetched again for others");
@@ -113,7 +135,7 @@ impl Store {
         });
         let files = entries.iter().filter(|entry| entry.kind == EntryKind::File);
         let ids = files.filter_map(|entry| format!("blake3:{}", entry.name.to_str()?).parse().ok());
-        ids.filter(|id| !self.known.has(*id) && !self.load_known(*id)).collect()
+        self.load_known(ids.filter(|id| !self.known.has(*id)))
     }
 
     /// Makes the table of a layer that is not in use.
@@ -140,16 +162,67 @@ impl Store {
         }
     }
 
-    /// Reads the table of a layer; false if there is none, or one that is damaged.
-    fn load_known(&self, id: IndexId) -> bool {
-        match Table::open(self.disk(), &path(id), id) {
-            Ok(table) => self.known.add(table),
-            Err(why) => {
-                tracing::debug!(layer = %id, why, "no table of its chunks; it is made");
-                return false;
+    /// Reads the tables of layers; returns those that have none, or one that is damaged.
+    fn load_known(&self, ids: impl IntoIterator<Item = IndexId>) -> Vec<IndexId> {
+        let (mut tables, mut missing) = (Vec::new(), Vec::new());
+        for id in ids {
+            let open = || Table::open(self.disk(), &path(id), id);
+            let opened = catch_unwind(AssertUnwindSafe(open));
+            match opened.unwrap_or_else(|_| Err("reading it panicked".to_owned())) {
+                Ok(table) => tables.push(table),
+                Err(why) => {
+                    tracing::debug!(layer = %id, why, "no table of its chunks; it is made");
+                    missing.push(id);
+                }
             }
         }
-        true
+        if !self.known.add(tables) {
+            tracing::debug!("more tables than are asked");
+        }
+        missing
+    }
+}
+
+/// What the thread does that makes tables of chunks: reads those that are there, makes what is missing, then those of
+/// layers that come into use. It keeps no store open.
+///
+/// A defect that one index brings to light costs that one's table, and neither the others nor who waits for them.
+pub(crate) fn learn(store: &Weak<Store>, layers: &Receiver<Arc<Layer>>) {
+    let Some(missing) = attempt(store, |store| {
+        let _told = Told(&store.known);
+        store.load_all_known()
+    }) else {
+        return;
+    };
+    for id in missing.unwrap_or_default() {
+        if attempt(store, |store| store.make_known_of(id)).is_none() {
+            return;
+        }
+        // Who came into use meanwhile waits no longer than for this one.
+        for layer in layers.try_iter() {
+            attempt(store, |store| store.know(&layer));
+        }
+    }
+    for layer in layers {
+        if attempt(store, |store| store.know(&layer)).is_none() {
+            return;
+        }
+    }
+}
+
+/// Does something with a store that is open yet; of what panics there is no result.
+fn attempt<T>(store: &Weak<Store>, work: impl FnOnce(&Store) -> T) -> Option<Option<T>> {
+    let store = store.upgrade()?;
+    let done = catch_unwind(AssertUnwindSafe(|| work(&store)));
+    Some(done.inspect_err(|_| tracing::error!("listing the chunks of a layer panicked")).ok())
+}
+
+/// Tells, whatever happens, that nobody need wait for tables any more.
+struct Told<'a>(&'a Known);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.loaded();
     }
 }
 

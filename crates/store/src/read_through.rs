@@ -10,8 +10,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use crate::error::StoreError;
 use crate::fill;
 use crate::flights::{Ahead, Flights, Key, Outcome, Signal};
 use crate::guard;
+use crate::known::learn;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
@@ -462,25 +463,5 @@ impl Inner {
     fn close(&self) {
         guard::lock(&self.flights).close();
         self.work.notify_all();
-    }
-}
-
-/// What the thread does that makes tables of chunks: reads those that are there, makes what is missing, then those of
-/// layers that come into use. It keeps no store open.
-fn learn(store: &Weak<Store>, layers: &Receiver<Arc<Layer>>) {
-    let missing = store.upgrade().map(|store| {
-        let missing = store.load_all_known();
-        store.known.is_loaded();
-        missing
-    });
-    for id in missing.into_iter().flatten() {
-        let Some(store) = store.upgrade() else { return };
-        store.make_known_of(id);
-        // Who came into use meanwhile waits no longer than for this one.
-        layers.try_iter().for_each(|layer| store.know(&layer));
-    }
-    for layer in layers {
-        let Some(store) = store.upgrade() else { return };
-        store.know(&layer);
     }
 }

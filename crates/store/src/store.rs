@@ -90,7 +90,7 @@ impl Store {
             era: String::new(),
             next_name: AtomicU64::new(0),
             files: OpenFiles::new(),
-            known: Known::default(),
+            known: Known::new(),
             pins: Mutex::default(),
             open: Mutex::default(),
             removal: RwLock::default(),
