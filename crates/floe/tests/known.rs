@@ -169,6 +169,33 @@ fn tables_of_contents_know_each_others_pieces() {
     }
 }
 
+/// Of a piece that reaches over several segments one has rotted: the whole piece comes from the registry.
+#[test]
+fn a_piece_whose_end_is_rotten_is_fetched() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let recoded = |files: &[u64]| {
+        let layer = Layer::of(&data(files.iter().copied()), Pack::Gzip);
+        TestImage::new(vec![layer.recoded(Target::EStargz)], &json!({}))
+    };
+    let first = push(&registry, "v1", &recoded(&[0, 1]));
+    let upgrade = push(&registry, "v2", &recoded(&[1, 0]));
+    let report = node.json(&["pull", &first]);
+    let id = report["layers"][0]["index"].as_str().unwrap().trim_start_matches("blake3:").to_owned();
+    let device = node.store().join("device").join(id);
+    let numbers = fs::read_dir(&device)
+        .unwrap()
+        .filter_map(|file| file.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    let last = device.join(numbers.max().unwrap().to_string());
+    let mut bytes = fs::read(&last).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&last, &bytes).unwrap();
+    let before = node.received();
+    let at = node.mount(&upgrade);
+    (0..2).for_each(|n| assert!(fs::read(at.join(format!("data/{n}"))).unwrap() == noise(5000 + n, 600_000)));
+    assert!(node.received() - before > 600_000, "{}", node.received() - before);
+}
+
 /// A segment that has rotted is not believed, and what was fetched in its place is right.
 #[test]
 fn a_rotten_source_is_not_believed() {

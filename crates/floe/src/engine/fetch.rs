@@ -183,8 +183,6 @@ impl Engine {
             let blob = found.place.blob;
             say(talk, "reading", &blob, 0, found.place.size)?;
             let wrong = self.through.scrub(found.id()).with_context(|| format!("reading layer {blob}"))?;
-            let listed = self.store.make_known(found.layer());
-            listed.with_context(|| format!("listing the chunks of layer {blob}"))?;
             if !wrong.is_empty() {
                 let text = format!(
                     "layer {blob}: segments damaged on disk: {}; they are fetched again, and mounts that have shown them \
@@ -193,6 +191,9 @@ impl Engine {
                 );
                 self.alert(text.clone());
                 talk(Event::Notice { text })?;
+            }
+            if let Err(error) = self.store.make_known(found.layer()) {
+                tracing::warn!(%blob, %error, "listing the chunks of a layer: what others have in common with it is fetched");
             }
         }
         Ok(())
