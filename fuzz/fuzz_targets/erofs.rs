@@ -1,10 +1,10 @@
-//! Bytes as a metadata image: whatever they are, reading ends and stays inside.
+//! Bytes as a metadata image, and as the image of a layer: whatever they are, reading ends and stays inside.
 #![no_main]
 
 use std::ops::ControlFlow;
 
 use format::erofs::disk;
-use format::erofs::read::{Image, Kind, Nid, Source};
+use format::erofs::read::{Image, Kind, LayerHead, Nid, Source};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((mode, image)) = data.split_first() else { return };
@@ -16,19 +16,35 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             image[disk::SUPER_OFFSET + 4..disk::SUPER_OFFSET + 8].copy_from_slice(&sum);
         }
     }
+    if mode & 2 == 2 {
+        return layer(&image);
+    }
     let Ok(image) = Image::open(&image[..]) else { return };
     (0..=image.devices()).for_each(|n| assert_eq!(image.device(n).is_some(), n > 0));
+    all(&image, &|number| image.device(number).expect("checked").len);
+});
+
+fn layer(bytes: &[u8]) {
+    let Some(Ok(head)) = bytes.first_chunk().map(LayerHead::read) else { return };
+    let (meta, whole) = (head.meta(), head.len());
+    let Some(meta) = usize::try_from(meta).ok().and_then(|meta| bytes.get(meta..)) else { return };
+    let Ok(image) = head.open(meta) else { return };
+    all(&image, &|number| if number == 0 { whole } else { 0 });
+}
+
+/// Looks at all of an image, whose devices have these lengths.
+fn all(image: &Image<&[u8]>, room: &dyn Fn(u16) -> u64) {
     let mut names = 0;
     let _ = image.walk(|step| {
-        look(&image, step.entry.nid, step.entry.name);
+        look(image, step.entry.nid, step.entry.name, room);
         names += 1;
         if names < 3000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    (0..200).for_each(|nid| look(&image, Nid(nid), b"name"));
-    look(&image, Nid(u64::MAX), b"");
-});
+    (0..200).for_each(|nid| look(image, Nid(nid), b"name", room));
+    look(image, Nid(u64::MAX), b"", room);
+}
 
-fn look(image: &Image<&[u8]>, nid: Nid, name: &[u8]) {
+fn look(image: &Image<&[u8]>, nid: Nid, name: &[u8], room: &dyn Fn(u16) -> u64) {
     let Ok(inode) = image.inode(nid) else { return };
     if let Ok(xattrs) = image.xattrs(&inode) {
         for xattr in xattrs.take(100).flatten() {
@@ -47,7 +63,7 @@ fn look(image: &Image<&[u8]>, nid: Nid, name: &[u8]) {
                     assert!(piece.len > 0 && piece.len <= left);
                     left -= piece.len;
                     if let Source::Device { number, offset } = piece.source {
-                        assert!(offset + piece.len <= image.device(number).expect("checked").len);
+                        assert!(offset + piece.len <= room(number));
                     }
                 }
             }

@@ -244,7 +244,7 @@ pub const CHUNK_BITS: u32 = 0x1f;
 pub struct ChunkIndex {
     /// High bits of the block in images of over 2^32 blocks: 0.
     pub block_high: U16,
-    /// Device number; device slot `n` is device `n + 1`.
+    /// Device number; device slot `n` is device `n + 1`, and 0 the image itself.
     pub device: U16,
     /// First block on that device, or [`HOLE`].
     pub block: U32,

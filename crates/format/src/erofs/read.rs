@@ -2,13 +2,15 @@
 //!
 //! [`Image::open`] checks what concerns the image as a whole; every other method checks what it touches. No
 //! bytes, however hostile, make it panic, loop or allocate: a wrong structure is [`Corrupt`]. What this module
-//! does not know it refuses: compression, data of files inside the image, 32-bit block maps, long prefixes.
+//! does not know it refuses: compression, data of files inside the image (but of a layer's image, see [`LayerHead`]), 32-bit
+//! block maps, long prefixes.
 //!
 //! Names that come out of [`Image::entries`] are valid file names, so they can go to a kernel as they are.
 
 mod chunks;
 mod dir;
 mod inode;
+mod layer;
 mod walk;
 mod xattr;
 
@@ -28,6 +30,7 @@ use crate::{IndexId, limits};
 pub use chunks::{Piece, Pieces, Source};
 pub use dir::{Entries, Entry};
 pub use inode::{Inode, Kind};
+pub use layer::LayerHead;
 pub use walk::Step;
 pub use xattr::{Xattr, Xattrs};
 
@@ -104,6 +107,10 @@ pub struct Image<B> {
     time: Time,
     devices: u16,
     device_table: usize,
+    /// Offset in the image of the first of the bytes.
+    origin: u64,
+    /// Length of an image that has the bytes of its files in itself.
+    whole: Option<u64>,
 }
 
 impl<B: AsRef<[u8]>> Image<B> {
@@ -114,18 +121,7 @@ impl<B: AsRef<[u8]>> Image<B> {
         let Some((block0, _)) = raw.split_first_chunk::<BLOCK>() else {
             return Err(OpenError::Short { is, must: limits::BLOCK });
         };
-        let Ok((sb, _)) = SuperBlock::read_from_prefix(&block0[disk::SUPER_OFFSET..]) else {
-            return Err(OpenError::Magic); // cannot be: the block is long enough
-        };
-        if sb.magic.get() != disk::MAGIC {
-            return Err(OpenError::Magic);
-        }
-        if sb.feature_compat.get() & compat::SB_CHECKSUM == 0
-            || sb.checksum.get() != disk::super_checksum(block0)
-        {
-            return Err(OpenError::Checksum);
-        }
-        known(&sb)?;
+        let sb = super_block(block0)?;
         let must = u64::from(sb.blocks.get()) * limits::BLOCK;
         let Some(len) = usize::try_from(must).ok().filter(|len| *len <= raw.len() && *len >= BLOCK) else {
             return Err(OpenError::Short { is, must });
@@ -160,7 +156,11 @@ impl<B: AsRef<[u8]>> Image<B> {
 
     /// Returns the image of this length and superblock, whose rules are the caller's; it has a root directory.
     pub(crate) fn with(bytes: B, sb: &SuperBlock, len: usize) -> Result<Self, Corrupt> {
-        let image = Self {
+        Self::of(bytes, sb, len).rooted()
+    }
+
+    fn of(bytes: B, sb: &SuperBlock, len: usize) -> Self {
+        Self {
             len,
             meta: u64::from(sb.meta_block.get()) * limits::BLOCK,
             xattr: u64::from(sb.xattr_block.get()) * limits::BLOCK,
@@ -169,13 +169,19 @@ impl<B: AsRef<[u8]>> Image<B> {
             time: inode::time(sb.time_secs.get(), sb.time_nanos.get()),
             devices: sb.devices.get(),
             device_table: usize::from(sb.device_table.get()) * size_of::<DeviceSlot>(),
+            origin: 0,
+            whole: None,
             bytes,
-        };
-        let root = image.inode(image.root)?;
+        }
+    }
+
+    /// Returns the image if it has a root directory.
+    fn rooted(self) -> Result<Self, Corrupt> {
+        let root = self.inode(self.root)?;
         if root.kind != Kind::Dir {
             return Err(root.corrupt("not a directory"));
         }
-        Ok(image)
+        Ok(self)
     }
 
     /// Returns the root directory.
@@ -223,8 +229,13 @@ impl<B: AsRef<[u8]>> Image<B> {
 
     /// Returns `len` bytes of the image from `at`, if it has them.
     pub(crate) fn slice(&self, at: u64, len: usize) -> Option<&[u8]> {
-        let at = usize::try_from(at).ok()?;
-        self.bytes().get(at..at.checked_add(len)?)
+        self.from(at)?.get(..len)
+    }
+
+    /// Returns the bytes of the image from `at`.
+    fn from(&self, at: u64) -> Option<&[u8]> {
+        let at = usize::try_from(at.checked_sub(self.origin)?).ok()?;
+        self.bytes().get(at..)
     }
 }
 
@@ -236,6 +247,22 @@ impl<B> fmt::Debug for Image<B> {
             .field("devices", &self.devices)
             .finish_non_exhaustive()
     }
+}
+
+/// Returns the superblock of a first block, if its checksum is right and there is nothing in it that we do not know.
+fn super_block(block0: &[u8; BLOCK]) -> Result<SuperBlock, OpenError> {
+    let Ok((sb, _)) = SuperBlock::read_from_prefix(&block0[disk::SUPER_OFFSET..]) else {
+        return Err(OpenError::Magic); // cannot be: the block is long enough
+    };
+    if sb.magic.get() != disk::MAGIC {
+        return Err(OpenError::Magic);
+    }
+    if sb.feature_compat.get() & compat::SB_CHECKSUM == 0 || sb.checksum.get() != disk::super_checksum(block0)
+    {
+        return Err(OpenError::Checksum);
+    }
+    known(&sb)?;
+    Ok(sb)
 }
 
 /// Refuses every feature that changes how an image is to be read and that this reader does not implement.

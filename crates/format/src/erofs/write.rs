@@ -11,6 +11,7 @@
 pub(crate) mod chunks;
 mod dirs;
 pub(crate) mod inode;
+pub mod layer;
 pub(crate) mod place;
 pub(crate) mod survey;
 pub(crate) mod xattrs;
@@ -117,7 +118,7 @@ pub fn image(tree: &Tree, layers: &[LayerDevices]) -> Result<Vec<u8>, WriteError
     let xattrs = XattrPlan::new(tree, &survey, shared)?;
     let mut space = Space::after(shared + xattrs.shared.len())?;
 
-    let writer = Writer { tree, survey: &survey, contents: &devices, xattrs: &xattrs };
+    let writer = Writer { tree, survey: &survey, contents: &devices, xattrs: &xattrs, base: 0 };
     let mut places = vec![Place::default(); tree.inodes.len()];
     for &number in &survey.order {
         places[number.0 as usize] = writer.place(number, &mut space)?;
@@ -132,7 +133,14 @@ pub fn image(tree: &Tree, layers: &[LayerDevices]) -> Result<Vec<u8>, WriteError
     let root = places[Tree::ROOT.0 as usize].nid;
     // The root is placed first, so it is in the first blocks, where 16 bits reach.
     let root = u16::try_from(root).map_err(|_| WriteError::TooLarge)?;
-    seal(&mut image, super_block(&survey, &devices, &xattrs, &space, root));
+    let mut head = super_block(&survey, &xattrs, &space, root);
+    if devices.count() > 0 {
+        head.feature_incompat = U32::new(disk::incompat::CHUNKED_FILE | disk::incompat::DEVICE_TABLE);
+        head.devices = U16::new(devices.count());
+    }
+    put(&mut image, disk::SUPER_OFFSET, head.as_bytes());
+    let content = blake3::hash(&image);
+    seal(&mut image, head, &content);
     Ok(image)
 }
 
@@ -152,16 +160,10 @@ fn put_devices(image: &mut [u8], devices: &Devices<'_>, blocks: u32) {
     }
 }
 
-fn super_block(
-    survey: &Survey,
-    devices: &Devices<'_>,
-    xattrs: &XattrPlan<'_>,
-    space: &Space,
-    root: u16,
-) -> SuperBlock {
+/// Returns the superblock of an image without devices, whose inodes begin with the image.
+fn super_block(survey: &Survey, xattrs: &XattrPlan<'_>, space: &Space, root: u16) -> SuperBlock {
     const SLOT: u16 = 9;
     const { assert!(DEVICE_TABLE == SLOT as usize * size_of::<DeviceSlot>()) };
-    let table = if devices.count() == 0 { 0 } else { disk::incompat::DEVICE_TABLE };
     SuperBlock {
         magic: U32::new(disk::MAGIC),
         checksum: U32::ZERO,
@@ -177,9 +179,9 @@ fn super_block(
         xattr_block: U32::new(xattrs.block),
         uuid: [0; 16],
         label: [0; 16],
-        feature_incompat: U32::new(disk::incompat::CHUNKED_FILE | table),
+        feature_incompat: U32::new(disk::incompat::CHUNKED_FILE),
         compression: U16::ZERO,
-        devices: U16::new(devices.count()),
+        devices: U16::ZERO,
         device_table: U16::new(SLOT),
         dir_block_bits: 0,
         xattr_prefixes: 0,
@@ -191,9 +193,8 @@ fn super_block(
 }
 
 /// Puts the superblock in: a UUID made from the content, then the checksum.
-fn seal(image: &mut [u8], mut head: SuperBlock) {
-    put(image, disk::SUPER_OFFSET, head.as_bytes());
-    head.uuid.copy_from_slice(&blake3::hash(image).as_bytes()[..16]);
+fn seal(image: &mut [u8], mut head: SuperBlock, content: &blake3::Hash) {
+    head.uuid.copy_from_slice(&content.as_bytes()[..16]);
     // RFC 9562, version 8: made in the writer's own way.
     head.uuid[6] = head.uuid[6] & 0x0f | 0x80;
     head.uuid[8] = head.uuid[8] & 0x3f | 0x80;

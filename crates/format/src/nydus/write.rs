@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::disk::{self, BlobRow, ChunkAddress, ChunkRow, DeviceSlot, Extension, features, flags};
 use crate::erofs::disk::{BLOCK, BLOCK_BITS, CHUNK_BITS, ChunkIndex, SLOT, split_xattr_name};
 use crate::erofs::write::chunks::{ChunkPlan, Fault};
-use crate::erofs::write::inode::{Contents, Place, Writer};
+use crate::erofs::write::inode::{Contents, Place, Plan, Writer};
 use crate::erofs::write::place::Space;
 use crate::erofs::write::survey::Survey;
 use crate::erofs::write::xattrs::XattrPlan;
@@ -101,7 +101,7 @@ pub fn bootstrap(
         (disk::DEVICES_OFFSET + chunks.used.len() * size_of::<DeviceSlot>()).next_multiple_of(BLOCK);
     let inodes_at = (blobs_at + chunks.used.len() * size_of::<BlobRow>()).next_multiple_of(BLOCK);
     let mut space = Space::after(inodes_at + SLOT)?;
-    let writer = Writer { tree, survey: &survey, contents: &chunks, xattrs: &plan };
+    let writer = Writer { tree, survey: &survey, contents: &chunks, xattrs: &plan, base: 0 };
     let mut places = vec![Place::default(); tree.inodes.len()];
     for &number in &survey.order {
         places[number.0 as usize] = writer.place(number, &mut space)?;
@@ -298,7 +298,7 @@ impl Contents for Chunks<'_> {
 
     /// One index for each chunk, but chunks that lie together are said to be one: kernels look at the first index
     /// then, and share pages between files.
-    fn plan(&self, file: &File) -> Result<Option<ChunkPlan>, Fault> {
+    fn plan(&self, file: &File) -> Result<Plan, Fault> {
         let addresses = self.addresses(file)?;
         let step = CHUNK_SIZE >> BLOCK_BITS;
         let together = addresses
@@ -309,7 +309,7 @@ impl Contents for Chunks<'_> {
             false => CHUNK_SIZE.into(),
         };
         let bits = (size.trailing_zeros() - u32::from(BLOCK_BITS)).min(CHUNK_BITS);
-        Ok(Some(ChunkPlan { bits, count: addresses.len() }))
+        Ok(Plan::Chunks(ChunkPlan { bits, count: addresses.len() }))
     }
 
     fn write(&self, file: &File, _: ChunkPlan, out: &mut [ChunkIndex]) -> Result<(), Fault> {

@@ -13,7 +13,7 @@ pub enum Source {
     Hole,
     /// On a device; the range lies inside it.
     Device {
-        /// Number of the device, from 1.
+        /// Number of the device, from 1; 0 is the image of a layer itself, if it is one.
         number: u16,
         /// First byte.
         offset: u64,
@@ -47,7 +47,8 @@ impl<B: AsRef<[u8]>> Image<B> {
             return Err(inode.corrupt("not a regular file"));
         }
         let end = offset.saturating_add(len).min(inode.size);
-        if offset < end {
+        let here = inode.layout == layout::PLAIN && self.whole.is_some();
+        if offset < end && !here {
             if inode.layout != layout::CHUNKED {
                 return Err(inode.corrupt("file whose bytes are in the image"));
             }
@@ -85,6 +86,10 @@ impl<B: AsRef<[u8]>> Image<B> {
 impl<B: AsRef<[u8]>> Pieces<'_, B> {
     /// Returns the piece at `at` within its chunk.
     fn chunk(&self, at: u64) -> Result<Piece, Corrupt> {
+        if self.inode.layout == layout::PLAIN {
+            let offset = u64::from(self.inode.payload) * limits::BLOCK + at;
+            return self.on(0, offset, self.end - at);
+        }
         let bits = u32::from(disk::BLOCK_BITS) + (self.inode.payload & disk::CHUNK_BITS);
         let (number, within) = (at >> bits, at & ((1 << bits) - 1));
         let past = self.inode.corrupt("chunk index past the end");
@@ -99,10 +104,20 @@ impl<B: AsRef<[u8]>> Pieces<'_, B> {
         if index.block.get() == disk::HOLE {
             return Ok(Piece { len, source: Source::Hole });
         }
-        let number = index.device.get();
-        let device = self.image.device(number).ok_or(self.inode.corrupt("chunk on an unknown device"))?;
-        let offset = u64::from(index.block.get()) * limits::BLOCK + within;
-        if index.block_high.get() != 0 || offset + len > device.len {
+        if index.block_high.get() != 0 {
+            return Err(self.inode.corrupt("chunk past the end of its device"));
+        }
+        self.on(index.device.get(), u64::from(index.block.get()) * limits::BLOCK + within, len)
+    }
+
+    /// Returns the piece that is on a device.
+    fn on(&self, number: u16, offset: u64, len: u64) -> Result<Piece, Corrupt> {
+        let room = match number {
+            0 => self.image.whole,
+            _ => self.image.device(number).map(|device| device.len),
+        };
+        let room = room.ok_or(self.inode.corrupt("chunk on an unknown device"))?;
+        if offset.checked_add(len).is_none_or(|end| end > room) {
             return Err(self.inode.corrupt("chunk past the end of its device"));
         }
         Ok(Piece { len, source: Source::Device { number, offset } })

@@ -70,7 +70,7 @@ impl<B: AsRef<[u8]>> Image<B> {
         let at = (nid.0.checked_mul(disk::SLOT as u64))
             .and_then(|slots| slots.checked_add(self.meta))
             .ok_or(corrupt("address past the end"))?;
-        let from = usize::try_from(at).ok().and_then(|at| self.bytes().get(at..)).unwrap_or_default();
+        let from = self.from(at).unwrap_or_default();
         let (head, _) = InodeCompact::read_from_prefix(from).map_err(|_| corrupt("address past the end"))?;
         let (extended, layout) =
             disk::split_inode_format(head.format.get()).ok_or(corrupt("unknown inode format"))?;

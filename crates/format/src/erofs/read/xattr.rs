@@ -76,7 +76,7 @@ impl<'a, B: AsRef<[u8]>> Xattrs<'a, B> {
         let Some((id, rest)) = self.shared.split_first_chunk::<4>() else { return Ok(None) };
         self.shared = rest;
         let at = self.image.xattr + 4 * u64::from(u32::from_le_bytes(*id));
-        let raw = usize::try_from(at).ok().and_then(|at| self.image.bytes().get(at..)).unwrap_or_default();
+        let raw = self.image.from(at).unwrap_or_default();
         match parse(&self.inode, raw)? {
             Some((xattr, _)) => Ok(Some(xattr)),
             None => Err(self.inode.corrupt("shared attribute past the end")),

@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::{U16, U32};
 
-use super::inode::Contents;
+use super::inode::{Contents, Plan};
 use super::{LayerDevices, WriteError};
 use crate::erofs::disk::{BLOCK_BITS, CHUNK_BITS, CHUNK_INDEXES, ChunkIndex};
 use crate::limits;
@@ -46,6 +46,19 @@ pub(crate) struct ChunkPlan {
 }
 
 impl ChunkPlan {
+    /// Returns the plan with the largest chunks for a file of so many blocks, of which one begins at each bit of
+    /// `borders`.
+    pub(super) fn largest(blocks: u64, borders: u64) -> Result<Self, Fault> {
+        let whole = blocks.next_power_of_two().trailing_zeros();
+        // No border at all has 64 trailing zeros.
+        let bits = borders.trailing_zeros().min(whole).min(CHUNK_BITS);
+        let count = blocks.div_ceil(1 << bits);
+        match usize::try_from(count) {
+            Ok(n) if count <= limits::CHUNK_INDEXES => Ok(Self { bits, count: n }),
+            _ => Err(Fault::Chunks(count)),
+        }
+    }
+
     /// Returns the chunk format, as an inode has it.
     pub(crate) fn format(self) -> u32 {
         CHUNK_INDEXES | self.bits
@@ -143,9 +156,9 @@ impl Contents for Devices<'_> {
     const COMPACT: bool = true;
 
     /// The largest chunks that tell data and holes exactly.
-    fn plan(&self, file: &File) -> Result<Option<ChunkPlan>, Fault> {
+    fn plan(&self, file: &File) -> Result<Plan, Fault> {
         if file.size == 0 {
-            return Ok(None);
+            return Ok(Plan::Nothing);
         }
         let blocks = file.size.div_ceil(limits::BLOCK);
         // Where one thing ends and another begins, a chunk must begin too.
@@ -157,14 +170,7 @@ impl Contents for Devices<'_> {
                 borders |= end;
             }
         })?;
-        let whole = blocks.next_power_of_two().trailing_zeros();
-        // No border at all has 64 trailing zeros.
-        let bits = borders.trailing_zeros().min(whole).min(CHUNK_BITS);
-        let count = blocks.div_ceil(1 << bits);
-        match usize::try_from(count) {
-            Ok(n) if count <= limits::CHUNK_INDEXES => Ok(Some(ChunkPlan { bits, count: n })),
-            _ => Err(Fault::Chunks(count)),
-        }
+        ChunkPlan::largest(blocks, borders).map(Plan::Chunks)
     }
 
     fn write(&self, file: &File, plan: ChunkPlan, out: &mut [ChunkIndex]) -> Result<(), Fault> {
@@ -233,7 +239,7 @@ mod tests {
         let layers = layers();
         let devices = Devices::new(&layers).unwrap();
         let file = File { size, layer: LayerNo(1), runs };
-        let plan = devices.plan(&file)?.unwrap();
+        let Plan::Chunks(plan) = devices.plan(&file)? else { panic!("no chunks") };
         let mut out = vec![ChunkIndex::HOLE; plan.count];
         devices.write(&file, plan, &mut out)?;
         Ok((plan.bits, out.iter().map(|i| (i.device.get(), i.block.get())).collect()))
@@ -356,7 +362,7 @@ mod tests {
                     model[usize::try_from(run.at / BLOCK + n).unwrap()] = Some((payload / 65_536 + 1, payload % 65_536 / BLOCK));
                 }
             }
-            let plan = devices.plan(&file).unwrap().unwrap();
+            let Plan::Chunks(plan) = devices.plan(&file).unwrap() else { panic!("no chunks") };
             let mut out = vec![ChunkIndex::HOLE; plan.count];
             devices.write(&file, plan, &mut out).unwrap();
             let mut shown = Vec::new();

@@ -23,13 +23,24 @@ pub(crate) struct Place {
     block: u32,
 }
 
+/// How an inode tells where the bytes of its file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// There are none.
+    Nothing,
+    /// By chunk indexes.
+    Chunks(ChunkPlan),
+    /// In the image, from this block on.
+    Here(u32),
+}
+
 /// Where the bytes of files are.
 pub(crate) trait Contents {
     /// Whether inodes may have the short form.
     const COMPACT: bool;
 
-    /// Decides on the chunks of a file; nothing if it needs none.
-    fn plan(&self, file: &File) -> Result<Option<ChunkPlan>, Fault>;
+    /// Decides how an inode tells where they are.
+    fn plan(&self, file: &File) -> Result<Plan, Fault>;
 
     /// Writes the indexes of a file; `out` has exactly their length.
     fn write(&self, file: &File, plan: ChunkPlan, out: &mut [ChunkIndex]) -> Result<(), Fault>;
@@ -41,6 +52,8 @@ pub(crate) struct Writer<'a, C> {
     pub(crate) survey: &'a Survey,
     pub(crate) contents: &'a C,
     pub(crate) xattrs: &'a XattrPlan<'a>,
+    /// Blocks of the whole image before the one that places are counted from.
+    pub(crate) base: u32,
 }
 
 /// An inode whose form is decided.
@@ -60,6 +73,8 @@ enum Body {
     None,
     /// Chunk indexes after the attributes.
     Chunks(ChunkPlan),
+    /// Whole blocks from this one on, beside the places of inodes.
+    Here(u32),
     /// Whole blocks elsewhere, then a tail after the attributes.
     Inline { blocks: u32, tail: usize },
     /// Blocks elsewhere.
@@ -70,7 +85,7 @@ impl Draft {
     /// Returns how many bytes there are from the inode to the end of what follows it.
     fn len(&self) -> usize {
         match &self.body {
-            Body::None | Body::Blocks(_) => self.head,
+            Body::None | Body::Here(_) | Body::Blocks(_) => self.head,
             Body::Chunks(plan) => self.head.next_multiple_of(size_of::<ChunkIndex>()) + plan.len(),
             Body::Inline { tail, .. } => self.head + tail,
         }
@@ -79,7 +94,7 @@ impl Draft {
     /// Returns the layout of the contents and the number of blocks elsewhere.
     fn layout(&self) -> (u16, u32) {
         match self.body {
-            Body::None => (layout::PLAIN, 0),
+            Body::None | Body::Here(_) => (layout::PLAIN, 0),
             Body::Chunks(_) => (layout::CHUNKED, 0),
             Body::Inline { blocks, .. } => (layout::INLINE, blocks),
             Body::Blocks(blocks) => (layout::PLAIN, blocks),
@@ -112,8 +127,10 @@ impl<C: Contents> Writer<'_, C> {
         let at = meta_block as usize * BLOCK + place.nid as usize * SLOT;
         let payload = match (&draft.body, &inode.kind) {
             (Body::Chunks(plan), _) => plan.format(),
+            (&Body::Here(block), _) => block,
             (_, &(Kind::Char(device) | Kind::Block(device))) => self.device(number, device)?,
-            _ => place.block,
+            _ if place.block == 0 => 0,
+            _ => self.base.checked_add(place.block).ok_or(WriteError::TooLarge)?,
         };
         if draft.extended {
             put(image, at, self.extended(number, ino, inode, &draft, payload).as_bytes());
@@ -180,8 +197,11 @@ impl<C: Contents> Writer<'_, C> {
             (_, Some((blocks, tail))) if head + tail <= BLOCK => Body::Inline { blocks, tail },
             (_, Some((blocks, _))) => Body::Blocks(blocks + 1),
             (Kind::File(file), None) => {
-                let plan = self.contents.plan(file).map_err(|fault| fault.at(path(), file))?;
-                plan.map_or(Body::None, Body::Chunks)
+                match self.contents.plan(file).map_err(|fault| fault.at(path(), file))? {
+                    Plan::Nothing => Body::None,
+                    Plan::Chunks(plan) => Body::Chunks(plan),
+                    Plan::Here(block) => Body::Here(block),
+                }
             }
             _ => Body::None,
         };
