@@ -59,6 +59,7 @@ fn write_all() {
             put("index", &format!("{name}-{packing}-raw"), &[&[0], &built.index.encode()]);
         }
         put("erofs", &name, &[&[1], &image(&archive.skeleton)]);
+        put("erofs", &format!("{name}-layer"), &[&[3], &layer(&archive.tar)]);
         let many = (0..70).map(|n| Entry::file(format!("many/{n}-{}", "x".repeat(70)), vec![b'y'; 9 * n]));
         let many: Vec<_> = many.chain(entries).collect();
         put("erofs", &format!("{name}-many"), &[&[1], &image(&Archive::of(&many, variant).skeleton)]);
@@ -98,6 +99,15 @@ fn image(skeleton: &[u8]) -> Vec<u8> {
     let lens = (0..layout.segments()).map(|n| (layout.segment_len(n) / limits::BLOCK) as u32).collect();
     let devices = LayerDevices { index: IndexId::from_bytes([7; 32]), segment: SegmentSize::DEFAULT, lens };
     write::image(&builder.finish(), &[devices]).expect("small")
+}
+
+/// The file system that a layer becomes.
+fn layer(tar: &[u8]) -> Vec<u8> {
+    let digest = Digest::of(tar);
+    let expected = convert::Expected { blob: digest, diff_id: format::DiffId::new(digest) };
+    let mut out = std::io::Cursor::new(Vec::new());
+    convert::recode::erofs::image(tar, &expected, tar.len() as u64, &mut out).expect("a sensible layer");
+    out.into_inner()
 }
 
 fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {

@@ -19,6 +19,7 @@
 //! What goes to `out` counts only if the result is `Ok`: the source's digests and length are known at its end.
 
 mod chunked;
+pub mod erofs;
 mod estargz;
 mod flat;
 mod members;
@@ -174,6 +175,9 @@ pub enum RecodeError {
     /// The layer makes no tree, or none that Nydus has a form for.
     #[error(transparent)]
     Nydus(#[from] nydus::NydusError),
+    /// The layer makes no tree, or none that EROFS has a form for, or an image of it is not that.
+    #[error(transparent)]
+    Erofs(#[from] erofs::ErofsError),
     /// No thread could be had.
     #[error("starting a thread")]
     Spawn(#[source] io::Error),

@@ -1,0 +1,92 @@
+//! EROFS: a layer as a file system that a kernel mounts, as containerd's erofs snapshotter takes it.
+//!
+//! What is in the layer, and nothing of other ones: what it hides is shown as overlayfs knows it ([`Apart`]). The blob is the
+//! image itself, so its digest is its diffID.
+//!
+//! ```text
+//! blob ─► source ─► members ─► lay ── bytes of files ──► out, from the second block on
+//!                              └─ tree ─► names and attributes ─► out, behind them
+//!                                       └ superblock ─► out, the first block;  then all of it is read, and hashed
+//! ```
+//!
+//! The first block depends on all that follows, and a digest begins with it: so `out` is read once more.
+//!
+//! **Bounded.** In memory are the layer's tree, what becomes of it, and no bytes of files. Holes of sparse files are no bytes here, either.
+
+mod check;
+mod lay;
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use format::erofs::disk::BLOCK;
+use format::erofs::read::{Corrupt, OpenError};
+use format::erofs::write::WriteError;
+use format::erofs::write::layer::{LayerImage, layer};
+use format::tree::TreeError;
+use format::{DiffId, Digest, DigestHasher};
+
+use super::{RecodeError, Recoded, read};
+use crate::Expected;
+pub use check::{Made, compare};
+use lay::Lay;
+
+/// Bytes that are hashed at a time.
+const PIECE: usize = 1 << 20;
+
+/// Why there is no image of a layer, or another one.
+#[derive(Debug, thiserror::Error)]
+pub enum ErofsError {
+    /// The members of the layer do not make a tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// EROFS cannot hold it.
+    #[error(transparent)]
+    Image(#[from] WriteError),
+    /// What should be an image is none of a layer.
+    #[error("reading the image of a layer")]
+    Open(#[from] OpenError),
+    /// An image is damaged.
+    #[error("reading the image of a layer")]
+    Corrupt(#[from] Corrupt),
+    /// An image does not hold what its layer does.
+    #[error("{0:?} differs")]
+    Differs(String),
+}
+
+/// Makes the image of a layer, whose blob has this length. What was in `out` is of no matter, if nothing was.
+pub fn image(
+    blob: impl Read,
+    expected: &Expected,
+    blob_size: u64,
+    mut out: impl Read + Write + Seek,
+) -> Result<Recoded, RecodeError> {
+    // A file is written from front to back, and what is read of its beginning are zeros until all is there.
+    out.write_all(&[0; BLOCK]).map_err(RecodeError::Write)?;
+    let mut lay = Lay::new(&mut out)?;
+    let ended = read(blob, expected, blob_size, &mut lay)?;
+    let (tree, end) = lay.finish()?;
+    let LayerImage { head, meta } = layer(&tree, end, &ended.left).map_err(ErofsError::from)?;
+    out.write_all(&meta).map_err(RecodeError::Write)?;
+    out.seek(SeekFrom::Start(0)).map_err(RecodeError::Write)?;
+    out.write_all(&head).map_err(RecodeError::Write)?;
+    out.seek(SeekFrom::Start(0)).map_err(RecodeError::Write)?;
+    let size = end + meta.len() as u64;
+    let digest = digest(out, size)?;
+    Ok(Recoded { digest, size, diff_id: DiffId::new(digest), annotations: Default::default() })
+}
+
+/// Hashes what was written.
+fn digest(mut out: impl Read, size: u64) -> Result<Digest, RecodeError> {
+    let (mut hasher, mut left) = (DigestHasher::new(), size);
+    let mut room = vec![0; PIECE];
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
+        let n = out.read(&mut room[..most]).map_err(RecodeError::Write)?;
+        if n == 0 {
+            return Err(RecodeError::Write(io::ErrorKind::UnexpectedEof.into()));
+        }
+        hasher.update(&room[..n]);
+        left -= n as u64;
+    }
+    Ok(hasher.finish())
+}
