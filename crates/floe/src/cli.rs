@@ -276,6 +276,8 @@ pub enum LayerFormat {
     Zstdchunked,
     /// Ordinary layers: gzip instead of either; others stay. Of Nydus without an original beside it the tars are made anew
     Oci,
+    /// An EROFS file system for each layer, which containerd 2.3 or later mounts as it is (snapshotter and differ erofs)
+    Erofs,
     /// Blobs of chunks and a bootstrap, lazy for nydus-snapshotter and Floe; the original is always kept beside it
     Nydus,
 }

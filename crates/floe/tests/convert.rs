@@ -190,6 +190,52 @@ fn an_image_of_nydus_lies_beside_its_original() {
 }
 
 #[test]
+fn a_layer_becomes_a_file_system() {
+    let node = node!("");
+    let multi = Multi::push(&node, 78);
+    let to = multi.place("erofs:v1");
+    let convert = |more: &[&str]| {
+        node.json(&[&["convert", &multi.from, &to, "--format", "erofs", "--verify"][..], more].concat())
+    };
+    let report = convert(&[]);
+    assert_eq!((hows(&report), &report["verified"]), (vec!["recoded"; 3], &json!(3)), "{report}");
+    // A layout shows what is in it.
+    let layout = node.path("alone");
+    node.json(&["convert", &to, &format!("oci:{}:v1", layout.display()), "--format", "oci"]);
+    let blob = |digest: &Value| -> Value {
+        let name = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
+        serde_json::from_slice(&fs::read(layout.join("blobs/sha256").join(name)).unwrap()).unwrap()
+    };
+    let image = blob(&json!(root_at(&to).unwrap().children()[0].digest.to_string()));
+    let config = blob(&image["config"]["digest"]);
+    assert_eq!(config["os.features"], json!(["erofs"]));
+    for (n, was) in multi.here.layers.iter().enumerate() {
+        let layer = &image["layers"][n];
+        assert_eq!(layer["mediaType"], "application/vnd.erofs.layer.v1");
+        assert_eq!(config["rootfs"]["diff_ids"][n], layer["digest"]);
+        assert_eq!(layer["annotations"][CONVERTED_FROM], was.digest().to_string());
+    }
+    // Alone it is for every registry, and so says nothing of it in its index.
+    let listed = |place: &str| root_at(place).unwrap().children();
+    assert!(listed(&to).iter().all(|entry| entry.platform.as_ref().unwrap().other.is_empty()));
+    // Who does not know such layers is told, and what they are made of is found.
+    let complaint = node.fails(&["inspect", to.strip_prefix("docker://").unwrap()]);
+    assert!(complaint.contains("EROFS"), "{complaint}");
+    let back = node.json(&["convert", &to, &multi.place("back:v1"), "--format", "oci"]);
+    assert_eq!(hows(&back), ["kept"; 3], "{back}");
+    assert!(back["layers"][0]["why"].as_str().unwrap().contains("EROFS"), "{back}");
+
+    let both = convert(&["--keep-original"]);
+    assert_eq!((hows(&both), &both["verified"]), (vec!["reused"; 3], &json!(3)), "{both}");
+    assert_eq!(image_at(&to, &Platform::host()).manifest.digest, multi.here.digest());
+    let all = listed(&to);
+    let feature = |n: usize| all[n].platform.as_ref().unwrap().other.get("os.features").cloned();
+    assert_eq!([0, 1, 2, 3].map(feature), [None, None, Some(json!(["erofs"])), Some(json!(["erofs"]))]);
+    let back = node.json(&["convert", &to, &multi.place("back:v1"), "--format", "oci"]);
+    assert_eq!((hows(&back), &back["digest"]), (vec!["kept"; 3], &json!(multi.list.digest.to_string())));
+}
+
+#[test]
 fn an_original_that_is_kept_is_what_everybody_gets() {
     let node = node!("");
     let multi = Multi::push(&node, 72);
@@ -389,6 +435,7 @@ fn what_makes_no_sense_is_refused() {
         &["convert", "oci:/a", "oci:/b"][..],
         &["convert", "oci:/a", "oci:/b", "--format", "soci"],
         &["convert", "oci:/a", "oci:/b", "--format", "nydus", "--level", "23"],
+        &["convert", "oci:/a", "oci:/b", "--format", "erofs", "--level", "1"],
         &["convert", "oci:/a", "oci:/b", "--format", "estargz", "--level", "13"],
         &["convert", "oci:/a", "oci:/b", "--format", "zstdchunked", "--level", "0"],
     ] {

@@ -42,6 +42,8 @@ pub mod media_type {
     pub const FLOE_PROFILE: &str = "application/vnd.floe.profile.v1+json";
     /// A signature over the index artifact's facts.
     pub const FLOE_SIGNATURE: &str = "application/vnd.floe.signature.v1";
+    /// How the types of layers begin that are EROFS file systems.
+    pub const EROFS_LAYER: &str = "application/vnd.erofs.layer";
     /// An image that needs a client of Nydus, as artifact type.
     pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";
     /// The same as a feature of a platform, as older tools have it.
@@ -464,6 +466,13 @@ pub(crate) fn check_image(manifest: &ImageManifest, what: &str) -> Result<(), Er
                 size: layer.size,
                 limit: format::limits::LAYER,
             });
+        }
+        if layer.media_type.starts_with(media_type::EROFS_LAYER) {
+            let why = format!(
+                "layer {} is an EROFS file system, for containerd 2.3 or later; take the image it was made of",
+                layer.digest
+            );
+            return Err(Error::Unsupported { what: what.into(), why });
         }
         if !layer.urls.is_empty() || layer.media_type.contains("foreign") {
             return Err(Error::Unsupported {

@@ -1,6 +1,7 @@
 //! `floe convert`: an image whose layers are in another format. The command does it itself, as `floe copy` does; here is
 //! what connects the registry's part of it, images, with the converter's, layers.
 
+mod erofs;
 mod nydus;
 
 use std::fmt::Write as _;
@@ -12,7 +13,8 @@ use convert::compare::{Side, compare};
 use convert::recode::{self, Recoding, Target};
 use format::DigestHasher;
 use registry::{
-    Conversion, Converted, ConvertedLayer, Format, How, LayerBlob, Originals, Recode, RecodeError, Recoded,
+    Conversion, Converted, ConvertedLayer, Draft, Format, How, LayerBlob, Originals, Recode, RecodeError,
+    Recoded,
 };
 use serde::Serialize;
 
@@ -40,6 +42,7 @@ pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<
             cli::LayerFormat::Estargz => Format::EStargz,
             cli::LayerFormat::Zstdchunked => Format::ZstdChunked,
             cli::LayerFormat::Oci => Format::Oci,
+            cli::LayerFormat::Erofs => Format::Erofs,
             cli::LayerFormat::Nydus => Format::Nydus,
         },
         // An image of Nydus alone under a name is none for most who ask for that.
@@ -75,6 +78,7 @@ fn recoder(format: cli::LayerFormat, level: Option<i32>) -> anyhow::Result<Arc<d
         cli::LayerFormat::Estargz => Target::EStargz,
         cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
         cli::LayerFormat::Oci => Target::Gzip,
+        cli::LayerFormat::Erofs => return Ok(Arc::new(erofs::Mapper::new(level)?)),
         cli::LayerFormat::Nydus => return Ok(Arc::new(nydus::Packer::new(level).map_err(refused)?)),
     };
     let recoder = Recoder { target, level };
@@ -86,16 +90,38 @@ impl Recoder {
     fn recoding(self, blob_size: u64, threads: usize) -> Recoding {
         Recoding { target: self.target, level: self.level, blob_size, threads }
     }
-}
 
-impl Recoder {
+    /// Writes a layer anew.
+    fn write(
+        self,
+        layer: &LayerBlob,
+        threads: usize,
+        blob: impl Read,
+        out: impl Write + Send,
+    ) -> Result<Recoded, RecodeError> {
+        let recoding = self.recoding(layer.size, threads);
+        let made = if layer.is_nydus() {
+            let file = registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))?;
+            recode::nydus::unpack(blob, layer.digest, &recoding, &file, out)
+        } else {
+            recode::recode(blob, &expected(layer), &recoding, out)
+        };
+        let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(|error| match error {
+            recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
+                RecodeError::Inexpressible(error.to_string())
+            }
+            error => RecodeError::Failed(Arc::new(error)),
+        })?;
+        Ok(Recoded { digest, size, diff_id, annotations })
+    }
+
     /// Makes a layer of a blob of Nydus again: its bytes are those of the tree alone. Says whether they are those that are there.
     fn again(
         self,
         (layer, blob): (&LayerBlob, &mut (dyn Read + Send)),
         (made, there): (&LayerBlob, &mut (dyn Read + Send)),
     ) -> Result<(), RecodeError> {
-        let again = self.recode(layer, 1, blob, &mut std::io::sink())?;
+        let again = self.write(layer, 1, blob, std::io::sink())?;
         let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));
         let (mut hasher, mut room) = (DigestHasher::new(), vec![0; 256 << 10]);
         loop {
@@ -118,22 +144,9 @@ impl Recode for Recoder {
         layer: &LayerBlob,
         threads: usize,
         blob: &mut dyn Read,
-        out: &mut (dyn Write + Send),
+        out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError> {
-        let recoding = self.recoding(layer.size, threads);
-        let made = if layer.is_nydus() {
-            let file = registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))?;
-            recode::nydus::unpack(blob, layer.digest, &recoding, &file, out)
-        } else {
-            recode::recode(blob, &expected(layer), &recoding, out)
-        };
-        let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(|error| match error {
-            recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
-                RecodeError::Inexpressible(error.to_string())
-            }
-            error => RecodeError::Failed(Arc::new(error)),
-        })?;
-        Ok(Recoded { digest, size, diff_id, annotations })
+        self.write(layer, threads, blob, out)
     }
 
     fn compare(

@@ -9,9 +9,13 @@ use format::stargz::{
 use format::{DiffId, Digest};
 
 use crate::manifest::media_type::{
-    LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD, NYDUS_BLOB as NYDUS,
+    EROFS_LAYER, LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD, NYDUS_BLOB as NYDUS,
 };
 use crate::manifest::{Descriptor, LayerBlob};
+
+/// What containerd calls the file system that a layer is, since 2.3. Versions 2.1 and 2.2 know types that end in `.erofs`, and
+/// no later one.
+const EROFS: &str = "application/vnd.erofs.layer.v1";
 
 /// Annotations of Nydus's layers: of a blob, of the layer with the bootstrap, and of its version.
 const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
@@ -37,6 +41,8 @@ pub enum Format {
     ZstdChunked,
     /// Ordinary layers: gzip where a table has to go, and what has none stays.
     Oci,
+    /// A file system for each layer, for those who mount layers.
+    Erofs,
     /// Blobs of chunks, and one more layer with the tree of all: not for those who unpack layers.
     Nydus,
 }
@@ -47,6 +53,7 @@ impl Format {
         match self {
             Self::EStargz | Self::Oci => GZIP,
             Self::ZstdChunked => ZSTD,
+            Self::Erofs => EROFS,
             Self::Nydus => NYDUS,
         }
     }
@@ -70,6 +77,7 @@ impl Format {
             (Self::ZstdChunked, ZSTD) => said(MANIFEST_POSITION),
             (Self::Oci, TAR | GZIP | ZSTD) => !said(TOC_DIGEST) && !said(MANIFEST_POSITION),
             (Self::Nydus, NYDUS) => said(NYDUS_BLOB),
+            (Self::Erofs, EROFS) => true,
             _ => false,
         }
     }
@@ -79,7 +87,10 @@ impl Format {
         if self == Self::Oci && layer.media_type == NYDUS {
             return None;
         }
-        if !is_tar(layer) {
+        if is_erofs(layer) && self != Self::Erofs {
+            return Some("it is an EROFS file system, and only what that was made of is read".into());
+        }
+        if !is_tar(layer) && !is_erofs(layer) {
             let kind: String = layer.media_type.chars().take(100).collect();
             return Some(format!("layers of type {kind:?} are not looked into"));
         }
@@ -87,6 +98,11 @@ impl Format {
             return Some("it is kept outside of registries".into());
         }
         self.has(layer).then(|| format!("it is {self} already"))
+    }
+
+    /// Returns the feature of a platform that images in this format ask for.
+    pub(super) fn feature(self) -> Option<&'static str> {
+        (self == Self::Erofs).then_some("erofs")
     }
 
     /// Says whether a layer that claims to be made of another is what would be made.
@@ -101,6 +117,7 @@ impl std::fmt::Display for Format {
             Self::EStargz => "eStargz",
             Self::ZstdChunked => "zstd:chunked",
             Self::Oci => "an ordinary layer",
+            Self::Erofs => "EROFS",
             Self::Nydus => "Nydus",
         })
     }
@@ -132,6 +149,11 @@ pub(super) fn is_stack(layers: &[Descriptor]) -> bool {
 /// Says whether a layer has the tree of an image of Nydus, and no more.
 pub(super) fn is_top(annotations: &BTreeMap<String, String>) -> bool {
     annotations.contains_key(NYDUS_BOOTSTRAP)
+}
+
+/// Says whether a layer is a file system.
+pub(super) fn is_erofs(layer: &Descriptor) -> bool {
+    layer.media_type.starts_with(EROFS_LAYER)
 }
 
 /// Says whether something is a layer that can be looked into.
@@ -196,6 +218,11 @@ mod tests {
                 );
             }
         }
+        assert!(Oci.keeps(&layer(EROFS, None)).unwrap().contains("EROFS"));
+        assert!(
+            Format::Erofs.keeps(&layer(EROFS, None)).is_some() && Format::Erofs.is_made(&layer(EROFS, None))
+        );
+        assert_eq!(Format::Erofs.keeps(&layer(GZIP, Some(TOC_DIGEST))), None);
         assert_eq!(Format::Nydus.keeps(&layer(docker, None)), None);
         assert!(Format::Nydus.is_made(&layer(NYDUS, Some(NYDUS_BLOB))));
         assert_eq!(Oci.keeps(&layer(NYDUS, None)), None);

@@ -45,13 +45,14 @@ impl Images {
         watch: &dyn Watch,
     ) -> Result<Self, Error> {
         let mut found = Self::default();
+        let is_layer = |layer: &Descriptor| formats::is_tar(layer) || formats::is_erofs(layer);
         let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
         let back = format == Format::Oci && are_all_nydus(source, plan)?;
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
             let parsed = manifest.image(&what)?;
             // BuildKit's attestations look like images, with statements for layers.
-            if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(formats::is_tar) {
+            if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(is_layer) {
                 continue;
             }
             let is_nydus = formats::are_nydus(&parsed.layers);
@@ -168,7 +169,8 @@ impl Images {
                 };
                 become_of = rewrite::index(old, conversion.format, keep, child, gone, &what)?;
             } else if let Some(image) = self.images.get(&old.digest)
-                && let Some((config, manifest)) = rewritten(image, made, tops.get(&old.digest), &what)?
+                && let Some((config, manifest)) =
+                    rewritten(image, made, tops.get(&old.digest), conversion.format, &what)?
             {
                 configs.push(config);
                 become_of = Some(manifest);
@@ -264,6 +266,7 @@ fn rewritten(
     image: &Image,
     made: &BTreeMap<Digest, Made>,
     top: Option<&LayerBlob>,
+    format: Format,
     what: &str,
 ) -> Result<Option<(Bytes, Manifest)>, Error> {
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
@@ -292,6 +295,9 @@ fn rewritten(
     }
     if tree.is_some() {
         config = rewrite::history_below(&config, image.layers.len(), what)?;
+    }
+    if let Some(feature) = format.feature() {
+        config = rewrite::feature(&config, feature, what)?;
     }
     let config = rewrite::config(&config, &diff_ids, what)?;
     let descriptor = Descriptor::of(media_type::CONFIG, &config);

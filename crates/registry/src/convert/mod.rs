@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -69,6 +69,11 @@ pub enum Originals {
     Kept,
 }
 
+/// A layer that is being written: a file that is empty and nobody else's.
+pub trait Draft: Read + Write + Seek + Send {}
+
+impl<D: Read + Write + Seek + Send> Draft for D {}
+
 /// Who writes layers anew. All of it blocks.
 pub trait Recode: fmt::Debug + Send + Sync {
     /// Reads a layer's blob to its end, compares it with its digests, and writes it anew, on so many threads. The same
@@ -78,7 +83,7 @@ pub trait Recode: fmt::Debug + Send + Sync {
         layer: &LayerBlob,
         threads: usize,
         blob: &mut dyn Read,
-        out: &mut (dyn Write + Send),
+        out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError>;
 
     /// Reads a layer and what was made of it to their ends, compares both with their digests, and the files in the one with those

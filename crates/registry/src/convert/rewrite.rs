@@ -73,6 +73,36 @@ pub(super) fn history(bytes: &Bytes, what: &str) -> Result<Bytes, Error> {
     Ok([&text[..end], comma, STEP, &text[end..]].concat().into())
 }
 
+/// Returns a config that asks for a feature of its platform, and nothing else of it changed.
+pub(super) fn feature(bytes: &Bytes, feature: &str, what: &str) -> Result<Bytes, Error> {
+    #[derive(Deserialize)]
+    struct Config<'a> {
+        #[serde(borrow, rename = "os.features")]
+        features: Option<&'a RawValue>,
+    }
+    let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
+    let text = std::str::from_utf8(bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
+    let config: Config<'_> = serde_json::from_str(text).map_err(bad)?;
+    let Some(list) = config.features.map(RawValue::get) else {
+        let brace = text.find('{').map_or(text.len(), |at| at + 1); // it is an object, and begins with one
+        let said = format!("\"os.features\":[\"{feature}\"],");
+        return Ok([&text[..brace], &said, &text[brace..]].concat().into());
+    };
+    let features: Option<Vec<String>> = serde_json::from_str(list).map_err(bad)?;
+    let list_with = serde_json::to_string(&with(features.unwrap_or_default(), feature)).map_err(bad)?;
+    // What was borrowed lies in the text it was borrowed from.
+    let start = list.as_ptr() as usize - text.as_ptr() as usize;
+    Ok([&text[..start], &list_with, &text[start + list.len()..]].concat().into())
+}
+
+/// Returns features in their order, with one more.
+fn with(mut features: Vec<String>, feature: &str) -> Vec<String> {
+    features.push(feature.to_owned());
+    features.sort();
+    features.dedup();
+    features
+}
+
 /// Returns a config whose history lacks the last of so many layers, and nothing else of it changed; the same, if the history
 /// has another number of layers.
 pub(super) fn history_below(bytes: &Bytes, layers: usize, what: &str) -> Result<Bytes, Error> {
@@ -272,6 +302,11 @@ fn mark(entry: &mut Value, from: &Digest, format: Format) {
     if format == Format::ZstdChunked {
         entry["annotations"][PREFERRED_ZSTD] = "true".into();
     }
+    // An entry without a platform is one for whatever its config says.
+    if let (Some(feature), Value::Object(platform)) = (format.feature(), &mut entry["platform"]) {
+        let said = platform.get("os.features").and_then(|list| Vec::deserialize(list).ok());
+        platform.insert("os.features".into(), with(said.unwrap_or_default(), feature).into());
+    }
     if format == Format::Nydus {
         entry["artifactType"] = media_type::NYDUS_IMAGE.into();
     }
@@ -440,6 +475,25 @@ mod tests {
         });
         assert_eq!(value(&after), expected);
         assert!(manifest(&before, &config, &[None], Top::Absent, "x").is_err(), "a layer is missing");
+    }
+
+    #[test]
+    fn a_config_asks_for_a_feature_and_says_all_else_as_before() {
+        for (before, after) in [
+            (r#"  {"os" : "linux","x":1}"#, r#"  {"os.features":["erofs"],"os" : "linux","x":1}"#),
+            (
+                r#"{"a":1, "os.features" : ["z", "a"] ,"b":2}"#,
+                r#"{"a":1, "os.features" : ["a","erofs","z"] ,"b":2}"#,
+            ),
+            (r#"{"os.features":["erofs"]}"#, r#"{"os.features":["erofs"]}"#),
+        ] {
+            assert_eq!(feature(&Bytes::from(before), "erofs", "x").unwrap(), after);
+        }
+        assert!(feature(&Bytes::from(r#"{"os.features":[1]}"#), "erofs", "x").is_err());
+        assert!(feature(&Bytes::from("[]"), "erofs", "x").is_err());
+        let mut entry = json!({ "platform": { "os": "linux", "os.features": ["x"] } });
+        mark(&mut entry, &Digest::of(b""), Format::Erofs);
+        assert_eq!(entry["platform"]["os.features"], json!(["erofs", "x"]));
     }
 
     fn entry(manifest: &Manifest, annotations: &Value) -> Value {

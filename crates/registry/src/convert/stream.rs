@@ -1,7 +1,7 @@
 //! Blobs on their way between the network, which is asynchronous, and whoever writes layers anew, who blocks.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,22 +82,49 @@ async fn feed(
 
 /// A file that remembers why it could not be written.
 struct Outlet {
-    file: File,
+    file: BufWriter<File>,
     failed: Option<io::Error>,
 }
 
-impl Write for Outlet {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes).map_err(|error| {
+impl Outlet {
+    fn new(file: File) -> Self {
+        Self { file: BufWriter::with_capacity(piece_len(), file), failed: None }
+    }
+
+    fn told<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
             let again =
                 error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
             self.failed = Some(error);
             again
         })
     }
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        self.told(written)
+    }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let flushed = self.file.flush();
+        self.told(flushed)
+    }
+}
+
+impl Seek for Outlet {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = self.file.seek(to);
+        self.told(at)
+    }
+}
+
+impl Read for Outlet {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.flush()?;
+        let read = self.file.get_mut().read(buf);
+        self.told(read)
     }
 }
 
@@ -116,17 +143,17 @@ pub(super) async fn recode(
         let what = format!("layer {}", layer.digest);
         let writing = |error| Error::io(format!("writing {what} anew in {}", dir.display()), error);
         let file = scratch::file(&dir).map_err(writing)?;
-        let mut out = io::BufWriter::with_capacity(piece_len(), Outlet { file, failed: None });
+        let mut out = Outlet::new(file);
         let made = by.recode(&layer, threads, &mut inlet, &mut out);
         let made = made.and_then(|made| match out.flush() {
             Ok(()) => Ok(made),
             Err(error) => Err(RecodeError::Failed(Arc::new(error))),
         });
-        let (outlet, _) = out.into_parts(); // what is left in memory is of no use if it failed
+        let (file, _) = out.file.into_parts(); // what is left in memory is of no use if it failed
         match made {
-            Ok(made) => Ok(Ok((made, Arc::new(outlet.file)))),
+            Ok(made) => Ok(Ok((made, Arc::new(file)))),
             Err(RecodeError::Inexpressible(why)) => Ok(Err(why)),
-            Err(RecodeError::Failed(cause)) => Err(match (inlet.failed, outlet.failed) {
+            Err(RecodeError::Failed(cause)) => Err(match (inlet.failed, out.failed) {
                 (Some(error), _) => error,
                 (None, Some(error)) => writing(error),
                 (None, None) => Error::invalid(what, because(&cause)),

@@ -1,7 +1,7 @@
 //! Whole conversions between layouts, with a recoder that only marks what it is given.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,7 @@ impl Recode for Marks {
         layer: &LayerBlob,
         threads: usize,
         blob: &mut dyn Read,
-        out: &mut (dyn Write + Send),
+        out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError> {
         assert!(threads > 0);
         let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));

@@ -1,14 +1,14 @@
 //! Layers of Nydus, and the one on top of them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use convert::recode::nydus::{Blob, Packing, Parts, Toc, compare, merge, pack};
 use convert::recode::{self};
 use format::{DiffId, Digest};
-use registry::{LAYER_TAIL, LayerBlob, Recode, RecodeError, Recoded, TopLayer};
+use registry::{Draft, LAYER_TAIL, LayerBlob, Recode, RecodeError, Recoded, TopLayer};
 
 use super::expected;
 
@@ -51,7 +51,7 @@ impl Recode for Packer {
         layer: &LayerBlob,
         threads: usize,
         blob: &mut dyn Read,
-        out: &mut (dyn Write + Send),
+        out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError> {
         let made = pack(blob, &expected(layer), &self.packing(layer.size, threads), out).map_err(told)?;
         self.keep(made.digest, made.parts);
