@@ -1,6 +1,6 @@
 //! EROFS: a layer as a file system that a kernel mounts, as containerd's erofs snapshotter takes it.
 //!
-//! What is in the layer, and nothing of other ones: what it hides is shown as overlayfs knows it ([`Apart`]). The blob is the
+//! What is in the layer, and nothing of other ones: what it hides is shown as overlayfs knows it ([`format::tree::Apart`]). The blob is the
 //! image itself, so its digest is its diffID.
 //!
 //! ```text
