@@ -76,8 +76,8 @@ impl Layout {
 
     /// Opens a directory as skopeo's `dir:` writes it.
     pub(crate) async fn open_flat(path: &Path) -> Result<Self, Error> {
-        let dir = path.to_owned();
-        let made = blocking("opening a directory", move || flat::shown(&dir)).await?;
+        let found = Self::new(path, Kind::Flat, HashMap::new());
+        let made = flat::shown(found.small("manifest.json").await, &found.to_string())?;
         Ok(Self::new(path, Kind::Flat, made))
     }
 
@@ -357,15 +357,8 @@ impl Layout {
         }
         let (layout, name) = (self.clone(), name.to_owned());
         blocking("reading an OCI layout", move || {
-            let (file, Member { offset, len }) = layout.locate(&name)?;
-            let what = format!("{name} in {layout}");
-            if len > sizes::MANIFEST {
-                return Err(Error::TooLarge { what, size: len, limit: sizes::MANIFEST });
-            }
-            let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-            file.read_exact_at(&mut bytes, offset)
-                .map_err(|error| Error::io(format!("reading {what}"), error))?;
-            Ok(bytes.into())
+            let (file, member) = layout.locate(&name)?;
+            whole(&file, &member, sizes::MANIFEST, format!("{name} in {layout}"))
         })
         .await
     }
@@ -412,6 +405,16 @@ impl std::fmt::Display for Layout {
         };
         write!(f, "{transport}:{}", self.0.path.display())
     }
+}
+
+/// Reads a member of an archive, or a file, that is not longer than it may be.
+fn whole(file: &File, &Member { offset, len }: &Member, limit: u64, what: String) -> Result<Bytes, Error> {
+    if len > limit {
+        return Err(Error::TooLarge { what, size: len, limit });
+    }
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut bytes, offset).map_err(|error| Error::io(format!("reading {what}"), error))?;
+    Ok(bytes.into())
 }
 
 pub(crate) fn blob_name(digest: &Digest) -> String {

@@ -3,6 +3,8 @@
 //! Only what is needed is typed; what is not known is kept, so that a list which we read, extend and write back
 //! (an `index.json`, a list of referrers) loses nothing of others. Maps are sorted: equal content, equal bytes.
 
+pub mod media_type;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -11,46 +13,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
-
-/// Media types by what they say.
-pub mod media_type {
-    /// OCI image manifest.
-    pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    /// OCI image index.
-    pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-    /// OCI image config.
-    pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-    /// A layer: a plain tar.
-    pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-    /// A layer, compressed with gzip.
-    pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-    /// A layer, compressed with zstd.
-    pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-    /// The empty JSON object, as the config of an artifact.
-    pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-    /// Docker image manifest, schema 2.
-    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-    /// Docker manifest list.
-    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-    /// Docker image config.
-    pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-    /// What an index artifact of Floe is.
-    pub const FLOE_INDEX: &str = "application/vnd.floe.index.v1";
-    /// An encoded layer index.
-    pub const FLOE_LAYER_INDEX: &str = "application/vnd.floe.layer.index.v1";
-    /// A start-up profile.
-    pub const FLOE_PROFILE: &str = "application/vnd.floe.profile.v1+json";
-    /// A signature over the index artifact's facts.
-    pub const FLOE_SIGNATURE: &str = "application/vnd.floe.signature.v1";
-    /// How the types of layers begin that are EROFS file systems.
-    pub const EROFS_LAYER: &str = "application/vnd.erofs.layer";
-    /// An image that needs a client of Nydus, as artifact type.
-    pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";
-    /// The same as a feature of a platform, as older tools have it.
-    pub const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
-    /// A layer of such an image: chunks, and no tar.
-    pub const NYDUS_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
-}
 
 /// A reference to content by its digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

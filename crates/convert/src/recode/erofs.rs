@@ -27,11 +27,9 @@ use format::{DiffId, Digest, DigestHasher};
 
 use super::{RecodeError, Recoded, read};
 use crate::Expected;
+use crate::builder::read_all;
 pub use check::{Made, compare};
 use lay::Lay;
-
-/// Bytes that are hashed at a time.
-const PIECE: usize = 1 << 20;
 
 /// Why there is no image of a layer, or another one.
 #[derive(Debug, thiserror::Error)]
@@ -76,17 +74,16 @@ pub fn image(
 }
 
 /// Hashes what was written.
-fn digest(mut out: impl Read, size: u64) -> Result<Digest, RecodeError> {
-    let (mut hasher, mut left) = (DigestHasher::new(), size);
-    let mut room = vec![0; PIECE];
-    while left > 0 {
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
-        let n = out.read(&mut room[..most]).map_err(RecodeError::Write)?;
-        if n == 0 {
-            return Err(RecodeError::Write(io::ErrorKind::UnexpectedEof.into()));
-        }
-        hasher.update(&room[..n]);
-        left -= n as u64;
+fn digest(out: impl Read, size: u64) -> Result<Digest, RecodeError> {
+    let (mut hasher, mut len) = (DigestHasher::new(), 0);
+    read_all(out.take(size), RecodeError::Write, |piece| {
+        hasher.update(piece);
+        len += piece.len() as u64;
+        Ok(())
+    })?;
+    if len == size {
+        Ok(hasher.finish())
+    } else {
+        Err(RecodeError::Write(io::ErrorKind::UnexpectedEof.into()))
     }
-    Ok(hasher.finish())
 }

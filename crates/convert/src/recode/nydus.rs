@@ -35,7 +35,7 @@ use super::pack::Level;
 use super::pipe::Pipe;
 use super::{RecodeError, read};
 use crate::Expected;
-pub use back::unpack;
+pub use back::{compare_unpacked, unpack};
 pub use check::{Blob, compare};
 use cut::Cut;
 pub use merge::{Merged, merge};
@@ -88,6 +88,14 @@ pub enum NydusError {
     /// A blob does not hold what its layer does.
     #[error("{0:?} differs")]
     Differs(String),
+    /// A layer is not what is made of its blob.
+    #[error("layer {layer} is not what blob {blob} becomes")]
+    Other {
+        /// What there is.
+        layer: Digest,
+        /// What it should have been made of.
+        blob: Digest,
+    },
     /// A bootstrap that is in a blob is not.
     #[error("reading the bootstrap of a blob")]
     Read(#[from] format::nydus::NydusError),

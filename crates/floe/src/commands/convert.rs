@@ -5,13 +5,13 @@ mod erofs;
 mod nydus;
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::Read;
 use std::sync::Arc;
 
 use convert::Expected;
 use convert::compare::{Side, compare};
 use convert::recode::{self, Recoding, Target};
-use format::DigestHasher;
 use registry::{
     Conversion, Converted, ConvertedLayer, Draft, Format, How, LayerBlob, Originals, Recode, RecodeError,
     Recoded,
@@ -90,52 +90,6 @@ impl Recoder {
     fn recoding(self, blob_size: u64, threads: usize) -> Recoding {
         Recoding { target: self.target, level: self.level, blob_size, threads }
     }
-
-    /// Writes a layer anew.
-    fn write(
-        self,
-        layer: &LayerBlob,
-        threads: usize,
-        blob: impl Read,
-        out: impl Write + Send,
-    ) -> Result<Recoded, RecodeError> {
-        let recoding = self.recoding(layer.size, threads);
-        let made = if layer.is_nydus() {
-            let file = registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))?;
-            recode::nydus::unpack(blob, layer.digest, &recoding, &file, out)
-        } else {
-            recode::recode(blob, &expected(layer), &recoding, out)
-        };
-        let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(|error| match error {
-            recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
-                RecodeError::Inexpressible(error.to_string())
-            }
-            error => RecodeError::Failed(Arc::new(error)),
-        })?;
-        Ok(Recoded { digest, size, diff_id, annotations })
-    }
-
-    /// Makes a layer of a blob of Nydus again: its bytes are those of the tree alone. Says whether they are those that are there.
-    fn again(
-        self,
-        (layer, blob): (&LayerBlob, &mut (dyn Read + Send)),
-        (made, there): (&LayerBlob, &mut (dyn Read + Send)),
-    ) -> Result<(), RecodeError> {
-        let again = self.write(layer, 1, blob, std::io::sink())?;
-        let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));
-        let (mut hasher, mut room) = (DigestHasher::new(), vec![0; 256 << 10]);
-        loop {
-            match there.read(&mut room).map_err(failed)? {
-                0 => break,
-                n => hasher.update(&room[..n]),
-            }
-        }
-        let found = hasher.finish();
-        if found == made.digest && (again.digest, again.diff_id) == (made.digest, made.diff_id) {
-            return Ok(());
-        }
-        Err(failed(std::io::Error::other(format!("layer {found} is not what blob {} becomes", layer.digest))))
-    }
 }
 
 impl Recode for Recoder {
@@ -146,7 +100,13 @@ impl Recode for Recoder {
         blob: &mut dyn Read,
         out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError> {
-        self.write(layer, threads, blob, out)
+        let recoding = self.recoding(layer.size, threads);
+        let made = match layer.is_nydus() {
+            true => recode::nydus::unpack(blob, layer.digest, &recoding, &spool()?, out),
+            false => recode::recode(blob, &expected(layer), &recoding, out),
+        };
+        let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(told)?;
+        Ok(Recoded { digest, size, diff_id, annotations })
     }
 
     fn compare(
@@ -155,9 +115,27 @@ impl Recode for Recoder {
         made: (&LayerBlob, &mut (dyn Read + Send)),
     ) -> Result<(), RecodeError> {
         if layer.0.is_nydus() {
-            return self.again(layer, made);
+            let ((layer, blob), made) = (layer, (expected(made.0), made.1));
+            let recoding = self.recoding(layer.size, 1);
+            let compared = recode::nydus::compare_unpacked(blob, layer.digest, &recoding, &spool()?, made);
+            return compared.map_err(told);
         }
         compare(side(layer), side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
+    }
+}
+
+/// Returns a file for what has to be kept meanwhile.
+fn spool() -> Result<File, RecodeError> {
+    registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))
+}
+
+/// Says which errors are about what is in a layer.
+fn told(error: recode::RecodeError) -> RecodeError {
+    match error {
+        recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
+            RecodeError::Inexpressible(error.to_string())
+        }
+        error => RecodeError::Failed(Arc::new(error)),
     }
 }
 

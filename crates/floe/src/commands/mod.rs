@@ -144,13 +144,41 @@ pub(crate) fn user_path(path: &Path) -> anyhow::Result<PathBuf> {
 
 /// Completes references to local files (`oci:dir`), for the same reason.
 pub(crate) fn user_image(image: String) -> String {
+    if image.parse::<registry::Reference>().is_ok_and(|reference| reference.is_standard()) {
+        return image; // the command's own, which the daemon has not: it says so
+    }
     for scheme in ["oci:", "oci-archive:", "docker-archive:", "dir:"] {
         if let Some(rest) = image.strip_prefix(scheme)
-            && rest != "-" // the command's own, which the daemon has not
             && let (false, Ok(here)) = (rest.starts_with('/'), std::env::current_dir())
         {
             return format!("{scheme}{}/{rest}", here.display());
         }
     }
     image
+}
+
+#[cfg(test)]
+mod tests {
+    use super::user_image;
+
+    #[test]
+    fn local_files_are_named_in_full_and_standard_input_stays() {
+        for text in [
+            "oci-archive:-",
+            "docker-archive:-:app:v1",
+            "oci:/a:v1",
+            "dir:/a",
+            "nginx",
+            "docker://a.example/b",
+        ] {
+            assert_eq!(user_image(text.into()), text);
+        }
+        let here = std::env::current_dir().unwrap_or_default();
+        for (scheme, rest) in
+            [("oci", "-"), ("dir", "-"), ("docker-archive", "a.tar:app:v1"), ("oci-archive", "a.tar")]
+        {
+            let full = format!("{scheme}:{}/{rest}", here.display());
+            assert_eq!(user_image(format!("{scheme}:{rest}")), full);
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! Filesystem Changeset Format"; docker/docker `image/tarexport`). Layers are plain tars, whose digests the config tells
 //! as diffIDs, as claims like any other: they are compared when a layer is read. One that was compressed is hashed here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -13,7 +13,7 @@ use format::{Digest, DigestHasher, limits as sizes};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{NAME, blob_name};
+use super::{NAME, blob_name, whole};
 use crate::archive::Member;
 use crate::error::Error;
 use crate::limits;
@@ -52,18 +52,15 @@ pub(super) fn shown(
     let list = archive.small(list, "manifest.json", sizes::MANIFEST)?;
     let saved: Vec<Saved> = archive.parse(&list, "manifest.json")?;
     let mut index = ImageIndex::empty();
-    let mut made = HashMap::new();
+    let (mut made, mut seen) = (HashMap::new(), HashSet::new());
     for image in saved.iter().take(limits::COPY_MANIFESTS) {
         let manifest = archive.manifest(image, members)?;
-        let tags = image.repo_tags.iter().flatten();
-        for name in tags.map(|tag| Some(tag.as_str())).chain([None]) {
+        let tags = image.repo_tags.as_deref().filter(|tags| !tags.is_empty());
+        let names = tags.map_or(vec![None], |tags| tags.iter().map(Some).collect());
+        for name in names.into_iter().filter(|name| seen.insert((manifest.digest, *name))) {
             let mut entry = manifest.descriptor();
-            if let Some(name) = name {
-                entry.annotations.insert(NAME.into(), name.into());
-            } else if image.repo_tags.as_ref().is_some_and(|tags| !tags.is_empty()) {
-                continue;
-            }
-            index.put(&entry, |_| false);
+            entry.annotations.extend(name.map(|name| (NAME.to_owned(), name.clone())));
+            index.manifests.push(json!(entry));
         }
         made.insert(blob_name(&manifest.digest), manifest.bytes);
     }
@@ -140,14 +137,8 @@ impl Archive<'_> {
         Ok(hasher.finish())
     }
 
-    fn small(&self, member: &Member, name: &str, limit: u64) -> Result<Vec<u8>, Error> {
-        if member.len > limit {
-            let what = format!("{name:.200} in {}", self.what);
-            return Err(Error::TooLarge { what, size: member.len, limit });
-        }
-        let mut bytes = vec![0; usize::try_from(member.len).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut bytes, member.offset).map_err(|error| self.failed(name, error))?;
-        Ok(bytes)
+    fn small(&self, member: &Member, name: &str, limit: u64) -> Result<Bytes, Error> {
+        whole(self.file, member, limit, format!("{name:.200} in {}", self.what))
     }
 
     fn parse<T: serde::de::DeserializeOwned>(&self, bytes: &[u8], name: &str) -> Result<T, Error> {

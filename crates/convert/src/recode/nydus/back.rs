@@ -23,6 +23,8 @@ use super::super::pack::Level;
 use super::super::pipe::Pipe;
 use super::super::{RecodeError, Recoded, Recoding, flat};
 use super::{NydusError, PartsError, Toc};
+use crate::Expected;
+use crate::builder::read_all;
 
 /// Block of a tar.
 const BLOCK: usize = 512;
@@ -57,21 +59,42 @@ pub fn unpack(
     })
 }
 
+/// Makes the layer of a blob again, and compares it with one that is there: its bytes are those of the tree alone, so they are the
+/// same. `made` is what that must turn out to be, and its bytes.
+pub fn compare_unpacked(
+    blob: impl Read,
+    expected: Digest,
+    recoding: &Recoding,
+    file: &File,
+    (made, there): (Expected, impl Read),
+) -> Result<(), RecodeError> {
+    let again = unpack(blob, expected, recoding, file, std::io::sink())?;
+    let mut hasher = DigestHasher::new();
+    read_all(there, RecodeError::Read, |piece| {
+        hasher.update(piece);
+        Ok(())
+    })?;
+    let found = hasher.finish();
+    if found == made.blob && (again.digest, again.diff_id) == (made.blob, made.diff_id) {
+        return Ok(());
+    }
+    Err(NydusError::Other { layer: found, blob: expected }.into())
+}
+
 /// Puts the blob into a file, and compares it with what it should be.
-fn keep(mut blob: impl Read, expected: Digest, size: u64, mut file: &File) -> Result<(), RecodeError> {
-    let (mut hasher, mut at, mut room) = (DigestHasher::new(), 0, vec![0; 256 << 10]);
+fn keep(blob: impl Read, expected: Digest, size: u64, mut file: &File) -> Result<(), RecodeError> {
+    let (mut hasher, mut at) = (DigestHasher::new(), 0);
     file.seek(SeekFrom::Start(0)).map_err(RecodeError::Write)?;
-    loop {
-        let n = blob.read(&mut room).map_err(RecodeError::Read)?;
-        at += n as u64;
-        if at > size || n == 0 && at < size {
-            return Err(RecodeError::BlobLength { expected: size, found: (n == 0).then_some(at) });
+    read_all(blob, RecodeError::Read, |piece| {
+        at += piece.len() as u64;
+        if at > size {
+            return Err(RecodeError::BlobLength { expected: size, found: None });
         }
-        if n == 0 {
-            break;
-        }
-        hasher.update(&room[..n]);
-        file.write_all(&room[..n]).map_err(RecodeError::Write)?;
+        hasher.update(piece);
+        file.write_all(piece).map_err(RecodeError::Write)
+    })?;
+    if at < size {
+        return Err(RecodeError::BlobLength { expected: size, found: Some(at) });
     }
     let found = hasher.finish();
     if found == expected { Ok(()) } else { Err(RecodeError::BlobDigest { expected, found }) }
