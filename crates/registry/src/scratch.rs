@@ -1,10 +1,8 @@
 //! Files without names, for what must be whole before it can go on. They go with whoever holds them, however that ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns where they are unless there is a better place: `TMPDIR`, else `/var/tmp`, for `/tmp` may be memory.
 pub(crate) fn dir() -> PathBuf {
@@ -19,16 +17,10 @@ pub fn scratch() -> io::Result<File> {
     file(&dir())
 }
 
-/// Returns an empty file that nobody else can open.
+/// Returns an empty file that nobody else can open. It never has a name (`O_TMPFILE`) where the file system can do that: who is
+/// killed right after has left nothing.
 pub(crate) fn file(dir: &Path) -> io::Result<File> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let nanos = since.unwrap_or_default().as_nanos();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = dir.join(format!(".tmp-{}-{nanos}-{count}", std::process::id()));
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
+    tempfile::tempfile_in(dir)
 }
 
 #[cfg(test)]
