@@ -1,5 +1,6 @@
 //! Kernel calls, memory maps and resumable inflate behind safe types; the only unsafe code.
 
+pub mod cached;
 pub mod deflate;
 pub mod descriptor;
 pub mod fanotify;

@@ -71,7 +71,7 @@ use self::mounts::{Held, LiveMount, Mounts, ReadPath};
 use self::names::NamesMount;
 pub(crate) use self::open::parse;
 use self::open::{OpenImage, Purpose};
-use self::profile::Profile;
+use self::profile::{Profile, learned};
 use self::record::Shape;
 use self::report::{Fallback, ImageReport, MountTrace, Status, Timings, Traffic};
 use self::room::{InUse, Room};
@@ -574,9 +574,8 @@ impl Hold {
             traffic: self.engine.net.traffic() - self.before,
         };
         if let (true, Some(reads)) = (ready.record, live.reads()) {
-            let profile = Profile::new(self.image.layer_ids(), &reads);
-            let kept = self.engine.store.put_profile(self.image.manifest(), &profile.to_json()?);
-            kept.context("keeping the profile of the start")?;
+            let profile = learned(&self.image, live, &reads).to_json()?;
+            self.engine.store.put_profile(self.image.manifest(), &profile).context("keeping the profile")?;
         }
         live.end_start();
         if self.background {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use format::stargz::table::Announced;
-use format::{Digest, IndexId};
+use format::{DiffId, Digest, IndexId};
 use registry::{Descriptor, Image, Manifest, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
 
@@ -119,6 +119,10 @@ impl OpenImage {
         &self.meta
     }
 
+    pub(super) fn diff_ids(&self) -> Vec<DiffId> {
+        self.layers.iter().map(|layer| layer.place.diff_id).collect()
+    }
+
     /// Returns what a mount of it is made from.
     pub(super) fn recipe(self: &Arc<Self>, purpose: Purpose) -> Recipe {
         Recipe {
@@ -129,8 +133,13 @@ impl OpenImage {
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
             files: self.layers.iter().map(FoundLayer::files).collect(),
             uses: Arc::new(InUse::new(self.clone())),
-            learn: purpose == Purpose::Start && (self.profile.is_none() || self.guessed),
+            learn: purpose == Purpose::Start && self.teaches(),
         }
+    }
+
+    /// Says whether a start of it tells more than is known: an earlier version of the program recorded no files.
+    fn teaches(&self) -> bool {
+        self.guessed || self.profile.as_ref().is_none_or(|profile| profile.files().is_empty())
     }
 
     /// Returns the config as text: it is JSON, which was parsed when the image was resolved.

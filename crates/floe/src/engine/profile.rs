@@ -2,20 +2,27 @@
 //!
 //! A profile is a hint. A wrong one costs bytes and never correctness, so it needs no signature.
 
+mod files;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use format::IndexId;
+use format::{DiffId, IndexId};
 use serde::{Deserialize, Serialize};
 use store::{ReadError, SegmentFile, Segments};
+
+pub(super) use files::learned;
 
 /// Media type of a profile in an index artifact.
 pub const MEDIA_TYPE: &str = "application/vnd.floe.profile.v1+json";
 
 /// Entries a profile may have: a start that reads more than 64 GiB is not helped by an order.
 const ENTRIES: usize = 65_536;
+
+/// Files a profile may name: with paths of usual length it is still one that a registry takes for metadata.
+const FILES: usize = 16_384;
 
 /// The segments a start read, in the order of the first read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +32,25 @@ pub struct Profile {
     layers: Vec<IndexId>,
     /// Layer number and segment.
     segments: Vec<(u16, u32)>,
+    /// The digests of the same layers' tars. What does not depend on an index is told by these: files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    diff_ids: Vec<DiffId>,
+    /// The files a start read, in the order of the first read, as far as that is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    files: Vec<ReadFile>,
+}
+
+/// A file of which a start has read something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadFile {
+    /// Number of the layer that has it.
+    pub layer: u16,
+    /// From the root, without a leading slash.
+    pub path: String,
+    /// Its length.
+    pub size: u64,
+    /// How many bytes of it were read, by the kernel's reckoning: whole pages, and what it read ahead.
+    pub read: u64,
 }
 
 /// Why bytes are not a profile.
@@ -47,7 +73,24 @@ impl Profile {
         let number = |id| layers.iter().position(|layer| *layer == id).and_then(|n| u16::try_from(n).ok());
         let segments =
             reads.iter().filter_map(|(id, segment)| Some((number(*id)?, *segment))).take(ENTRIES).collect();
-        Self { version: 1, layers, segments }
+        Self { version: 1, layers, segments, diff_ids: Vec::new(), files: Vec::new() }
+    }
+
+    /// Returns it with the files, too.
+    pub fn with_files(mut self, diff_ids: Vec<DiffId>, mut files: Vec<ReadFile>) -> Self {
+        files.truncate(FILES);
+        (self.diff_ids, self.files) = (diff_ids, files);
+        self
+    }
+
+    /// Returns the files that were read, in order.
+    pub fn files(&self) -> &[ReadFile] {
+        &self.files
+    }
+
+    /// Returns the digests of the layers' tars, if there are files.
+    pub fn diff_ids(&self) -> &[DiffId] {
+        &self.diff_ids
     }
 
     /// Parses a profile from outside.
@@ -55,7 +98,13 @@ impl Profile {
         let profile: Self = serde_json::from_slice(bytes)?;
         let known = |(layer, _): &(u16, u32)| usize::from(*layer) < profile.layers.len();
         match profile.version {
-            1 if profile.segments.len() <= ENTRIES && profile.segments.iter().all(known) => Ok(profile),
+            1 if profile.segments.len() <= ENTRIES
+                && profile.segments.iter().all(known)
+                && profile.files.len() <= FILES
+                && profile.files.iter().all(|file| usize::from(file.layer) < profile.diff_ids.len()) =>
+            {
+                Ok(profile)
+            }
             1 => Err(ProfileError::Nonsense),
             version => Err(ProfileError::Version(version)),
         }
@@ -134,6 +183,11 @@ mod tests {
             "a layer that is not listed is left out"
         );
         assert!(Profile::parse(br#"{"version":1,"layers":[],"segments":[[0,1]]}"#).is_err());
+        let file = |layer| ReadFile { layer, path: "etc/a b".into(), size: 7, read: 5 };
+        let named = profile.clone().with_files(vec![DiffId::new(format::Digest::of(b"tar"))], vec![file(0)]);
+        assert_eq!(Profile::parse(&named.to_json().unwrap()).unwrap(), named);
+        let wrong = profile.with_files(Vec::new(), vec![file(0)]);
+        assert!(Profile::parse(&wrong.to_json().unwrap()).is_err(), "a file of no layer");
         assert!(matches!(
             Profile::parse(br#"{"version":2,"layers":[],"segments":[]}"#),
             Err(ProfileError::Version(2))
