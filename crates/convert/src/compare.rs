@@ -2,8 +2,8 @@
 //!
 //! Both are read at the same time, each as when its index is built: so both blobs and both tars are compared with their
 //! digests, too. Of the one a hash per member and one per block of 4 KiB is kept, and the other is held against
-//! it member by member, in the order of the tars: paths, kinds, owners, times, attributes, contents. What eStargz writers
-//! put into a tar is passed over in both.
+//! it member by member, in the order of the tars, or that in which the other was written: paths, kinds, owners, times,
+//! attributes, contents. What eStargz writers put into a tar is passed over in both.
 
 use std::io::{Read, Write};
 use std::thread;
@@ -16,6 +16,8 @@ use format::stargz::is_added;
 use format::tar::Member;
 use format::tree::Runs;
 
+use crate::recode::First;
+use crate::recode::order::Survey;
 use crate::{BuildError, Expected, Options, Threads, build};
 
 /// Segments of 16 MiB: one is in memory, and a tar may have 16,384.
@@ -62,8 +64,13 @@ pub struct Side<R> {
     pub size: u64,
 }
 
-/// Compares two layers; the first difference is the error.
-pub fn compare(one: Side<impl Read + Send>, other: Side<impl Read>) -> Result<(), CompareError> {
+/// Compares two layers; the first difference is the error. The other has the order that these files make of the one's, or the
+/// one's own: who writes it moves nothing where a header may speak of more than one member.
+pub fn compare(
+    one: Side<impl Read + Send>,
+    first: Option<&First>,
+    other: Side<impl Read>,
+) -> Result<(), CompareError> {
     let (one, other) = thread::scope(|scope| {
         let reading = scope.spawn(|| Contents::read(one));
         let other = Contents::read(other).map_err(CompareError::Other);
@@ -71,20 +78,36 @@ pub fn compare(one: Side<impl Read + Send>, other: Side<impl Read>) -> Result<()
         // Where both failed, the source is what is mended first.
         Ok::<_, CompareError>((one?, other?))
     })?;
-    let mut sums = Vec::new();
-    one.members(|_, sum| {
+    let (mut sums, mut survey) = (Vec::new(), first.map(Survey::new));
+    one.members(|member, sum| {
         sums.push(sum);
+        if let Some(survey) = &mut survey {
+            survey.member(&member.path, &member.kind);
+        }
         Ok(())
     })?;
-    let mut left = sums.into_iter();
-    other.members(|member, sum| match left.next() {
-        Some(same) if same == sum => Ok(()),
-        _ => Err(CompareError::Differs(String::from_utf8_lossy(&member.path).into_owned())),
+    let mut orders: Vec<_> =
+        survey.map(|survey| ordered(&sums, survey.finish()).into_iter()).into_iter().collect();
+    orders.push(sums.into_iter());
+    other.members(|member, sum| {
+        orders.retain_mut(|left| left.next() == Some(sum));
+        match orders.is_empty() {
+            true => Err(CompareError::Differs(String::from_utf8_lossy(&member.path).into_owned())),
+            false => Ok(()),
+        }
     })?;
-    match left.len() {
+    match orders.first().map_or(0, ExactSizeIterator::len) {
         0 => Ok(()),
         more => Err(CompareError::Missing(more)),
     }
+}
+
+/// Returns sums in another order: those of these members first.
+fn ordered(sums: &[blake3::Hash], first: Vec<u32>) -> Vec<blake3::Hash> {
+    let mut left: Vec<_> = sums.iter().copied().map(Some).collect();
+    let mut ordered: Vec<_> = first.into_iter().filter_map(|number| left[number as usize].take()).collect();
+    ordered.extend(left.into_iter().flatten());
+    ordered
 }
 
 /// What a layer holds.

@@ -14,6 +14,9 @@
 //! **Deterministic.** Blob, target and level decide about every byte, not threads, nor how the blob came in; for one
 //! version of the compressors.
 //!
+//! **In order.** Where some files are to come first ([`order`]) the tar goes through a file, and is another one: what it unpacks to
+//! is the same.
+//!
 //! **Bounded.** In memory are three jobs of some 1 to 9 MiB for each thread, and the table of contents, which has a limit.
 //!
 //! What goes to `out` counts only if the result is `Ok`: the source's digests and length are known at its end.
@@ -25,14 +28,17 @@ mod flat;
 mod members;
 mod names;
 pub mod nydus;
+pub(crate) mod order;
 mod pack;
 mod pipe;
 mod source;
 mod split;
+mod spool;
 mod table;
 mod tail;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::thread;
 
@@ -46,9 +52,11 @@ use chunked::Chunked;
 use estargz::EStargz;
 use flat::Flat;
 use members::{Ended, Members, Receiver};
+pub use order::First;
 use pack::Level;
 use pipe::Pipe;
 use source::Source;
+use spool::Spool;
 
 /// Longest table of contents, as JSON and packed: `maxTocSize` of containers/storage, which refuses larger ones. 150 MiB
 /// are half a million files.
@@ -86,6 +94,15 @@ impl Recoding {
     pub fn check(&self) -> Result<(), RecodeError> {
         Level::of(self.target, self.level).map(drop)
     }
+}
+
+/// What comes first in what is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// The files.
+    pub first: &'a First,
+    /// An empty file, for the tar: what comes first is not known before its end.
+    pub spool: &'a File,
 }
 
 /// What was made.
@@ -133,6 +150,12 @@ pub enum RecodeError {
     /// The blob could not be read.
     #[error("reading the blob")]
     Read(#[source] io::Error),
+    /// None of the files that are to come first is in the layer, or may be moved. It can be kept as it is.
+    #[error("nothing in it comes first")]
+    NothingFirst,
+    /// The tar could not be kept until its end.
+    #[error("keeping the layer's tar in a file")]
+    Spool(#[source] io::Error),
     /// What was made could not be written.
     #[error("writing the recoded blob")]
     Write(#[source] io::Error),
@@ -193,6 +216,18 @@ pub fn recode(
     recoding: &Recoding,
     out: impl Write + Send,
 ) -> Result<Recoded, RecodeError> {
+    recode_in_order(blob, expected, recoding, None, out)
+}
+
+/// Makes another blob of a layer's, with some files first. Then the tar is another one, unless there are none in the layer; for
+/// ordinary layers that is an error.
+pub fn recode_in_order(
+    blob: impl Read,
+    expected: &Expected,
+    recoding: &Recoding,
+    order: Option<Order<'_>>,
+    out: impl Write + Send,
+) -> Result<Recoded, RecodeError> {
     let level = Level::of(recoding.target, recoding.level)?;
     let most = match recoding.target {
         Target::EStargz => estargz::MEMBER,
@@ -202,10 +237,11 @@ pub fn recode(
     };
     thread::scope(|scope| {
         let mut pipe = Pipe::start(scope, level, recoding.threads, most, out)?;
+        let tar = Tar { blob, expected, size: recoding.blob_size, order };
         let made = match recoding.target {
-            Target::EStargz => to_estargz(blob, expected, recoding.blob_size, &mut pipe),
-            Target::ZstdChunked => to_chunked(blob, expected, recoding.blob_size, level, &mut pipe),
-            Target::Gzip | Target::Zstd => to_flat(blob, expected, recoding.blob_size, &mut pipe),
+            Target::EStargz => to_estargz(tar, &mut pipe),
+            Target::ZstdChunked => to_chunked(tar, level, &mut pipe),
+            Target::Gzip | Target::Zstd => to_flat(tar, &mut pipe),
         };
         let (diff_id, annotations) = match made {
             Ok(made) => made,
@@ -221,23 +257,61 @@ pub fn recode(
 /// What a target makes of a tar: its digest, and what the descriptor says.
 type Made = Result<(DiffId, BTreeMap<String, String>), RecodeError>;
 
-fn to_estargz(blob: impl Read, expected: &Expected, size: u64, pipe: &mut Pipe<'_>) -> Made {
-    let mut target = EStargz::new(pipe)?;
-    let ended = read(blob, expected, size, &mut target)?;
+fn to_estargz(tar: Tar<'_, impl Read>, pipe: &mut Pipe<'_>) -> Made {
+    let mut target = EStargz::new(pipe);
+    let ended = tar.read(&mut target)?;
     target.finish(ended.missing)
 }
 
-fn to_chunked(blob: impl Read, expected: &Expected, size: u64, level: Level, pipe: &mut Pipe<'_>) -> Made {
+fn to_chunked(tar: Tar<'_, impl Read>, level: Level, pipe: &mut Pipe<'_>) -> Made {
     let mut target = Chunked::new(pipe, level)?;
-    let ended = read(blob, expected, size, &mut target)?;
+    let ended = tar.read(&mut target)?;
     Ok((ended.left, target.finish(ended.missing)?))
 }
 
-fn to_flat(blob: impl Read, expected: &Expected, size: u64, pipe: &mut Pipe<'_>) -> Made {
+fn to_flat(mut tar: Tar<'_, impl Read>, pipe: &mut Pipe<'_>) -> Made {
     let mut target = Flat::new(pipe);
-    let ended = read(blob, expected, size, &mut target)?;
+    let order = tar.order.take();
+    let ended = match order {
+        None => tar.read(&mut target)?,
+        Some(order) => {
+            let (ended, spooled) = tar.spool(&order)?;
+            if !spooled.is_reordered() {
+                return Err(RecodeError::NothingFirst);
+            }
+            spooled.emit(ended, &mut target)?
+        }
+    };
     target.finish()?;
     Ok((ended.left, BTreeMap::new()))
+}
+
+/// The tar of a layer, as it is to come.
+struct Tar<'a, R> {
+    blob: R,
+    expected: &'a Expected,
+    /// Length of the blob.
+    size: u64,
+    order: Option<Order<'a>>,
+}
+
+impl<'a, R: Read> Tar<'a, R> {
+    /// Reads the blob to its end, checks that it is the one expected, and hands on its tar.
+    fn read(self, to: &mut impl Receiver) -> Result<Ended, RecodeError> {
+        match self.order {
+            None => read(self.blob, self.expected, self.size, to),
+            Some(order) => {
+                let (ended, spooled) = self.spool(&order)?;
+                spooled.emit(ended, to)
+            }
+        }
+    }
+
+    fn spool(self, order: &Order<'a>) -> Result<(Ended, spool::Spooled<'a>), RecodeError> {
+        let mut spool = Spool::new(order);
+        let ended = read(self.blob, self.expected, self.size, &mut spool)?;
+        Ok((ended, spool.finish()?))
+    }
 }
 
 /// Reads a blob to its end and checks that it is the one expected.

@@ -15,7 +15,7 @@ use common::{Dice, PACKINGS, assorted, expected, pack as packed_as};
 use convert::Expected;
 use convert::recode::RecodeError;
 use convert::recode::nydus::{Blob, NydusError, Packed, Packing, Parts, Toc, compare, merge, pack};
-use format::nydus::layer::Layer;
+use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::{Files, bootstrap};
 use format::tar::{Parser, Step};
 use format::tree::{Builder, Runs};
@@ -337,9 +337,10 @@ fn a_damaged_bootstrap_is_no_panic() {
     let attempt = |boot: &[u8]| -> Result<(), NydusError> {
         let (layer, mut tree) = (Layer::open(boot)?, Builder::new());
         tree.layer()?;
-        let chunks = layer.members::<NydusError>(|member, runs| Ok(tree.member(member, runs)?))?;
+        let Contents { chunks, ahead } =
+            layer.members::<NydusError>(|member, runs| Ok(tree.member(member, runs)?))?;
         let blobs: Vec<_> = layer.blob().cloned().into_iter().collect();
-        bootstrap(tree.tree(), &blobs, &[Files { blob: 0, chunks }], &HashSet::new())?;
+        bootstrap(tree.tree(), &blobs, &[Files { blob: 0, chunks, ahead }], &HashSet::new())?;
         Ok(())
     };
     attempt(&boot).unwrap();
@@ -385,7 +386,7 @@ fn a_blob_that_holds_something_else_is_told() {
     let said = made(&tar, &tar, 2).unwrap();
     let check = |tar: &[u8], made: &Made, blob: &[u8]| {
         let (digest, size, parts) = (made.said.digest, made.said.size, &made.said.parts);
-        compare(tar, &expected(tar, tar), tar.len() as u64, Blob { bytes: blob, digest, size, parts })
+        compare(tar, &expected(tar, tar), tar.len() as u64, None, Blob { bytes: blob, digest, size, parts })
     };
     // Made at another level, it holds the same.
     let packing = Packing { level: Some(19), ..packing(&tar, 2) };

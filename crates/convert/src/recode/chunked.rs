@@ -170,6 +170,8 @@ impl Receiver for Chunked<'_, '_> {
                 self.pending.extend_from_slice(bytes);
                 self.pipe.write(bytes)
             }
+            // The format has no way to say it.
+            Event::Ahead | Event::Rest => Ok(()),
         }
     }
 }

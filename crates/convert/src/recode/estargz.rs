@@ -6,6 +6,7 @@
 //! ```text
 //! member     header of ".no.prefetch.landmark"
 //! member     its payload, its padding; headers of the first members of the source …
+//!            (or, where it is known what is read first: that, and behind it ".prefetch.landmark")
 //! member     a piece of a file, at most 4 MiB; after the last one padding, and headers up to the next payload
 //! …
 //! member     header of "stargz.index.json", the table, padding; the tail of the source
@@ -57,6 +58,17 @@ pub(super) struct EStargz<'a, 'scope> {
     /// The digest of the current file, if it has several pieces.
     file: Option<DigestHasher>,
     toc: Option<Toc>,
+    landmark: Landmark,
+}
+
+/// Which landmark there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Landmark {
+    /// It is not known yet: that depends on what comes first.
+    Open,
+    /// The one that comes behind what is read first, and that is still to come.
+    Later,
+    Written,
 }
 
 /// The table, written.
@@ -67,24 +79,35 @@ struct Toc {
 }
 
 impl<'a, 'scope> EStargz<'a, 'scope> {
-    pub(super) fn new(pipe: &'a mut Pipe<'scope>) -> Result<Self, RecodeError> {
-        let mut table = Table::new(Style::EStargz, PIECE);
-        table.own(NO_PREFETCH, LANDMARK.len() as u64)?;
-        let mut it = Self {
+    pub(super) fn new(pipe: &'a mut Pipe<'scope>) -> Self {
+        Self {
             pipe,
-            table: Some(table),
+            table: Some(Table::new(Style::EStargz, PIECE)),
             hasher: DigestHasher::new(),
             size: 0,
             left: 0,
             done: 0,
             file: None,
             toc: None,
-        };
-        it.write(&header(NO_PREFETCH, LANDMARK.len()))?;
-        it.begin_payload(LANDMARK.len() as u64);
-        it.payload(&LANDMARK)?;
-        it.write(&[0; BLOCK - LANDMARK.len()])?;
-        Ok(it)
+            landmark: Landmark::Open,
+        }
+    }
+
+    /// Says that something comes; if nobody has said that it is read first, nobody knows what is.
+    fn begin(&mut self) -> Result<(), RecodeError> {
+        if self.landmark == Landmark::Open { self.mark(NO_PREFETCH) } else { Ok(()) }
+    }
+
+    /// Writes a landmark.
+    fn mark(&mut self, name: &str) -> Result<(), RecodeError> {
+        self.landmark = Landmark::Written;
+        if let Some(table) = &mut self.table {
+            table.own(name, LANDMARK.len() as u64)?;
+        }
+        self.write(&header(name, LANDMARK.len()))?;
+        self.begin_payload(LANDMARK.len() as u64);
+        self.payload(&LANDMARK)?;
+        self.write(&[0; BLOCK - LANDMARK.len()])
     }
 
     /// Says that the tar ends, `missing` bytes before the end of a padding; returns what was written, and what its
@@ -93,6 +116,7 @@ impl<'a, 'scope> EStargz<'a, 'scope> {
         mut self,
         missing: usize,
     ) -> Result<(DiffId, BTreeMap<String, String>), RecodeError> {
+        self.begin()?;
         self.write(&ZEROS[..missing])?;
         self.write_table(missing)?;
         let toc = self.toc.ok_or(RecodeError::Thread)?;
@@ -164,8 +188,17 @@ impl<'a, 'scope> EStargz<'a, 'scope> {
 impl Receiver for EStargz<'_, '_> {
     fn event(&mut self, event: Event<'_>) -> Result<(), RecodeError> {
         match event {
+            Event::Ahead => {
+                self.landmark = Landmark::Later;
+                Ok(())
+            }
+            Event::Rest => self.mark(PREFETCH),
             Event::Head(head, member) => {
-                if [TOC_NAME, PREFETCH].map(str::as_bytes).contains(&clean(&member.path).as_slice()) {
+                self.begin()?;
+                if [TOC_NAME, PREFETCH, NO_PREFETCH]
+                    .map(str::as_bytes)
+                    .contains(&clean(&member.path).as_slice())
+                {
                     return Err(RecodeError::Inexpressible {
                         what: printable(&member.path),
                         why: "eStargz keeps this name for itself",
@@ -181,6 +214,7 @@ impl Receiver for EStargz<'_, '_> {
             Event::Payload(bytes) => self.payload(bytes),
             Event::Padding(bytes) => self.write(bytes),
             Event::Tail(bytes) => {
+                self.begin()?;
                 self.write_table(0)?;
                 self.write(bytes)
             }

@@ -35,9 +35,7 @@ impl<'a, 'scope> Flat<'a, 'scope> {
 
 impl Receiver for Flat<'_, '_> {
     fn event(&mut self, event: Event<'_>) -> Result<(), RecodeError> {
-        let (Event::Head(bytes, _) | Event::Payload(bytes) | Event::Padding(bytes) | Event::Tail(bytes)) =
-            event;
-        self.empty = false;
-        self.pipe.write(bytes)
+        self.empty &= event.bytes().is_empty();
+        self.pipe.write(event.bytes())
     }
 }

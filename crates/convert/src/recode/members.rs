@@ -39,6 +39,20 @@ pub(super) enum Event<'a> {
     Padding(&'a [u8]),
     /// Some of what follows the members.
     Tail(&'a [u8]),
+    /// Nothing so far, and the members up to [`Event::Rest`] come first because they are read first.
+    Ahead,
+    /// All other members follow.
+    Rest,
+}
+
+impl<'a> Event<'a> {
+    /// Returns the bytes of the tar that it is about.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        match self {
+            Self::Head(bytes, _) | Self::Payload(bytes) | Self::Padding(bytes) | Self::Tail(bytes) => bytes,
+            Self::Ahead | Self::Rest => &[],
+        }
+    }
 }
 
 /// Who wants the tar.
@@ -254,9 +268,7 @@ impl Members {
     }
 
     fn emit(&mut self, event: Event<'_>, to: &mut impl Receiver) -> Result<(), RecodeError> {
-        let (Event::Head(bytes, _) | Event::Payload(bytes) | Event::Padding(bytes) | Event::Tail(bytes)) =
-            event;
-        self.sums.kept.update(bytes);
+        self.sums.kept.update(event.bytes());
         to.event(event)
     }
 }
@@ -307,6 +319,6 @@ fn suspect(member: &Member, head: &[u8]) -> Suspect {
 }
 
 /// Says whether a global extended header may be among these blocks: it speaks of more than this member.
-fn holds_global(head: &[u8]) -> bool {
+pub(super) fn holds_global(head: &[u8]) -> bool {
     head.as_chunks::<BLOCK>().0.iter().any(|block| block[156] == b'g')
 }

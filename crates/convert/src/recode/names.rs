@@ -38,7 +38,7 @@ const MOST: usize = 4_000_000;
 #[derive(Debug)]
 pub(super) struct Names {
     twice: Twice,
-    places: HashMap<[u8; 16], Place>,
+    places: HashMap<Key, Place>,
 }
 
 impl Names {
@@ -96,7 +96,10 @@ impl Names {
     }
 }
 
-fn key(path: &[u8]) -> [u8; 16] {
+/// What stands for a path or a name.
+pub(super) type Key = [u8; 16];
+
+pub(super) fn key(path: &[u8]) -> Key {
     let mut key = [0; 16];
     key.copy_from_slice(&blake3::hash(path).as_bytes()[..16]);
     key

@@ -33,7 +33,7 @@ use format::tree::TreeError;
 
 use super::pack::Level;
 use super::pipe::Pipe;
-use super::{RecodeError, read};
+use super::{Order, RecodeError, Tar};
 use crate::Expected;
 pub use back::{compare_unpacked, unpack};
 pub use check::{Blob, compare};
@@ -111,10 +111,21 @@ pub fn pack(
     packing: &Packing,
     out: impl Write + Send,
 ) -> Result<Packed, RecodeError> {
+    pack_in_order(blob, expected, packing, None, out)
+}
+
+/// Makes a blob of a layer's, in which the chunks of some files lie first, and says that these are read first.
+pub fn pack_in_order(
+    blob: impl Read,
+    expected: &Expected,
+    packing: &Packing,
+    order: Option<Order<'_>>,
+    out: impl Write + Send,
+) -> Result<Packed, RecodeError> {
     let level = Level::bare(packing.level)?;
     thread::scope(|scope| {
         let mut pipe = Pipe::start(scope, level, packing.threads, PIECE, out)?;
-        let parts = match to_blob(blob, expected, packing.blob_size, &mut pipe) {
+        let parts = match to_blob(Tar { blob, expected, size: packing.blob_size, order }, &mut pipe) {
             Ok(parts) => parts,
             // Another thread stopped, and knows why.
             Err(RecodeError::Thread) => return Err(pipe.end().err().unwrap_or(RecodeError::Thread)),
@@ -125,14 +136,9 @@ pub fn pack(
     })
 }
 
-fn to_blob(
-    blob: impl Read,
-    expected: &Expected,
-    size: u64,
-    pipe: &mut Pipe<'_>,
-) -> Result<Parts, RecodeError> {
+fn to_blob(tar: Tar<'_, impl Read>, pipe: &mut Pipe<'_>) -> Result<Parts, RecodeError> {
     let mut cut = Cut::new(pipe)?;
-    read(blob, expected, size, &mut cut)?;
+    tar.read(&mut cut)?;
     let layer = cut.finish()?;
     let (parts, tail) = parts::write(&layer, pipe.placed()?)?;
     pipe.as_is(&tail)?;

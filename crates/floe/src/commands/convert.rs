@@ -120,7 +120,7 @@ impl Recode for Recoder {
             let compared = recode::nydus::compare_unpacked(blob, layer.digest, &recoding, &spool()?, made);
             return compared.map_err(told);
         }
-        compare(side(layer), side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
+        compare(side(layer), None, side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! Bounded: by the length of the bootstrap, [`limits::ENTRIES`] names and [`disk::CHUNKS`] chunks of all files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -42,6 +42,16 @@ pub enum LayerError {
 pub struct Layer<'a> {
     image: Image<&'a [u8]>,
     blob: Option<Blob>,
+    ahead: HashSet<Nid>,
+}
+
+/// What the files of a layer have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The numbers of their chunks: those of a file begin at the place of which is told with it.
+    pub chunks: Vec<u32>,
+    /// The places of those files that are to be read first.
+    pub ahead: HashSet<u64>,
 }
 
 impl<'a> Layer<'a> {
@@ -61,7 +71,9 @@ impl<'a> Layer<'a> {
         };
         let blobs = table(extension.blobs_offset.get(), extension.blobs_size.get().into());
         let chunks = table(extension.chunks_offset.get(), extension.chunks_size.get());
-        let (Some(blobs), Some(chunks)) = (blobs, chunks) else { return Err(short) };
+        let ahead = table(extension.prefetch_offset.get(), extension.prefetch_size.get().into());
+        let (Some(blobs), Some(chunks), Some(ahead)) = (blobs, chunks, ahead) else { return Err(short) };
+        let ahead = ahead.as_chunks::<4>().0.iter().map(|nid| Nid(u32::from_le_bytes(*nid).into())).collect();
         let row = match blobs.len() {
             0 => None,
             _ => {
@@ -77,7 +89,7 @@ impl<'a> Layer<'a> {
         if row.is_none() && !chunks.is_empty() || chunks.iter().any(|chunk| chunk.blob.get() != 0) {
             return Err(LayerError::Table("a chunk is in none of its blobs"));
         }
-        Ok(Self { image, blob: row.map(|row| Blob { row, chunks }) })
+        Ok(Self { image, blob: row.map(|row| Blob { row, chunks }), ahead })
     }
 
     /// Returns the blob of its files, if one of them has any bytes.
@@ -85,13 +97,13 @@ impl<'a> Layer<'a> {
         self.blob.as_ref()
     }
 
-    /// Shows each member, parents first, and what a directory hides before all else in it; returns the numbers of the chunks
-    /// of files: those of a file begin at the place of which it is told.
+    /// Shows each member, parents first, and what a directory hides before all else in it; returns what files
+    /// have.
     pub fn members<E: From<LayerError>>(
         &self,
         mut each: impl FnMut(&Member, Runs) -> Result<(), E>,
-    ) -> Result<Vec<u32>, E> {
-        let mut walk = Walk { layer: self, chunks: Vec::new(), seen: HashMap::new() };
+    ) -> Result<Contents, E> {
+        let mut walk = Walk { layer: self, files: Contents::default(), seen: HashMap::new() };
         let mut end = walk.hidden(self.image.root(), b"", &mut each);
         let walked = self.image.walk(|step| {
             if end.is_ok() && !step.entry.name.starts_with(WHITEOUT) {
@@ -101,14 +113,14 @@ impl<'a> Layer<'a> {
         });
         end?;
         walked.map_err(LayerError::from)?;
-        Ok(walk.chunks)
+        Ok(walk.files)
     }
 }
 
 /// A walk through a layer.
 struct Walk<'l, 'a> {
     layer: &'l Layer<'a>,
-    chunks: Vec<u32>,
+    files: Contents,
     /// The first paths of what has several.
     seen: HashMap<Nid, Box<[u8]>>,
 }
@@ -191,7 +203,7 @@ impl Walk<'_, '_> {
         if inode.kind != Kind::File || inode.size == 0 {
             return Ok(Runs::None);
         }
-        let first = self.chunks.len();
+        let first = self.files.chunks.len();
         let many = LayerError::Table("its files have more chunks than a blob may have");
         let count = usize::try_from(inode.size.div_ceil(CHUNK_SIZE.into())).map_err(|_| many.clone())?;
         if first.saturating_add(count) > disk::CHUNKS as usize {
@@ -200,7 +212,10 @@ impl Walk<'_, '_> {
         for raw in self.layer.image.raw_indexes(inode, count * size_of::<ChunkAddress>())?.as_chunks::<8>().0
         {
             let address = ChunkAddress::read_from_bytes(raw).map_err(|_| many.clone())?;
-            self.chunks.push(address.number());
+            self.files.chunks.push(address.number());
+        }
+        if self.layer.ahead.contains(&inode.nid) {
+            self.files.ahead.insert(first as u64);
         }
         Ok(Runs::Whole(first as u64))
     }

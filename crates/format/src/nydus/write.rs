@@ -9,6 +9,7 @@
 //! *4096  blobs that a file has chunks in, in the order they were given
 //! *4096  32 bytes of nothing, then inodes and directories: no nid is 0
 //! *4096  chunks that a file has, by blob and number
+//! *4096  nids of files that are read first, in the order of their chunks
 //! ```
 
 use std::collections::HashSet;
@@ -60,6 +61,8 @@ pub struct Files {
     pub blob: usize,
     /// Numbers of chunks: those of a file begin at what [`Runs::Whole`] says, one for each [`CHUNK_SIZE`] of it.
     pub chunks: Vec<u32>,
+    /// Where in these the files begin that are to be read first.
+    pub ahead: HashSet<u64>,
 }
 
 /// Why a tree cannot be a bootstrap.
@@ -119,6 +122,9 @@ pub fn bootstrap(
     let (rows, rows_at) = (chunks.rows(), image.len());
     rows.iter().for_each(|row| image.extend_from_slice(row.as_bytes()));
     image.resize(image.len().next_multiple_of(BLOCK), 0);
+    let (ahead, ahead_at) = (chunks.ahead(tree, &survey, &places)?, image.len());
+    ahead.iter().for_each(|nid| image.extend_from_slice(nid.as_bytes()));
+    image.resize(image.len().next_multiple_of(BLOCK), 0);
 
     let extension = Extension {
         flags: chunks.flags(has_xattrs).into(),
@@ -128,8 +134,9 @@ pub fn bootstrap(
         chunk_size: CHUNK_SIZE.into(),
         chunks_offset: (rows_at as u64).into(),
         chunks_size: ((rows.len() * size_of::<ChunkRow>()) as u64).into(),
-        prefetch_offset: 0.into(),
-        prefetch_size: 0.into(),
+        prefetch_offset: if ahead.is_empty() { 0 } else { ahead_at as u64 }.into(),
+        // There are no more than names.
+        prefetch_size: U32::new(u32::try_from(ahead.len() * 4).unwrap_or(0)),
         reserved: [0; 204],
     };
     put(&mut image, disk::EXTENSION_OFFSET, extension.as_bytes());
@@ -278,6 +285,25 @@ impl<'a> Chunks<'a> {
             }
         }
         rows
+    }
+
+    /// Returns the inodes of the files that are read first, in the order of their first chunks.
+    fn ahead(&self, tree: &Tree, survey: &Survey, places: &[Place]) -> Result<Vec<U32>, BootstrapError> {
+        let mut ahead = Vec::new();
+        for &number in &survey.order {
+            let Kind::File(file) = &tree.inode(number).kind else { continue };
+            let (Runs::Whole(first), Some(files)) = (&file.runs, self.files.get(usize::from(file.layer.0)))
+            else {
+                continue;
+            };
+            if files.ahead.contains(first) {
+                let (blob, chunks) =
+                    self.of(file).map_err(|fault| fault.at(survey.path(tree, number), file))?;
+                ahead.push((self.numbers.get(blob), chunks.first(), places[number.0 as usize].nid));
+            }
+        }
+        ahead.sort_unstable();
+        Ok(ahead.into_iter().map(|(.., nid)| U32::new(nid)).collect())
     }
 
     fn flags(&self, xattrs: bool) -> u64 {

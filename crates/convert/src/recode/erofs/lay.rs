@@ -123,7 +123,7 @@ impl<W: Write> Receiver for Lay<W> {
         match event {
             Event::Head(_, member) => self.member(member),
             Event::Payload(bytes) => self.payload(bytes),
-            Event::Padding(_) | Event::Tail(_) => Ok(()),
+            Event::Padding(_) | Event::Tail(_) | Event::Ahead | Event::Rest => Ok(()),
         }
     }
 }

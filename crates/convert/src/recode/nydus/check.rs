@@ -7,15 +7,15 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 
 use format::nydus::disk::{Unit, UnitV1};
-use format::nydus::layer::Layer;
+use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::CHUNK_SIZE;
 use format::tar::Member;
 use format::tree::Runs;
 use format::{ChunkId, Digest, DigestHasher};
 use zerocopy::FromBytes;
 
-use super::super::RecodeError;
-use super::{NydusError, Packing, Parts, pack};
+use super::super::{Order, RecodeError};
+use super::{NydusError, Packing, Parts, pack_in_order};
 use crate::Expected;
 
 /// A blob that is checked.
@@ -31,31 +31,32 @@ pub struct Blob<'a, R> {
     pub parts: &'a Parts,
 }
 
-/// Compares a layer's blob, of this length, with the one that was made of it; the first difference is the error.
+/// Compares a layer's blob, of this length, with the one that was made of it in this order; the first difference is the error.
 pub fn compare(
     layer: impl Read,
     expected: &Expected,
     size: u64,
+    order: Option<Order<'_>>,
     made: Blob<'_, impl Read>,
 ) -> Result<(), RecodeError> {
     let packing = Packing { level: Some(1), blob_size: size, threads: 1 };
-    let again = pack(layer, expected, &packing, io::sink())?;
+    let again = pack_in_order(layer, expected, &packing, order, io::sink())?;
     trees(&again.parts, made.parts)?;
     chunks(made)
 }
 
-/// A member, and which chunks its bytes are.
-type Seen = (Member, Vec<u32>);
+/// A member, which chunks its bytes are, and whether it is read first.
+type Seen = (Member, Vec<u32>, bool);
 
 fn trees(one: &Parts, other: &Parts) -> Result<(), NydusError> {
     let (one, other) = (Layer::open(&one.bootstrap)?, Layer::open(&other.bootstrap)?);
     let mut left = members(&one)?.into_iter();
-    for (member, chunks) in members(&other)? {
-        if left.next().is_none_or(|(was, of)| was != member || of != chunks) {
-            return Err(NydusError::Differs(format::name::printable(&member.path)));
+    for seen in members(&other)? {
+        if left.next().is_none_or(|was| was != seen) {
+            return Err(NydusError::Differs(format::name::printable(&seen.0.path)));
         }
     }
-    if let Some((member, _)) = left.next() {
+    if let Some((member, ..)) = left.next() {
         return Err(NydusError::Differs(format::name::printable(&member.path)));
     }
     let rows = |layer: &Layer<'_>| {
@@ -67,13 +68,15 @@ fn trees(one: &Parts, other: &Parts) -> Result<(), NydusError> {
 
 fn members(layer: &Layer<'_>) -> Result<Vec<Seen>, NydusError> {
     let mut seen = Vec::new();
-    let all = layer.members::<NydusError>(|member, runs| {
+    let Contents { chunks: all, ahead } = layer.members::<NydusError>(|member, runs| {
         seen.push((member.clone(), runs));
         Ok(())
     })?;
     let of = |(member, runs): (Member, Runs)| {
+        let mut first_read = false;
         let chunks = match runs {
             Runs::Whole(first) => {
+                first_read = ahead.contains(&first);
                 let count = member.payload.div_ceil(CHUNK_SIZE.into());
                 // In range: they were counted for this member.
                 let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(all.len());
@@ -81,7 +84,7 @@ fn members(layer: &Layer<'_>) -> Result<Vec<Seen>, NydusError> {
             }
             _ => Vec::new(),
         };
-        (member, chunks)
+        (member, chunks, first_read)
     };
     Ok(seen.into_iter().map(of).collect())
 }

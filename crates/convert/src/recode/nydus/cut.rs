@@ -35,6 +35,9 @@ pub(super) struct Cut<'a, 'scope> {
     /// The first of them that was a hole.
     hole: Option<u32>,
     file: Option<File>,
+    /// Whether what comes is read first.
+    is_ahead: bool,
+    ahead: HashSet<u64>,
 }
 
 /// What a layer turned out to be.
@@ -44,6 +47,8 @@ pub(super) struct Layer {
     pub(super) implied: HashSet<InodeNo>,
     /// Of all files, which of the pipe's pieces each chunk is.
     pub(super) pieces: Vec<u32>,
+    /// At which of these the files begin that are read first.
+    pub(super) ahead: HashSet<u64>,
 }
 
 /// The file whose content is coming.
@@ -57,14 +62,23 @@ struct File {
 impl<'a, 'scope> Cut<'a, 'scope> {
     pub(super) fn new(pipe: &'a mut Pipe<'scope>) -> Result<Self, RecodeError> {
         let tree = Apart::new().map_err(NydusError::from)?;
-        Ok(Self { pipe, tree, pieces: Vec::new(), sent: 0, hole: None, file: None })
+        Ok(Self {
+            pipe,
+            tree,
+            pieces: Vec::new(),
+            sent: 0,
+            hole: None,
+            file: None,
+            is_ahead: false,
+            ahead: HashSet::new(),
+        })
     }
 
     /// Says that nothing follows.
     pub(super) fn finish(mut self) -> Result<Layer, RecodeError> {
         self.end_file()?;
         let (tree, implied) = self.tree.finish_as_tar().map_err(NydusError::from)?;
-        Ok(Layer { tree, implied, pieces: self.pieces })
+        Ok(Layer { tree, implied, pieces: self.pieces, ahead: self.ahead })
     }
 
     fn member(&mut self, member: &Member) -> Result<(), RecodeError> {
@@ -79,6 +93,9 @@ impl<'a, 'scope> Cut<'a, 'scope> {
         let runs = if is_file { Runs::Whole(first) } else { Runs::None };
         self.tree.member(member, runs).map_err(NydusError::from)?;
         if is_file {
+            if self.is_ahead {
+                self.ahead.insert(first);
+            }
             let data = match &member.kind {
                 MemberKind::Sparse { pieces, .. } => {
                     pieces.iter().rev().filter(|piece| piece.len > 0).copied().collect()
@@ -167,6 +184,14 @@ impl Receiver for Cut<'_, '_> {
             Event::Head(_, member) => self.member(member),
             Event::Payload(bytes) => self.payload(bytes),
             Event::Padding(_) | Event::Tail(_) => Ok(()),
+            Event::Ahead => {
+                self.is_ahead = true;
+                Ok(())
+            }
+            Event::Rest => {
+                self.is_ahead = false;
+                Ok(())
+            }
         }
     }
 }

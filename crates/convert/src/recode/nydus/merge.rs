@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use format::nydus::disk::{features, names};
-use format::nydus::layer::Layer;
+use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::{Blob, Files, bootstrap};
 use format::tar::{Member, MemberKind, write_header};
 use format::tree::{Builder, Time, Xattrs};
@@ -61,7 +61,8 @@ fn of_layers(layers: &[(Digest, &Parts)]) -> Result<Vec<u8>, NydusError> {
     for (digest, parts) in layers {
         tree.layer()?;
         let layer = Layer::open(&parts.bootstrap)?;
-        let chunks = layer.members::<NydusError>(|member, runs| Ok(tree.member(member, runs)?))?;
+        let Contents { chunks, ahead } =
+            layer.members::<NydusError>(|member, runs| Ok(tree.member(member, runs)?))?;
         let blob = match layer.blob() {
             Some(blob) => *numbers.entry(*digest).or_insert_with(|| {
                 blobs.push(named(blob, digest));
@@ -69,7 +70,7 @@ fn of_layers(layers: &[(Digest, &Parts)]) -> Result<Vec<u8>, NydusError> {
             }),
             None => 0, // it has no chunks either
         };
-        files.push(Files { blob, chunks });
+        files.push(Files { blob, chunks, ahead });
     }
     Ok(bootstrap(tree.tree(), &blobs, &files, &HashSet::new())?)
 }

@@ -87,7 +87,12 @@ pub(super) fn write(layer: &Layer, placed: Placed) -> Result<(Parts, Vec<u8>), R
     }
     let numbers = layer.pieces.iter().map(|piece| placed.copies.get(*piece as usize).copied());
     let chunks = numbers.collect::<Option<_>>().ok_or(RecodeError::Thread)?;
-    let bootstrap = bootstrap(&layer.tree, &blobs, &[Files { blob: 0, chunks }], &layer.implied);
+    let bootstrap = bootstrap(
+        &layer.tree,
+        &blobs,
+        &[Files { blob: 0, chunks, ahead: layer.ahead.clone() }],
+        &layer.implied,
+    );
     let bootstrap = bootstrap.map_err(NydusError::from)?;
     tail.bootstrap(&bootstrap)?;
     Ok((Parts { bootstrap, meta, meta_header }, tail.finish()))

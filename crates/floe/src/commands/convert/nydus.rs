@@ -66,7 +66,7 @@ impl Recode for Packer {
     ) -> Result<(), RecodeError> {
         let parts = self.parts(&made.digest)?;
         let blob = Blob { bytes: other, digest: made.digest, size: made.size, parts: &parts };
-        compare(one, &expected(layer), layer.size, blob).map_err(told)
+        compare(one, &expected(layer), layer.size, None, blob).map_err(told)
     }
 
     fn wants(&self, made: &LayerBlob, tail: &[u8]) -> Result<Range<u64>, RecodeError> {
