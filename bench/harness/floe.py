@@ -7,7 +7,9 @@ image. Each has a repository of its own, so that no index made for one is found 
 - `floe-index`    the image and its index artifact;
 - `floe-profile`  the same, with the profile of one earlier run shipped in the artifact;
 - `floe-estargz`, `floe-zstdchunked`   no index, but the image is converted: lazy by the tables of its layers;
-- `floe-nydus`    the same, by the tree in its last layer; started by digest, as the name stands for the original too.
+- `floe-nydus`    the same, by the tree in its last layer; started by digest, as the name stands for the original too;
+- `floe-FORMAT-ordered`   made by `floe optimize` instead, from what an earlier run has recorded; `floe-oci-ordered` is an
+  ordinary image with its index.
 """
 import json
 import os
@@ -36,6 +38,7 @@ def build():
 
 # What `floe convert` is told to make, by the system that reads it.
 FORMATS = {"floe-estargz": "estargz", "floe-zstdchunked": "zstdchunked", "floe-nydus": "nydus"}
+ORDERED = {f"{name}-ordered": format_ for name, format_ in (FORMATS | {"floe-oci": "oci"}).items()}  # and `floe optimize`
 NYDUS = "application/vnd.nydus.image.manifest.v1+json"  # what an image index calls such an image
 
 
@@ -44,7 +47,9 @@ class Floe:
 
     TITLES = {"floe-first": "Floe, no index anywhere", "floe-index": "Floe, index in the registry",
               "floe-profile": "Floe, index and profile", "floe-estargz": "Floe, converted to eStargz",
-              "floe-zstdchunked": "Floe, converted to zstd:chunked", "floe-nydus": "Floe, converted to Nydus"}
+              "floe-zstdchunked": "Floe, converted to zstd:chunked", "floe-nydus": "Floe, converted to Nydus",
+              "floe-estargz-ordered": "Floe, optimized eStargz", "floe-zstdchunked-ordered": "Floe, optimized zstd:chunked",
+              "floe-nydus-ordered": "Floe, optimized Nydus", "floe-oci-ordered": "Floe, optimized, index in the registry"}
 
     def __init__(self, name, binary, home, deadline, path):
         self.name, self.title = name, self.TITLES[name]
@@ -58,10 +63,15 @@ class Floe:
     def prepare(self, images, registry_):
         """Pushes the images, and what the system finds beside them, over the link as it is before it is shaped."""
         for image in images:
-            if self.name in FORMATS:
+            if format_ := (FORMATS | ORDERED).get(self.name):
+                source = f"oci:{image.layout}:{image.tag}"
                 with fresh_store(self._binary, self._root, self._path) as store:
-                    store.command("convert", f"oci:{image.layout}:{image.tag}", self._reference(image), "--format", FORMATS[self.name])
-                if self.name == "floe-nydus":
+                    if self.name in ORDERED:
+                        self._record(store, source, image)
+                    store.command("optimize" if self.name in ORDERED else "convert", source, self._reference(image), "--format", format_)
+                    if format_ == "oci":
+                        store.command("index", self._reference(image), "--push")
+                if format_ == "nydus":
                     self._digests[image.name] = registry_.entry(self._reference(image).removeprefix("docker://"), NYDUS)
                 continue
             registry_.push(image, f"{self.name}/{image.name}")
@@ -70,11 +80,15 @@ class Floe:
             with fresh_store(self._binary, self._root, self._path) as store:
                 profile = []
                 if self._ships("profile"):
-                    with closing(_Session(store, self._reference(image), image.ready, self._deadline)) as session:
-                        session.to_ready()
-                        session.finish()
+                    self._record(store, self._reference(image), image)
                     profile = ["--profile"]  # what the run just recorded
                 store.command("index", self._reference(image), *profile, "--push")
+
+    def _record(self, store, reference, image):
+        """Runs an image, and leaves in the store what that has read."""
+        with closing(_Session(store, reference, image.ready, self._deadline)) as session:
+            session.to_ready()
+            session.finish()
 
     @contextmanager
     def session(self, image):

@@ -80,6 +80,15 @@ pub enum Command {
         after_help = "Example: floe convert docker://registry.example/app:v1 docker://registry.example/app:v1-esgz --format estargz"
     )]
     Convert(Convert),
+    /// Makes an image in which what a start reads lies first, as it was seen to read
+    ///
+    /// As `floe convert`, with an order: the files that a recorded start has read mostly come first in their layers,
+    /// eStargz and Nydus say where these end, and whoever knows that fetches them with a few requests. The files are the same, the
+    /// tars are others, so the image is another one. The profile is the one recorded here, or the one shipped with the image.
+    #[command(
+        after_help = "Example: floe optimize docker://registry.example/app:v1 docker://registry.example/app:v1-fast --format estargz"
+    )]
+    Optimize(Optimize),
     /// Shows an image: layers, where its indexes come from, what is local
     #[command(after_help = "Example: floe inspect docker://registry.example/app:v1")]
     Inspect {
@@ -256,6 +265,32 @@ pub struct Convert {
     /// What its layers are
     #[arg(long)]
     pub format: LayerFormat,
+    /// How hard to compress: 1 to 12 for gzip, to 22 for zstd [default: as the format's own tools]
+    #[arg(long, value_name = "N")]
+    pub level: Option<i32>,
+    /// List the original before the new one, in one image index: who takes the first that fits gets that
+    #[arg(long)]
+    pub keep_original: bool,
+    /// Before anything is named, read what was made from the destination and compare all files
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// `floe optimize`.
+#[derive(Debug, Args)]
+pub struct Optimize {
+    /// The image, written in any way that `convert` takes
+    #[arg(value_name = "SRC")]
+    pub from: String,
+    /// Where the new one goes; it may be the same
+    #[arg(value_name = "DST")]
+    pub to: String,
+    /// What its layers are [default: what they were]
+    #[arg(long)]
+    pub format: Option<LayerFormat>,
+    /// The profile, of this image or one like it [default: the recorded one, or the registry's]
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// How hard to compress: 1 to 12 for gzip, to 22 for zstd [default: as the format's own tools]
     #[arg(long, value_name = "N")]
     pub level: Option<i32>,

@@ -10,7 +10,7 @@
 //! | 125 | `floe run` failed before the container's process ran |
 //! | 126 | `floe run` found the command but could not execute it |
 //! | 127 | `floe run` did not find the command in the image |
-//! | 130 | `floe copy` or `floe convert` was interrupted, and has tidied up |
+//! | 130 | `floe copy`, `convert` or `optimize` was interrupted, and has tidied up |
 //! | 128+n | the container's process was ended by signal n |
 //! | other | `floe run` passes on what the container's process returned |
 //!

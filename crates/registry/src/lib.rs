@@ -45,8 +45,8 @@ pub use client::{Client, Pick, Repository};
 pub use config::{Budgets, Config, HostConfig, Kubelet};
 pub use content::Content;
 pub use convert::{
-    CONVERTED_FROM, Conversion, Converted, ConvertedLayer, Draft, Format, How, LAYER_TAIL, Originals, Recode,
-    RecodeError, Recoded, TopLayer,
+    CONVERTED_FROM, Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LAYER_TAIL,
+    Originals, Recode, RecodeError, Recoded, TopLayer,
 };
 pub use copy::{Copied, Watch};
 pub use credentials::{Handed, Login, Offer};

@@ -11,13 +11,15 @@ use std::sync::Arc;
 
 use convert::Expected;
 use convert::compare::{Side, compare};
-use convert::recode::{self, Recoding, Target};
+use convert::recode::{self, First, Order, Recoding, Target};
+use format::{DiffId, Digest};
 use registry::{
-    Conversion, Converted, ConvertedLayer, Draft, Format, How, LayerBlob, Originals, Recode, RecodeError,
-    Recoded,
+    Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LayerBlob, Originals, Recode,
+    RecodeError, Recoded,
 };
 use serde::Serialize;
 
+use super::optimize::Orders;
 use super::transfer::{self, Bars};
 use super::{Session, show};
 use crate::cli;
@@ -35,8 +37,18 @@ struct Report {
 }
 
 pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<Code> {
+    made(session, args, FileOrder::AsBefore, Arc::default())
+}
+
+/// Converts an image, with files in this order.
+pub(super) fn made(
+    session: &Session,
+    args: &cli::Convert,
+    order: FileOrder,
+    orders: Arc<Orders>,
+) -> anyhow::Result<Code> {
     let (from, to) = (parse(&args.from)?, parse(&args.to)?);
-    let recoder = recoder(args.format, args.level)?;
+    let recoder = recoder(args.format, args.level, orders)?;
     let conversion = Conversion {
         format: match args.format {
             cli::LayerFormat::Estargz => Format::EStargz,
@@ -45,6 +57,7 @@ pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<
             cli::LayerFormat::Erofs => Format::Erofs,
             cli::LayerFormat::Nydus => Format::Nydus,
         },
+        order,
         // An image of Nydus alone under a name is none for most who ask for that.
         originals: match args.keep_original || args.format == cli::LayerFormat::Nydus {
             true => Originals::Kept,
@@ -65,34 +78,43 @@ pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<
 }
 
 /// Writes layers anew.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Recoder {
     target: Target,
     level: Option<i32>,
+    orders: Arc<Orders>,
 }
 
 /// Returns who writes layers in a format, at a level.
-fn recoder(format: cli::LayerFormat, level: Option<i32>) -> anyhow::Result<Arc<dyn Recode>> {
+fn recoder(
+    format: cli::LayerFormat,
+    level: Option<i32>,
+    orders: Arc<Orders>,
+) -> anyhow::Result<Arc<dyn Recode>> {
     let refused = |error: recode::RecodeError| misused(format!("--level: {error}"));
     let target = match format {
         cli::LayerFormat::Estargz => Target::EStargz,
         cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
         cli::LayerFormat::Oci => Target::Gzip,
         cli::LayerFormat::Erofs => return Ok(Arc::new(erofs::Mapper::new(level)?)),
-        cli::LayerFormat::Nydus => return Ok(Arc::new(nydus::Packer::new(level).map_err(refused)?)),
+        cli::LayerFormat::Nydus => return Ok(Arc::new(nydus::Packer::new(level, orders).map_err(refused)?)),
     };
-    let recoder = Recoder { target, level };
+    let recoder = Recoder { target, level, orders };
     recoder.recoding(0, 1).check().map_err(refused)?;
     Ok(Arc::new(recoder))
 }
 
 impl Recoder {
-    fn recoding(self, blob_size: u64, threads: usize) -> Recoding {
+    fn recoding(&self, blob_size: u64, threads: usize) -> Recoding {
         Recoding { target: self.target, level: self.level, blob_size, threads }
     }
 }
 
 impl Recode for Recoder {
+    fn order(&self, layer: &DiffId) -> Option<Digest> {
+        self.orders.files(layer).map(First::digest)
+    }
+
     fn recode(
         &self,
         layer: &LayerBlob,
@@ -103,7 +125,9 @@ impl Recode for Recoder {
         let recoding = self.recoding(layer.size, threads);
         let made = match layer.is_nydus() {
             true => recode::nydus::unpack(blob, layer.digest, &recoding, &spool()?, out),
-            false => recode::recode(blob, &expected(layer), &recoding, out),
+            false => in_order(self.orders.files(&layer.diff_id), |order| {
+                recode::recode_in_order(blob, &expected(layer), &recoding, order, out)
+            })?,
         };
         let recode::Recoded { digest, size, diff_id, annotations } = made.map_err(told)?;
         Ok(Recoded { digest, size, diff_id, annotations })
@@ -120,7 +144,8 @@ impl Recode for Recoder {
             let compared = recode::nydus::compare_unpacked(blob, layer.digest, &recoding, &spool()?, made);
             return compared.map_err(told);
         }
-        compare(side(layer), None, side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
+        let first = self.orders.files(&layer.0.diff_id);
+        compare(side(layer), first, side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
     }
 }
 
@@ -129,12 +154,19 @@ fn spool() -> Result<File, RecodeError> {
     registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))
 }
 
+/// Does something with an order, and with a file for the layer's tar, if files come first in it.
+fn in_order<T>(first: Option<&First>, work: impl FnOnce(Option<Order<'_>>) -> T) -> Result<T, RecodeError> {
+    let Some(first) = first else { return Ok(work(None)) };
+    let spool = spool()?;
+    Ok(work(Some(Order { first, spool: &spool })))
+}
+
 /// Says which errors are about what is in a layer.
 fn told(error: recode::RecodeError) -> RecodeError {
     match error {
-        recode::RecodeError::Inexpressible { .. } | recode::RecodeError::Limit { .. } => {
-            RecodeError::Inexpressible(error.to_string())
-        }
+        recode::RecodeError::Inexpressible { .. }
+        | recode::RecodeError::Limit { .. }
+        | recode::RecodeError::NothingFirst => RecodeError::Inexpressible(error.to_string()),
         error => RecodeError::Failed(Arc::new(error)),
     }
 }

@@ -7,6 +7,7 @@ mod copy;
 mod dedup;
 mod doctor;
 mod manage;
+mod optimize;
 mod rootless;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -94,6 +95,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<Code> {
         Command::Pull(args) => manage::pull(&session, args),
         Command::Copy { from, to } => copy::copy(&session, &from, &to),
         Command::Convert(args) => convert::convert(&session, &args),
+        Command::Optimize(args) => optimize::optimize(&session, &args),
         Command::Index(args) => manage::index(&session, args),
         Command::Verify { image, rebuild } => manage::verify(&session, image, rebuild),
         Command::Rm { image } => manage::rm(&session, image),

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use format::IndexId;
+use format::{Digest, IndexId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +107,11 @@ pub enum Call {
         sign: Option<PathBuf>,
         /// `recorded` or a file.
         profile: Option<PathBuf>,
+    },
+    /// What do starts of these images read? Replies a list with a profile's text for each, or nothing.
+    Profiles {
+        /// Digests of their manifests.
+        manifests: Vec<Digest>,
     },
     /// Check everything again. Replies [`ImageReport`].
     Verify {

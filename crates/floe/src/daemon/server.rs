@@ -276,6 +276,7 @@ impl Server {
                     Wanted { push, out: out.as_deref(), sign: sign.as_deref(), profile: profile.as_deref() };
                 reply(&engine.index(&image, &wanted, talk)?)
             }
+            Call::Profiles { manifests } => reply(&engine.profiles(&manifests)?),
             Call::Verify { image, rebuild } => reply(&engine.verify(&image, rebuild, talk)?),
             Call::Compare { images, as_copy } => {
                 let [first, second] = &images;

@@ -97,6 +97,17 @@ fn sign(image: &OpenImage, key: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(serde_json::to_vec(&signatures)?)
 }
 
+impl Engine {
+    /// Returns what was recorded of starts of these images.
+    pub(crate) fn profiles(&self, manifests: &[Digest]) -> anyhow::Result<Vec<Option<String>>> {
+        let recorded = |manifest: &Digest| {
+            let recorded = self.store.profile(*manifest).context("reading a recorded profile")?;
+            recorded.map(String::from_utf8).transpose().context("a recorded profile is no text")
+        };
+        manifests.iter().map(recorded).collect()
+    }
+}
+
 fn profile(engine: &Engine, image: &OpenImage, path: &Path) -> anyhow::Result<Vec<u8>> {
     let bytes = if path == Path::new("recorded") {
         let recorded = engine.store.profile(image.manifest())?;

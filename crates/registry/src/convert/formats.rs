@@ -8,6 +8,10 @@ use format::stargz::{
 
 use format::{DiffId, Digest};
 
+use super::FileOrder;
+use super::rewrite::{self, ORDERED_BY};
+use crate::copy::plan::Plan;
+use crate::error::Error;
 use crate::manifest::media_type::{
     EROFS_LAYER, LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD, NYDUS_BLOB as NYDUS,
 };
@@ -28,9 +32,9 @@ const OF_NYDUS: &str = "containerd.io/snapshot/nydus-";
 /// The diffID, as tools of Nydus repeat it.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// What is said of a table that a layer has, and of no other layer.
-const TABLES: [&str; 5] =
-    [TOC_DIGEST, UNCOMPRESSED_SIZE, MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION];
+/// What is said of how a layer was written, and holds for no other.
+const TABLES: [&str; 6] =
+    [TOC_DIGEST, UNCOMPRESSED_SIZE, MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION, ORDERED_BY];
 
 /// What layers are made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +86,17 @@ impl Format {
         }
     }
 
-    /// Returns why a layer stays as it is, if it does.
-    pub(super) fn keeps(self, layer: &Descriptor) -> Option<String> {
+    /// Returns the format of an image's layers, if there is one that can be written.
+    fn of(layers: &[Descriptor]) -> Self {
+        let is = |format: &Self| layers.iter().any(|layer| format.has(layer));
+        if are_nydus(layers) {
+            return Self::Nydus;
+        }
+        [Self::EStargz, Self::ZstdChunked].into_iter().find(is).unwrap_or(Self::Oci)
+    }
+
+    /// Returns why a layer stays as it is, if it does before anybody has looked at it.
+    pub(super) fn keeps(self, layer: &Descriptor, order: FileOrder) -> Option<String> {
         if self == Self::Oci && layer.media_type == NYDUS {
             return None;
         }
@@ -97,7 +110,22 @@ impl Format {
         if !layer.urls.is_empty() {
             return Some("it is kept outside of registries".into());
         }
-        self.has(layer).then(|| format!("it is {self} already"))
+        // Where files are ordered, the order decides.
+        (order == FileOrder::AsBefore && self.has(layer)).then(|| format!("it is {self} already"))
+    }
+
+    /// Returns why a layer need not be written in this order.
+    pub(super) fn has_in_order(self, layer: &LayerBlob, order: Option<&Digest>) -> Option<String> {
+        if !self.has(&layer.descriptor()) {
+            return None;
+        }
+        match order {
+            None if self == Self::Oci => Some("nothing in it comes first".into()),
+            order if order == ordered_by(&layer.annotations).as_ref() => {
+                Some(format!("it is {self} in this order already"))
+            }
+            _ => None,
+        }
     }
 
     /// Returns the feature of a platform that images in this format ask for.
@@ -171,6 +199,26 @@ pub(super) fn oci_name(media_type: &str) -> Option<&'static str> {
     }
 }
 
+/// Returns what the files that come first in a layer were ordered by.
+pub(super) fn ordered_by(annotations: &BTreeMap<String, String>) -> Option<Digest> {
+    annotations.get(ORDERED_BY).and_then(|text| text.parse().ok())
+}
+
+/// Returns the format of what a source has: where an image is there beside one that was made of it, of the latter.
+pub(super) fn of_source(plan: &Plan) -> Result<Format, Error> {
+    let spare: Vec<Digest> =
+        plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect();
+    let mut found = Format::Oci;
+    for manifest in plan.manifests.iter().filter(|one| !one.is_index()) {
+        let parsed = manifest.image(&format!("manifest {}", manifest.digest))?;
+        let made = Format::of(&parsed.layers);
+        if made != Format::Oci && (found == Format::Oci || spare.contains(&manifest.digest)) {
+            found = made;
+        }
+    }
+    Ok(found)
+}
+
 /// Returns what a descriptor says that holds for the layer in whatever format.
 pub(super) fn lasting(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let lasts = |name: &str| !TABLES.contains(&name) && !name.starts_with(OF_NYDUS) && name != UNCOMPRESSED;
@@ -210,7 +258,7 @@ mod tests {
             ("application/vnd.in-toto+json", None, &[EStargz, ZstdChunked, Oci]),
         ] {
             for format in [EStargz, ZstdChunked, Oci] {
-                let keeps = format.keeps(&layer(media_type, annotation));
+                let keeps = format.keeps(&layer(media_type, annotation), FileOrder::AsBefore);
                 assert_eq!(
                     keeps.is_some(),
                     stays_in.contains(&format),
@@ -218,22 +266,24 @@ mod tests {
                 );
             }
         }
-        assert!(Oci.keeps(&layer(EROFS, None)).unwrap().contains("EROFS"));
+        use FileOrder::AsBefore;
+        assert!(Oci.keeps(&layer(EROFS, None), AsBefore).unwrap().contains("EROFS"));
         assert!(
-            Format::Erofs.keeps(&layer(EROFS, None)).is_some() && Format::Erofs.is_made(&layer(EROFS, None))
+            Format::Erofs.keeps(&layer(EROFS, None), AsBefore).is_some()
+                && Format::Erofs.is_made(&layer(EROFS, None))
         );
-        assert_eq!(Format::Erofs.keeps(&layer(GZIP, Some(TOC_DIGEST))), None);
-        assert_eq!(Format::Nydus.keeps(&layer(docker, None)), None);
+        assert_eq!(Format::Erofs.keeps(&layer(GZIP, Some(TOC_DIGEST)), AsBefore), None);
+        assert_eq!(Format::Nydus.keeps(&layer(docker, None), AsBefore), None);
         assert!(Format::Nydus.is_made(&layer(NYDUS, Some(NYDUS_BLOB))));
-        assert_eq!(Oci.keeps(&layer(NYDUS, None)), None);
-        assert!(EStargz.keeps(&layer(NYDUS, None)).is_some());
+        assert_eq!(Oci.keeps(&layer(NYDUS, None), AsBefore), None);
+        assert!(EStargz.keeps(&layer(NYDUS, None), AsBefore).is_some());
         assert!(is_stack(&[layer(NYDUS, None), layer(GZIP, Some(NYDUS_BOOTSTRAP))]));
         assert!(!is_stack(&[layer(GZIP, None), layer(GZIP, Some(NYDUS_BOOTSTRAP))]));
         assert!(!is_stack(&[layer(NYDUS, None)]) && !is_stack(&[layer(GZIP, Some(NYDUS_BOOTSTRAP))]));
         assert!(are_nydus(&[layer(GZIP, Some(NYDUS_BOOTSTRAP))]) && !are_nydus(&[layer(GZIP, None)]));
         let mut elsewhere = layer(GZIP, None);
         elsewhere.urls.push("https://vendor.example".into());
-        assert!(EStargz.keeps(&elsewhere).is_some());
+        assert!(EStargz.keeps(&elsewhere, FileOrder::ByRecoder).is_some());
         assert!(
             !EStargz.is_made(&layer(docker, Some(TOC_DIGEST)))
                 && EStargz.is_made(&layer(GZIP, Some(TOC_DIGEST)))

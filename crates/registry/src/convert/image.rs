@@ -8,7 +8,7 @@ use format::{Digest, limits as sizes};
 use super::formats::{self, Format};
 use super::layers::Made;
 use super::rewrite::{self, Child, Top};
-use super::{Conversion, ConvertedLayer, How, Originals, Tops, stream};
+use super::{Conversion, ConvertedLayer, FileOrder, How, Originals, Tops, stream};
 use crate::copy::Watch;
 use crate::copy::plan::Plan;
 use crate::error::Error;
@@ -41,13 +41,21 @@ impl Images {
     pub(super) async fn of(
         source: &Source,
         plan: &Plan,
-        format: Format,
+        conversion: Conversion,
         watch: &dyn Watch,
     ) -> Result<Self, Error> {
+        let Conversion { format, order, .. } = conversion;
+        let keeps = |layer: &Descriptor| format.keeps(layer, order);
         let mut found = Self::default();
         let is_layer = |layer: &Descriptor| formats::is_tar(layer) || formats::is_erofs(layer);
         let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
         let back = format == Format::Oci && are_all_nydus(source, plan)?;
+        if back && order == FileOrder::ByRecoder {
+            return Err(Error::Unsupported {
+                what: source.to_string(),
+                why: "ordinary layers are made of Nydus's in the order of their trees; convert it, and order what comes out".into(),
+            });
+        }
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
             let parsed = manifest.image(&what)?;
@@ -68,7 +76,7 @@ impl Images {
             }
             for layer in &parsed.layers {
                 if seen.insert(layer.digest) {
-                    found.layers.push((layer.digest, layer.size, format.keeps(layer)));
+                    found.layers.push((layer.digest, layer.size, keeps(layer)));
                 }
             }
             if is_nydus {
@@ -78,16 +86,16 @@ impl Images {
                     manifest.digest
                 ));
             }
-            if parsed.layers.iter().all(|layer| format.keeps(layer).is_some()) {
+            if parsed.layers.iter().all(|layer| keeps(layer).is_some()) {
                 continue;
             }
             if format.has_top()
                 && let Some((layer, why)) =
-                    parsed.layers.iter().find_map(|layer| Some((layer.digest, format.keeps(layer)?)))
+                    parsed.layers.iter().find_map(|layer| Some((layer.digest, keeps(layer)?)))
             {
                 return Err(stays(&layer, why));
             }
-            let wanted: Vec<_> = parsed.layers.iter().map(|layer| format.keeps(layer).is_none()).collect();
+            let wanted: Vec<_> = parsed.layers.iter().map(|layer| keeps(layer).is_none()).collect();
             let config = source.read_blob(&parsed.config, sizes::CONFIG, stream::PRIORITY).await?;
             held += config.len() as u64;
             if held > limits::COPY_BYTES {

@@ -8,8 +8,8 @@ use tokio::sync::Semaphore;
 
 use super::image::stays;
 use super::prior::Prior;
-use super::rewrite::CONVERTED_FROM;
-use super::{How, Recoded, Sums, Work, formats, stream};
+use super::rewrite::{CONVERTED_FROM, ORDERED_BY};
+use super::{Conversion, FileOrder, How, Recoded, Sums, Work, formats, stream};
 use crate::content::Content;
 use crate::error::Error;
 use crate::limits;
@@ -75,17 +75,28 @@ impl<'a> Layers<'a> {
         loop {
             let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(layer) = next else { return Ok(()) };
-            let made = match self.reused(&layer).await? {
+            let order = self.work.recode.order(&layer.diff_id);
+            let made = match self.kept(&layer, order.as_ref()) {
                 Some(made) => made,
-                None => self.recoded(&layer).await?,
+                None => match self.reused(&layer, order.as_ref()).await? {
+                    Some(made) => made,
+                    None => self.recoded(&layer, order).await?,
+                },
             };
             self.done.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.digest, made);
         }
     }
 
-    /// Returns what was made of a layer before, if that is still there.
-    async fn reused(&self, layer: &LayerBlob) -> Result<Option<Made>, Error> {
-        let Some(made) = self.prior.made_of(&layer.digest) else { return Ok(None) };
+    /// Says that a layer stays, if it has the order already.
+    fn kept(&self, layer: &LayerBlob, order: Option<&Digest>) -> Option<Made> {
+        let Conversion { format, order: how, .. } = self.work.conversion;
+        let why = (how == FileOrder::ByRecoder).then(|| format.has_in_order(layer, order)).flatten()?;
+        Some(Made::Same(why))
+    }
+
+    /// Returns what was made of a layer before in the same order, if that is still there.
+    async fn reused(&self, layer: &LayerBlob, order: Option<&Digest>) -> Result<Option<Made>, Error> {
+        let Some(made) = self.prior.made_of(&layer.digest, order) else { return Ok(None) };
         let Work { target, conversion, recode, .. } = self.work;
         if !target.has(made).await? {
             return Ok(None);
@@ -97,7 +108,7 @@ impl<'a> Layers<'a> {
         Ok(Some(Made::Another(Box::new(made.clone()), How::Reused)))
     }
 
-    async fn recoded(&self, layer: &LayerBlob) -> Result<Made, Error> {
+    async fn recoded(&self, layer: &LayerBlob, order: Option<Digest>) -> Result<Made, Error> {
         let Work { source, target, conversion, recode, watch } = self.work;
         let reader = source.read_range(&layer.digest, layer.size, 0..layer.size, stream::PRIORITY);
         let passed = |done| watch.passed(&layer.digest, done, layer.size);
@@ -121,6 +132,7 @@ impl<'a> Layers<'a> {
         all.extend(annotations);
         all.extend(conversion.format.annotations());
         all.insert(CONVERTED_FROM.into(), layer.digest.to_string());
+        all.extend(order.map(|order| (ORDERED_BY.to_owned(), order.to_string())));
         let media_type = conversion.format.media_type().to_owned();
         let made = LayerBlob { digest, size, media_type, diff_id, annotations: all };
         Ok(Made::Another(Box::new(made), How::Recoded))

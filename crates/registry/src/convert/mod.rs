@@ -40,7 +40,7 @@ use crate::copy::plan::Plan;
 use crate::copy::target::Target;
 use crate::copy::{Blobs, Sums, Watch};
 use crate::error::{Cause, Error};
-use crate::manifest::LayerBlob;
+use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
 use crate::source::Source;
 pub use formats::Format;
@@ -54,10 +54,22 @@ pub use rewrite::CONVERTED_FROM;
 pub struct Conversion {
     /// The format of the layers.
     pub format: Format,
+    /// In which order their files are.
+    pub order: FileOrder,
     /// What becomes of the images they are made of.
     pub originals: Originals,
     /// Whether to read at the destination what was made, and compare it with the source.
     pub verify: bool,
+}
+
+/// In which order the files of layers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileOrder {
+    /// In that of the layer it is made of.
+    AsBefore,
+    /// Those first that [`Recode::order`] knows of. So layers are made anew that have the format, but another order; ordinary
+    /// ones stay where nothing comes first.
+    ByRecoder,
 }
 
 /// What becomes of images when others are made of them.
@@ -76,6 +88,12 @@ impl<D: Read + Write + Seek + Send> Draft for D {}
 
 /// Who writes layers anew. All of it blocks.
 pub trait Recode: fmt::Debug + Send + Sync {
+    /// Returns what tells the order in which the files of a layer are written from others, if some come first.
+    fn order(&self, layer: &DiffId) -> Option<Digest> {
+        let _ = layer;
+        None
+    }
+
     /// Reads a layer's blob to its end, compares it with its digests, and writes it anew, on so many threads. The same
     /// layer is always made into the same bytes.
     fn recode(
@@ -216,6 +234,17 @@ struct Work {
 }
 
 impl Client {
+    /// Returns the manifests of the images of a source, and the format of their layers.
+    pub async fn images_of(
+        &self,
+        from: &Reference,
+        watch: Arc<dyn Watch>,
+    ) -> Result<(Vec<Manifest>, Format), Error> {
+        let plan = Plan::own_of(&self.source(from).await?, &*watch).await?;
+        let format = formats::of_source(&plan)?;
+        Ok((plan.manifests.into_iter().filter(|manifest| !manifest.is_index()).collect(), format))
+    }
+
     /// Makes another image of one, and names it.
     pub async fn convert(
         &self,
@@ -227,7 +256,7 @@ impl Client {
         possible(to, conversion)?;
         let source = self.source(from).await?;
         let plan = Plan::own_of(&source, &*watch).await?;
-        let images = Images::of(&source, &plan, conversion.format, &*watch).await?;
+        let images = Images::of(&source, &plan, conversion, &*watch).await?;
         let target = Target::open(self, to).await?;
         let prior = match to {
             Reference::Archive(_) => Prior::none(),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use format::{Digest, limits as sizes};
 
-use super::formats::Format;
+use super::formats::{self, Format};
 use super::rewrite::CONVERTED_FROM;
 use crate::error::Error;
 use crate::limits;
@@ -48,9 +48,9 @@ impl Prior {
         Ok(prior)
     }
 
-    /// Returns the layer that was made of a blob.
-    pub(super) fn made_of(&self, blob: &Digest) -> Option<&LayerBlob> {
-        self.0.get(blob)
+    /// Returns the layer that was made of a blob in this order.
+    pub(super) fn made_of(&self, blob: &Digest, order: Option<&Digest>) -> Option<&LayerBlob> {
+        self.0.get(blob).filter(|made| formats::ordered_by(&made.annotations).as_ref() == order)
     }
 
     /// Takes in the layers of an image.

@@ -18,6 +18,9 @@ use crate::manifest::{Descriptor, ImageManifest, Manifest, media_type};
 /// Annotation: the digest of the blob or manifest that this one was made of.
 pub const CONVERTED_FROM: &str = "dev.floe.converted.from";
 
+/// Annotation of a layer: what the files were ordered by that come first in it.
+pub(super) const ORDERED_BY: &str = "dev.floe.ordered.by";
+
 /// Annotation of a manifest in an index: podman, buildah, skopeo and CRI-O take it before one that lacks it.
 const PREFERRED_ZSTD: &str = "io.github.containers.compression.zstd";
 

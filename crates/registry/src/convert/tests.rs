@@ -26,11 +26,17 @@ struct Marks {
     compared: AtomicUsize,
     /// Layers that can be under a top.
     known: Mutex<HashSet<Digest>>,
+    /// The order of layers that have one.
+    orders: Mutex<BTreeMap<DiffId, Digest>>,
 }
 
 const MARK: &str = "made of ";
 
 impl Recode for Marks {
+    fn order(&self, layer: &DiffId) -> Option<Digest> {
+        self.orders.lock().unwrap().get(layer).copied()
+    }
+
     fn recode(
         &self,
         layer: &LayerBlob,
@@ -206,9 +212,19 @@ impl Scene {
         originals: Originals,
         verify: bool,
     ) -> Result<Converted, Error> {
+        self.converted(format, FileOrder::AsBefore, originals, verify).await
+    }
+
+    async fn converted(
+        &self,
+        format: Format,
+        order: FileOrder,
+        originals: Originals,
+        verify: bool,
+    ) -> Result<Converted, Error> {
         let place = |dir: &Path| format!("oci:{}:v1", dir.display()).parse().unwrap();
         let (from, to) = (place(&self.dir.path().join("from")), place(&self.to()));
-        let conversion = Conversion { format, originals, verify };
+        let conversion = Conversion { format, order, originals, verify };
         let client = Client::new(Config::isolated());
         client.convert((&from, &to), conversion, self.marks.clone(), self.heard.clone()).await
     }
@@ -270,6 +286,59 @@ async fn every_platform_is_converted_and_each_layer_once() {
     std::fs::remove_file(scene.to().join("blobs/sha256").join(gone.hex())).unwrap();
     let mended = scene.convert(Originals::LeftOut, false).await.unwrap();
     assert_eq!((mended.digest, mended.sent, scene.recoded()), (converted.digest, 1, 4));
+}
+
+#[tokio::test]
+async fn layers_are_used_again_in_the_same_order_only() {
+    let scene = Scene::new().await;
+    let image = scene.image("amd64", false, &["base", "one"]).await;
+    scene.name(&image).await;
+    let one = DiffId::new(Digest::of(b"one"));
+    let order = |by: Option<&str>| {
+        let mut orders = scene.marks.orders.lock().unwrap();
+        orders.clear();
+        orders.extend(by.map(|by| (one, Digest::of(by.as_bytes()))));
+    };
+    let convert = async |format, how| scene.converted(format, how, Originals::LeftOut, false).await.unwrap();
+    let plain = convert(Format::EStargz, FileOrder::AsBefore).await;
+    assert_eq!(how(&plain), [How::Recoded; 2]);
+    for (by, expected) in [("a", How::Recoded), ("a", How::Reused), ("b", How::Recoded)] {
+        order(Some(by));
+        let made = convert(Format::EStargz, FileOrder::ByRecoder).await;
+        // The base has no order, and serves as it is.
+        assert_eq!(how(&made), [How::Reused, expected], "{by}");
+        let there = scene.there().await.image(&Platform::parse("amd64").unwrap()).await.unwrap();
+        assert_eq!(there.layers[1].annotations["dev.floe.ordered.by"], Digest::of(by.as_bytes()).to_string());
+        assert!(!there.layers[0].annotations.contains_key("dev.floe.ordered.by"));
+    }
+    order(None);
+    assert_eq!(how(&convert(Format::EStargz, FileOrder::AsBefore).await), [How::Reused, How::Recoded]);
+    // Ordinary layers stay where nothing comes first.
+    order(Some("a"));
+    let made = convert(Format::Oci, FileOrder::ByRecoder).await;
+    assert_eq!(how(&made), [How::Kept, How::Recoded]);
+    assert_eq!(made.layers[0].why.as_deref(), Some("nothing in it comes first"));
+}
+
+#[test]
+fn what_has_the_order_already_stays() {
+    let layer = |annotations: &[(&str, &str)]| {
+        let diff_id = DiffId::new(Digest::of(b"tar"));
+        let annotations = annotations.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
+        LayerBlob { digest: Digest::of(b"x"), size: 1, media_type: GZIP.into(), diff_id, annotations }
+    };
+    let by = Digest::of(b"order");
+    let text = by.to_string();
+    let ordered = layer(&[(TOC_DIGEST, "x"), ("dev.floe.ordered.by", &text)]);
+    let stays = |layer, by: Option<&Digest>| Format::EStargz.has_in_order(layer, by).is_some();
+    assert!(
+        stays(&ordered, Some(&by))
+            && !stays(&ordered, None)
+            && !stays(&ordered, Some(&Digest::of(b"another")))
+    );
+    let plain = layer(&[(TOC_DIGEST, "x")]);
+    assert!(stays(&plain, None) && !stays(&plain, Some(&by)));
+    assert!(!stays(&layer(&[]), None), "it has no table");
 }
 
 #[tokio::test]
@@ -346,7 +415,12 @@ async fn what_cannot_end_well_is_refused_at_once() {
     let client = Client::new(Config::isolated());
     let convert = async |to: &str, verify| {
         let (from, to) = ("oci:/missing".parse().unwrap(), to.parse().unwrap());
-        let conversion = Conversion { format: Format::Oci, originals: Originals::LeftOut, verify };
+        let conversion = Conversion {
+            format: Format::Oci,
+            order: FileOrder::AsBefore,
+            originals: Originals::LeftOut,
+            verify,
+        };
         let (marks, heard) = (Arc::new(Marks::default()), Arc::new(Heard::default()));
         client.convert((&from, &to), conversion, marks, heard).await.unwrap_err().to_string()
     };

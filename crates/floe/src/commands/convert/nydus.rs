@@ -5,12 +5,13 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use convert::recode::nydus::{Blob, Packing, Parts, Toc, compare, merge, pack};
-use convert::recode::{self};
+use convert::recode::nydus::{Blob, Packing, Parts, Toc, compare, merge, pack_in_order};
+use convert::recode::{self, First};
 use format::{DiffId, Digest};
 use registry::{Draft, LAYER_TAIL, LayerBlob, Recode, RecodeError, Recoded, TopLayer};
 
-use super::expected;
+use super::super::optimize::Orders;
+use super::{expected, in_order};
 
 const _: () = assert!(LAYER_TAIL == Toc::TAIL);
 
@@ -18,6 +19,7 @@ const _: () = assert!(LAYER_TAIL == Toc::TAIL);
 #[derive(Debug)]
 pub(super) struct Packer {
     level: Option<i32>,
+    orders: Arc<Orders>,
     /// By the digests of blobs. Held for a look only.
     parts: Mutex<HashMap<Digest, Arc<Parts>>>,
     /// Where the parts are of layers that are looked at. Likewise.
@@ -25,8 +27,8 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn new(level: Option<i32>) -> Result<Self, recode::RecodeError> {
-        let packer = Self { level, parts: Mutex::default(), tables: Mutex::default() };
+    pub(super) fn new(level: Option<i32>, orders: Arc<Orders>) -> Result<Self, recode::RecodeError> {
+        let packer = Self { level, orders, parts: Mutex::default(), tables: Mutex::default() };
         packer.packing(0, 1).check()?;
         Ok(packer)
     }
@@ -46,6 +48,10 @@ impl Packer {
 }
 
 impl Recode for Packer {
+    fn order(&self, layer: &DiffId) -> Option<Digest> {
+        self.orders.files(layer).map(First::digest)
+    }
+
     fn recode(
         &self,
         layer: &LayerBlob,
@@ -53,7 +59,11 @@ impl Recode for Packer {
         blob: &mut dyn Read,
         out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError> {
-        let made = pack(blob, &expected(layer), &self.packing(layer.size, threads), out).map_err(told)?;
+        let packing = self.packing(layer.size, threads);
+        let made = in_order(self.orders.files(&layer.diff_id), |order| {
+            pack_in_order(blob, &expected(layer), &packing, order, out)
+        })?;
+        let made = made.map_err(told)?;
         self.keep(made.digest, made.parts);
         let (digest, size) = (made.digest, made.size);
         Ok(Recoded { digest, size, diff_id: DiffId::new(digest), annotations: BTreeMap::new() })
@@ -66,7 +76,10 @@ impl Recode for Packer {
     ) -> Result<(), RecodeError> {
         let parts = self.parts(&made.digest)?;
         let blob = Blob { bytes: other, digest: made.digest, size: made.size, parts: &parts };
-        compare(one, &expected(layer), layer.size, None, blob).map_err(told)
+        let compared = in_order(self.orders.files(&layer.diff_id), |order| {
+            compare(one, &expected(layer), layer.size, order, blob)
+        })?;
+        compared.map_err(told)
     }
 
     fn wants(&self, made: &LayerBlob, tail: &[u8]) -> Result<Range<u64>, RecodeError> {
