@@ -185,7 +185,7 @@ impl Made {
             return Ok(());
         }
         self.file = Some(File {
-            name: entry.name.chars().take(NAME).collect(),
+            name: beginning(&entry.name),
             size: member.payload,
             at: 0,
             digest: entry.digest.clone(),
@@ -267,7 +267,13 @@ impl Made {
 
 /// Names the entry at fault, by the beginning of a name that may be anything.
 fn at_fault(entry: &Entry, why: &'static str) -> TableError {
-    TableError::Entry { name: entry.name.chars().take(NAME).collect(), why }
+    TableError::Entry { name: beginning(&entry.name), why }
+}
+
+/// Returns as much of a name as an error repeats.
+fn beginning(name: &str) -> String {
+    let end = name.char_indices().nth(NAME).map_or(name.len(), |(end, _)| end);
+    name[..end].to_owned()
 }
 
 /// Returns what an entry says of a member.

@@ -110,21 +110,24 @@ fn block(path: &[u8], kind: u8, link: &[u8]) -> [u8; BLOCK] {
     header[157..157 + link.len()].copy_from_slice(link);
     header[156] = kind;
     header[257..265].copy_from_slice(b"ustar\x0000");
-    for at in [100, 108, 116, 329, 337] {
-        octal(&mut header, at, 7, 0);
-    }
-    for at in [124, 136] {
-        octal(&mut header, at, 11, 0);
+    for (at, digits) in [(100, 7), (108, 7), (116, 7), (329, 7), (337, 7), (124, 11), (136, 11)] {
+        header[at..at + digits].fill(b'0');
     }
     header
 }
 
-fn octal(header: &mut [u8; BLOCK], at: usize, digits: usize, number: u64) {
-    header[at..at + digits].copy_from_slice(format!("{number:0digits$o}").as_bytes());
+/// Writes a number that has so many digits at most. By hand: a table of contents makes ten numbers of each of its files, and
+/// Rust's formatting took a tenth of the time that making an index of one does.
+fn octal(header: &mut [u8; BLOCK], at: usize, digits: usize, mut number: u64) {
+    for digit in header[at..at + digits].iter_mut().rev() {
+        *digit = b'0' + number.to_le_bytes()[0] % 8;
+        number /= 8;
+    }
 }
 
 fn seal(header: &mut [u8; BLOCK]) {
     header[148..156].fill(b' ');
     let sum = byte_sum(&header[..]);
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    octal(header, 148, 6, sum.into());
+    header[154..156].copy_from_slice(b"\0 ");
 }
