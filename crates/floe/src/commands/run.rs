@@ -9,8 +9,9 @@ use anyhow::Context;
 use super::{Session, show, user_image};
 use crate::cli::{self, Output};
 use crate::daemon::client::Client;
-use crate::daemon::protocol::{self, Call, Mounted, Ready, Request};
+use crate::daemon::protocol::{self, Call, Learned, Lesson, Mounted, Ready, Request, Told};
 use crate::engine::mounts::ReadPath;
+use crate::engine::profile::{Profile, with_files_read};
 use crate::engine::report::Timings;
 use crate::exit::{Code, Coded, misused};
 use crate::run::{self, Net, Options, ReadyWhen, Volume};
@@ -78,15 +79,24 @@ pub(crate) fn start(
         .with_context(not_started)?;
 
     let from = Instant::now();
-    let (mut timings, mut moment) = (None, None);
+    let (dir, mut moment) = (mounted.dir.clone(), None);
+    // Beside the container: signals are passed on meanwhile.
+    let (say, said) = std::sync::mpsc::channel();
+    let telling = std::thread::spawn(move || {
+        let ready = said.recv().unwrap_or_else(|_| Ready { running: from.elapsed(), record: false });
+        let timings = tell(&mut client, &dir, &ready);
+        (client, timings)
+    });
     let outcome = run::run(&mounted.dir, &config, options, |ready| {
         moment = Some(ready.at);
         let running = ready.at.saturating_duration_since(from);
-        timings = Some(tell(&mut client, Ready { running, record: true }));
-    })?;
+        let _ = say.send(Ready { running, record: true }); // it has not ended without
+    });
     // A container that ended before it was ready is told as well, but it is no example for the next start.
-    let timings =
-        timings.unwrap_or_else(|| tell(&mut client, Ready { running: from.elapsed(), record: false }));
+    drop(say);
+    let (client, timings) =
+        telling.join().map_err(|_| anyhow::anyhow!("a thread of the run ended unexpectedly"))?;
+    let outcome = outcome?;
     // The container has run: whatever became of the daemon, its exit code is what counts.
     let timings = timings.inspect_err(|error| eprint(&format!("floe: no timings: {error:#}\n"))).ok();
     // The connection is the hold on the mount: it lives until the container has ended.
@@ -95,8 +105,22 @@ pub(crate) fn start(
     Ok(Started { code, timings, ready: moment, listening: outcome.listening })
 }
 
-fn tell(client: &mut Client, ready: Ready) -> anyhow::Result<Timings> {
-    client.send(&ready)?;
+fn tell(client: &mut Client, dir: &Path, ready: &Ready) -> anyhow::Result<Timings> {
+    client.send(ready)?;
+    let Told { timings, lesson } = client.reply(&mut |_| ())?;
+    if let Some(lesson) = lesson
+        && let Err(error) = learn(client, dir, &lesson)
+    {
+        eprint(&format!("floe: which files the start has read is not known: {error:#}\n"));
+    }
+    Ok(timings)
+}
+
+/// Looks which files a start has read, and has them kept.
+fn learn(client: &mut Client, dir: &Path, lesson: &Lesson) -> anyhow::Result<()> {
+    let profile = Profile::parse(lesson.profile.as_bytes())?;
+    let profile = with_files_read(profile, &lesson.meta, dir)?;
+    client.send(&Learned { profile: String::from_utf8(profile.to_json()?)? })?;
     client.reply(&mut |_| ())
 }
 

@@ -78,7 +78,7 @@ pub enum Call {
         dir: PathBuf,
     },
     /// Hold a mount of an image for as long as the connection lives. Replies [`Mounted`], then waits for one
-    /// [`Ready`] line and replies [`Timings`].
+    /// [`Ready`] line and replies [`Told`].
     Hold {
         /// The reference as typed.
         image: String,
@@ -273,6 +273,32 @@ pub struct Ready {
     pub running: std::time::Duration,
     /// Whether what was read so far is worth keeping as the image's profile.
     pub record: bool,
+}
+
+/// Reply to `Ready`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    /// Where the time went.
+    pub timings: Timings,
+    /// What is kept of the start, if anything is: files are still to be added.
+    pub lesson: Option<Lesson>,
+}
+
+/// A profile without files. Whoever holds the mount looks which were read and says so by another one: the daemon must not wait in the kernel
+/// for what it serves itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lesson {
+    /// The profile, as it is stored.
+    pub profile: String,
+    /// The image's tree.
+    pub meta: PathBuf,
+}
+
+/// A profile with files, in answer to a [`Lesson`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Learned {
+    /// The profile, as it is stored.
+    pub profile: String,
 }
 
 /// Reply to `Index`.

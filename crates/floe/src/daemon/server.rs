@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
-use super::protocol::{self, Call, Event, Failure, Hello, Pinned, Ready, Request};
+use super::protocol::{self, Call, Event, Failure, Hello, Learned, Pinned, Ready, Request};
 use crate::engine::Engine;
 use crate::engine::publish::Wanted;
 use crate::engine::room::InUse;
@@ -294,8 +294,11 @@ impl Server {
                 talk(Event::Done { reply: reply(&hold.mounted()?)? })?;
                 // Until the client says ready or goes away; either way the mount is let go when it goes.
                 let Some(ready) = protocol::receive::<Ready>(reader)? else { return reply(&()) };
-                talk(Event::Done { reply: reply(&hold.ready(&ready)?)? })?;
-                let _gone = protocol::receive::<Ready>(reader)?;
+                talk(Event::Done { reply: reply(&hold.ready(&ready))? })?;
+                if let Some(learned) = protocol::receive::<Learned>(reader)? {
+                    talk(Event::Done { reply: reply(&hold.learned(&learned)?)? })?;
+                    let _gone = protocol::receive::<Learned>(reader)?;
+                }
                 drop(hold);
                 reply(&())
             }

@@ -28,6 +28,7 @@ mod contents;
 mod dedup;
 mod fetch;
 mod found;
+mod hold;
 mod keeping;
 pub(crate) mod keyed_lock;
 mod layers;
@@ -65,19 +66,20 @@ use format::IndexId;
 use store::{GarbageKind, GcMode, MetaKey, ReadThrough, RefName, Segments, Snapshots, Store, Workers};
 
 pub(crate) use self::fetch::say;
+use self::hold::Hold;
 use self::keeping::Keeping;
 use self::live::Workshop;
 use self::mounts::{Held, LiveMount, Mounts, ReadPath};
 use self::names::NamesMount;
 pub(crate) use self::open::parse;
 use self::open::{OpenImage, Purpose};
-use self::profile::{Profile, learned};
+use self::profile::Profile;
 use self::record::Shape;
-use self::report::{Fallback, ImageReport, MountTrace, Status, Timings, Traffic};
+use self::report::{Fallback, ImageReport, MountTrace, Status};
 use self::room::{InUse, Room};
 use crate::config::Config;
 use crate::daemon::client::Address;
-use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Ready, Segment};
+use crate::daemon::protocol::{Event, Freed, Indexed, Mounted, Opened, Segment};
 use crate::exit::Hint;
 use crate::origin::Net;
 use crate::trust::Rule;
@@ -543,45 +545,6 @@ impl store::Observer for Alerts {
         self.raise(format!(
             "the registry sent wrong bytes twice for segment {segment} of layer index {index}"
         ));
-    }
-}
-
-/// A mount that is let go when this is dropped.
-pub struct Hold {
-    engine: Arc<Engine>,
-    image: Arc<OpenImage>,
-    live: Held,
-    background: bool,
-    before: Traffic,
-}
-
-impl Hold {
-    /// Returns what the client needs to start a container.
-    pub fn mounted(&self) -> anyhow::Result<Mounted> {
-        let report = self.engine.report(&self.image);
-        Ok(Mounted { dir: self.live.mount.dir().to_owned(), config: self.image.config_text()?, report })
-    }
-
-    /// Hears that the container is ready: keeps the profile, lets the background begin.
-    pub fn ready(&self, ready: &Ready) -> anyhow::Result<Timings> {
-        let live = &self.live.mount;
-        let timings = Timings {
-            report: self.engine.report(&self.image),
-            running: ready.running,
-            path: live.path(),
-            waiting: live.waits().waited(),
-            waits: live.waits().by_file(live.image()),
-            traffic: self.engine.net.traffic() - self.before,
-        };
-        if let (true, Some(reads)) = (ready.record, live.reads()) {
-            let profile = learned(&self.image, live, &reads).to_json()?;
-            self.engine.store.put_profile(self.image.manifest(), &profile).context("keeping the profile")?;
-        }
-        live.end_start();
-        if self.background {
-            self.engine.fetch_rest(&self.image);
-        }
-        Ok(timings)
     }
 }
 

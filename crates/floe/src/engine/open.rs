@@ -56,7 +56,7 @@ pub(super) struct OpenImage {
     pub(super) source: Option<Arc<Source>>,
     /// What a start of it reads, as far as anybody has told.
     pub(super) profile: Option<Arc<super::Profile>>,
-    /// Whether that is only what the layers' landmarks say: a start teaches better.
+    /// Whether that is nothing, what the layers' landmarks say, or segments without files: a start teaches better.
     guessed: bool,
     /// Whether that tells apart what a start reads: one that reads most of an image is no different from one of which
     /// nothing is known.
@@ -133,13 +133,8 @@ impl OpenImage {
             layers: self.layers.iter().map(FoundLayer::as_ref).collect(),
             files: self.layers.iter().map(FoundLayer::files).collect(),
             uses: Arc::new(InUse::new(self.clone())),
-            learn: purpose == Purpose::Start && self.teaches(),
+            learn: purpose == Purpose::Start && self.guessed,
         }
-    }
-
-    /// Says whether a start of it tells more than is known: an earlier version of the program recorded no files.
-    fn teaches(&self) -> bool {
-        self.guessed || self.profile.as_ref().is_none_or(|profile| profile.files().is_empty())
     }
 
     /// Returns the config as text: it is JSON, which was parsed when the image was resolved.
@@ -269,8 +264,12 @@ impl Engine {
             .with_context(|| format!("opening {name}"))?;
         let index = begun.elapsed();
 
-        let profile = self.profile_of(&resolved, found.profile);
-        let guessed = profile.is_none();
+        let recorded = self.profile_recorded(&resolved);
+        // One without files was cut short, or an earlier version recorded it.
+        let unfinished = recorded.as_ref().is_some_and(|recorded| recorded.files().is_empty());
+        // What was recorded here is nearer the truth than what somebody else recorded.
+        let profile = recorded.or(found.profile);
+        let guessed = profile.is_none() || unfinished;
         let profile = profile.or_else(|| landmarks(&found.layers)).map(Arc::new);
         let missing = found.layers.iter().map(FoundLayer::missing).sum();
         let segments: usize = found.layers.iter().map(|layer| layer.layer().segments() as usize).sum();
@@ -399,13 +398,12 @@ impl Engine {
         Ok(())
     }
 
-    /// What was recorded here is nearer the truth than what somebody else recorded.
-    fn profile_of(&self, resolved: &Resolved, shipped: Option<super::Profile>) -> Option<super::Profile> {
+    fn profile_recorded(&self, resolved: &Resolved) -> Option<super::Profile> {
         let recorded = self.store.profile(resolved.manifest).unwrap_or_else(|error| {
             tracing::warn!("a recorded profile is left aside: {error}");
             None
         });
-        recorded.and_then(|bytes| super::Profile::parse(&bytes).ok()).or(shipped)
+        recorded.and_then(|bytes| super::Profile::parse(&bytes).ok())
     }
 
     pub(super) fn report(&self, image: &OpenImage) -> ImageReport {

@@ -13,7 +13,7 @@ use format::{DiffId, IndexId};
 use serde::{Deserialize, Serialize};
 use store::{ReadError, SegmentFile, Segments};
 
-pub(super) use files::learned;
+pub(crate) use files::with_files_read;
 
 /// Media type of a profile in an index artifact.
 pub const MEDIA_TYPE: &str = "application/vnd.floe.profile.v1+json";
@@ -21,8 +21,11 @@ pub const MEDIA_TYPE: &str = "application/vnd.floe.profile.v1+json";
 /// Entries a profile may have: a start that reads more than 64 GiB is not helped by an order.
 const ENTRIES: usize = 65_536;
 
-/// Files a profile may name: with paths of usual length it is still one that a registry takes for metadata.
+/// Files a profile may name.
 const FILES: usize = 16_384;
+
+/// Bytes that these may take in JSON: with all segments it is less than what the store keeps, and what is read of a registry's.
+const FILE_BYTES: usize = 2 << 20;
 
 /// The segments a start read, in the order of the first read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,10 +79,24 @@ impl Profile {
         Self { version: 1, layers, segments, diff_ids: Vec::new(), files: Vec::new() }
     }
 
-    /// Returns it with the files, too.
-    pub fn with_files(mut self, diff_ids: Vec<DiffId>, mut files: Vec<ReadFile>) -> Self {
-        files.truncate(FILES);
-        (self.diff_ids, self.files) = (diff_ids, files);
+    /// Returns it with the digests of its layers' tars.
+    pub fn of(mut self, diff_ids: Vec<DiffId>) -> Self {
+        self.diff_ids = diff_ids;
+        self
+    }
+
+    /// Returns it with as many of these files as it may have.
+    pub fn with_files(mut self, mut files: Vec<ReadFile>) -> Self {
+        let mut bytes = 0_usize;
+        let fits = |file: &ReadFile| {
+            // What JSON escapes takes up to six bytes.
+            bytes +=
+                100 + file.path.chars().map(|c| if c < ' ' { 6 } else { c.len_utf8() + 1 }).sum::<usize>();
+            bytes <= FILE_BYTES
+        };
+        let fitting = files.iter().take(FILES).map(fits).take_while(|fits| *fits).count();
+        files.truncate(fitting);
+        self.files = files;
         self
     }
 
@@ -88,7 +105,7 @@ impl Profile {
         &self.files
     }
 
-    /// Returns the digests of the layers' tars, if there are files.
+    /// Returns the digests of the layers' tars; there are as many where there are files.
     pub fn diff_ids(&self) -> &[DiffId] {
         &self.diff_ids
     }
@@ -184,14 +201,18 @@ mod tests {
         );
         assert!(Profile::parse(br#"{"version":1,"layers":[],"segments":[[0,1]]}"#).is_err());
         let file = |layer| ReadFile { layer, path: "etc/a b".into(), size: 7, read: 5 };
-        let named = profile.clone().with_files(vec![DiffId::new(format::Digest::of(b"tar"))], vec![file(0)]);
+        let named =
+            profile.clone().of(vec![DiffId::new(format::Digest::of(b"tar"))]).with_files(vec![file(0)]);
         assert_eq!(Profile::parse(&named.to_json().unwrap()).unwrap(), named);
-        let wrong = profile.with_files(Vec::new(), vec![file(0)]);
+        let wrong = profile.clone().with_files(vec![file(0)]);
         assert!(Profile::parse(&wrong.to_json().unwrap()).is_err(), "a file of no layer");
         assert!(matches!(
             Profile::parse(br#"{"version":2,"layers":[],"segments":[]}"#),
             Err(ProfileError::Version(2))
         ));
         assert!(Profile::parse(b"{").is_err());
+        let long = ReadFile { layer: 0, path: "\u{1}".repeat(4000), size: 7, read: 5 };
+        let most = profile.with_files(vec![long; FILES]);
+        assert!(most.to_json().unwrap().len() < FILE_BYTES && most.files.len() > 80, "{}", most.files.len());
     }
 }

@@ -6,10 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use format::IndexId;
@@ -17,30 +19,23 @@ use format::erofs::read::{Image, Kind, Nid, Source};
 use rustix::fs::{Mode, OFlags};
 use sys::map::Map;
 
-use super::super::mounts::LiveMount;
-use super::super::open::OpenImage;
 use super::{Profile, ReadFile};
 
-/// Returns the profile of a start that has read these segments.
-pub(in crate::engine) fn learned(image: &OpenImage, mount: &LiveMount, reads: &[(IndexId, u32)]) -> Profile {
-    let layers = image.layer_ids();
-    let files = files_read(mount.image(), mount.dir(), &layers, reads);
-    Profile::new(layers, reads).with_files(image.diff_ids(), files)
-}
+/// The longest that may be looked: who watches the start waits for it.
+const LONGEST: Duration = Duration::from_secs(10);
 
-/// Returns the files of a mounted image that were read, in the order of these reads; only files in them are looked at.
-/// Of a mount that is not root's the kernel tells nothing that is so.
-fn files_read(image: &Image<Map>, dir: &Path, layers: &[IndexId], reads: &[(IndexId, u32)]) -> Vec<ReadFile> {
+/// Returns a profile with the files that were read of the image, mounted in a directory, whose tree is in this file: in the order of the profile's
+/// reads; only files in these are looked at. Nobody who serves that mount may ask. Of one that is not root's the kernel tells
+/// nothing that is so.
+pub(crate) fn with_files_read(profile: Profile, meta: &Path, dir: &Path) -> anyhow::Result<Profile> {
     if !rustix::process::geteuid().is_root() {
-        return Vec::new();
+        return Ok(profile);
     }
-    match looked_at(image, dir, layers, reads) {
-        Ok(files) => files,
-        Err(error) => {
-            tracing::warn!("which files the start has read is not known: {error:#}");
-            Vec::new()
-        }
-    }
+    let what = || format!("reading the metadata image {}", meta.display());
+    let file = File::open(meta).with_context(what)?;
+    let image = Image::open(Map::of(&file).with_context(what)?).with_context(what)?;
+    let files = looked_at(&image, dir, &profile.layers, &profile.reads().collect::<Vec<_>>())?;
+    Ok(profile.with_files(files))
 }
 
 fn looked_at(
@@ -49,6 +44,7 @@ fn looked_at(
     layers: &[IndexId],
     reads: &[(IndexId, u32)],
 ) -> anyhow::Result<Vec<ReadFile>> {
+    let until = Instant::now() + LONGEST;
     let rank: HashMap<_, _> = reads.iter().enumerate().map(|(rank, segment)| (*segment, rank)).collect();
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let root = rustix::fs::open(dir, flags, Mode::empty())
@@ -62,7 +58,7 @@ fn looked_at(
         {
             found.push(((rank, offset), file));
         }
-        ControlFlow::Continue(())
+        if Instant::now() < until { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     walked.context("reading the tree")?;
     found.sort_by(|(one, a), (other, b)| (one, &a.path).cmp(&(other, &b.path)));
@@ -94,14 +90,27 @@ fn read(image: &Image<Map>, root: &OwnedFd, layer: u16, path: &[u8], nid: Nid) -
     let name = std::str::from_utf8(path).ok()?; // JSON has no others
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::openat(root, Path::new(std::ffi::OsStr::from_bytes(path)), flags, Mode::empty());
-    let size = image.inode(nid).ok()?.size;
-    let read = file.map_err(Into::into).and_then(|file| sys::cached::cached(&File::from(file), size));
+    let read = file.map_err(Into::into).and_then(|file| cached(image, nid, &File::from(file)));
     match read {
-        Ok(0) => None,
-        Ok(read) => Some(ReadFile { layer, path: name.to_owned(), size, read }),
+        Ok((_, 0)) => None,
+        Ok((size, read)) => Some(ReadFile { layer, path: name.to_owned(), size, read }),
         Err(error) => {
             tracing::debug!(path = name, %error, "what of a file was read is not known");
             None
         }
     }
+}
+
+/// Returns the length of a file, and how much of what it has apart from holes is in memory: of holes there may be any number.
+fn cached(image: &Image<Map>, nid: Nid, file: &File) -> io::Result<(u64, u64)> {
+    let inode = image.inode(nid).map_err(io::Error::other)?;
+    let (mut at, mut read) = (0, 0);
+    for piece in image.pieces(&inode, 0, u64::MAX).map_err(io::Error::other)? {
+        let piece = piece.map_err(io::Error::other)?;
+        if matches!(piece.source, Source::Device { .. }) {
+            read += sys::cached::cached(file, at..at + piece.len)?;
+        }
+        at += piece.len;
+    }
+    Ok((inode.size, read))
 }
