@@ -103,6 +103,8 @@ pub struct Order<'a> {
     pub first: &'a First,
     /// An empty file, for the tar: what comes first is not known before its end.
     pub spool: &'a File,
+    /// Whether an ordinary layer is wanted only if something comes first in it.
+    pub only: bool,
 }
 
 /// What was made.
@@ -153,8 +155,8 @@ pub enum RecodeError {
     /// None of the files that are to come first is in the layer, or may be moved. It can be kept as it is.
     #[error("nothing in it comes first")]
     NothingFirst,
-    /// The tar could not be kept until its end.
-    #[error("keeping the layer's tar in a file")]
+    /// The layer could not be kept until its end.
+    #[error("keeping the layer in a file")]
     Spool(#[source] io::Error),
     /// What was made could not be written.
     #[error("writing the recoded blob")]
@@ -220,7 +222,7 @@ pub fn recode(
 }
 
 /// Makes another blob of a layer's, with some files first. Then the tar is another one, unless there are none in the layer; for
-/// ordinary layers that is an error.
+/// ordinary layers that is an error, if they are wanted [only](Order::only) in order.
 pub fn recode_in_order(
     blob: impl Read,
     expected: &Expected,
@@ -275,8 +277,9 @@ fn to_flat(mut tar: Tar<'_, impl Read>, pipe: &mut Pipe<'_>) -> Made {
     let ended = match order {
         None => tar.read(&mut target)?,
         Some(order) => {
+            let only = order.only;
             let (ended, spooled) = tar.spool(&order)?;
-            if !spooled.is_reordered() {
+            if only && !spooled.is_reordered() {
                 return Err(RecodeError::NothingFirst);
             }
             spooled.emit(ended, &mut target)?

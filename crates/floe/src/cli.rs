@@ -279,13 +279,13 @@ pub struct Convert {
 /// `floe optimize`.
 #[derive(Debug, Args)]
 pub struct Optimize {
-    /// The image, written in any way that `convert` takes
+    /// The image, written in any way that `convert` takes but for standard input
     #[arg(value_name = "SRC")]
     pub from: String,
     /// Where the new one goes; it may be the same
     #[arg(value_name = "DST")]
     pub to: String,
-    /// What its layers are [default: what they were]
+    /// What its layers are [default: what they were; ordinary ones that are written anew become gzip]
     #[arg(long)]
     pub format: Option<LayerFormat>,
     /// The profile, of this image or one like it [default: the recorded one, or the registry's]

@@ -57,6 +57,16 @@ fn a_profile_orders_every_format() {
     let text = node.fails(&["optimize", &from, &place("none"), "--profile", old.to_str().unwrap()]);
     assert!(text.contains("names no files"), "{text}");
 
+    fs::write(&old, profile(&image, &[(0, "data/f1")]).replace("\"read\":9", "\"read\":1")).unwrap();
+    let text = node.fails(&["optimize", &from, &place("none"), "--profile", old.to_str().unwrap()]);
+    assert!(text.contains("most of which was read"), "{text}");
+    for (source, format, why) in
+        [("oci-archive:-", "oci", "standard input"), (&from, "erofs", "fetched whole")]
+    {
+        let outcome = node.run(&["optimize", source, &place("none"), "--format", format]);
+        assert!(outcome.status.code() == Some(2) && outcome.stderr.contains(why), "{outcome:?}");
+    }
+
     let [one, other] = ["one.json", "other.json"].map(|name| node.path(name));
     fs::write(&one, profile(&image, &[(0, "data/f17"), (2, "hot"), (0, "data/f3")])).unwrap();
     fs::write(&other, profile(&image, &[(0, "data/f3"), (2, "hot")])).unwrap();

@@ -12,6 +12,7 @@ use format::{DiffId, Digest, limits::LAYERS};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::convert::Format;
 use crate::error::Error;
 
 /// A reference to content by its digest.
@@ -347,6 +348,11 @@ impl LayerBlob {
     /// Says whether this is a blob of Nydus and no tar.
     pub fn is_nydus(&self) -> bool {
         self.media_type == media_type::NYDUS_BLOB
+    }
+
+    /// Says whether this is a tar that has no table of its files beside it, as most do.
+    pub fn is_ordinary(&self) -> bool {
+        Format::Oci.has(&self.descriptor())
     }
 
     /// Returns the descriptor by which a manifest names it.

@@ -9,6 +9,7 @@
 //!   has put there before;
 //! - no member that comes by a way nobody here can follow (below something that is no such directory) has a last name that
 //!   is also on its path: it may be the same place;
+//! - no member before it comes by such a way: it may go through what this file, or a directory above it, replaces;
 //! - no hard link before it leads to what is not in the layer so far: it might be to the file that this one replaces.
 //!
 //! What stays lies in the order it had. Hard links stay; where one is wanted, the file comes that it leads to.
@@ -47,6 +48,7 @@ impl First {
     /// Returns what tells one order from another.
     pub fn digest(&self) -> Digest {
         let mut hasher = DigestHasher::new();
+        hasher.update(RULES);
         for path in &self.0 {
             hasher.update(path);
             hasher.update(&[0]); // which no path has
@@ -54,6 +56,12 @@ impl First {
         hasher.finish()
     }
 }
+
+/// Stands for the rules below in the digest of an order: by others another layer would come out.
+const RULES: &[u8] = b"1\0";
+
+/// Most paths that are looked at: each member could ask for two thousand. In a layer with more nothing is moved.
+const MOST: usize = 4_000_000;
 
 /// What is known of a path.
 #[derive(Debug, Clone, Copy)]
@@ -93,9 +101,11 @@ pub(crate) struct Survey<'a> {
     targets: HashMap<usize, Vec<u8>>,
     /// Last names of members whose place nobody here knows.
     elsewhere: HashSet<Key>,
-    /// The first hard link to something that the layer does not have.
+    /// The first member that may go through what is not in the layer: by its way, or as a hard link.
     barrier: u32,
     count: u32,
+    /// Whether there are too many paths.
+    full: bool,
 }
 
 impl<'a> Survey<'a> {
@@ -109,6 +119,7 @@ impl<'a> Survey<'a> {
             elsewhere: HashSet::new(),
             barrier: u32::MAX,
             count: 0,
+            full: false,
         }
     }
 
@@ -116,6 +127,10 @@ impl<'a> Survey<'a> {
     pub(crate) fn member(&mut self, path: &[u8], kind: &MemberKind) {
         let number = self.count;
         self.count = number.saturating_add(1);
+        if self.full || self.places.len() > MOST {
+            (self.full, self.places, self.elsewhere) = (true, HashMap::new(), HashSet::new());
+            return;
+        }
         let path_is_plain = !climbs(path);
         let path = clean(path);
         let (dir, name) = split(&path);
@@ -126,6 +141,7 @@ impl<'a> Survey<'a> {
         }
         let known = self.lead(dir) && path_is_plain;
         if !known {
+            self.barrier = self.barrier.min(number);
             self.elsewhere.insert(key(name.strip_prefix(WHITEOUT).unwrap_or(name)));
         }
         if let MemberKind::Link(target) = kind {
@@ -151,6 +167,9 @@ impl<'a> Survey<'a> {
     /// Returns the members that come first, in order: files, and before each the directories that lead to it.
     pub(crate) fn finish(self) -> Vec<u32> {
         let (mut order, mut there) = (Vec::new(), HashSet::new());
+        if self.full {
+            return order;
+        }
         for (rank, path) in self.first.0.iter().enumerate() {
             let path = self.targets.get(&rank).unwrap_or(path);
             let Some(way) = self.way(path) else { continue };
@@ -166,7 +185,7 @@ impl<'a> Survey<'a> {
             return None;
         }
         let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        let mut way = Vec::new();
+        let mut way = self.root(file)?;
         for end in slashes.chain([path.len()]) {
             let place = self.places.get(&key(&path[..end]))?;
             let fits = if end < path.len() { place.sort == Sort::Dir } else { true };
@@ -175,9 +194,17 @@ impl<'a> Survey<'a> {
             }
             way.push(place.number);
         }
-        // What hides everything there.
-        let all_hidden = self.places.get(&key(b"")).is_some_and(|root| root.hidden);
-        (!all_hidden).then_some(way)
+        Some(way)
+    }
+
+    /// Returns the member that is the root, if it comes before a file: what it is set to may be passed on to what is made in it.
+    /// Nothing, if the root hides what is there.
+    fn root(&self, file: &Place) -> Option<Vec<u32>> {
+        match self.places.get(&key(b"")) {
+            Some(root) if root.hidden || matches!(root.sort, Sort::Odd | Sort::Other | Sort::File) => None,
+            Some(root) if root.sort == Sort::Dir && root.number < file.number => Some(vec![root.number]),
+            _ => Some(Vec::new()),
+        }
     }
 
     /// Notes that there is something in a directory; says whether it is known which one that is.
@@ -244,8 +271,9 @@ mod tests {
     #[test]
     fn files_come_with_their_directories() {
         let members = "./ a/ a/x a/b/ a/b/y c/ c/z";
-        assert_eq!(order("c/z a/b/y", members), [5, 6, 1, 3, 4]);
-        assert_eq!(order("/a/b/y ./a/x nobody a a/b/y", members), [1, 3, 4, 2]);
+        assert_eq!(order("c/z a/b/y", members), [0, 5, 6, 1, 3, 4]);
+        assert_eq!(order("/a/b/y ./a/x nobody a a/b/y", members), [0, 1, 3, 4, 2]);
+        assert_eq!(order("a/x", "a/ a/x ./"), [0, 1]);
         assert_eq!(order("", members), [0_u32; 0]);
         assert_eq!(order("x", "x y=x"), [0]);
         assert_eq!(order("y", "x y=x z=y"), [0], "what a link leads to");
@@ -274,6 +302,10 @@ mod tests {
             ("x", "l=x x", "a link to what it replaces"),
             ("x", "l=d/../x x", "a link by another way"),
             ("x", "d/ d/../x", "a path that goes up"),
+            ("d/x", "s/y d/ d/x", "what is below may lead s through d"),
+            ("x", "s/y x", "what is below may lead s through x"),
+            ("d/x", "s/.wh..wh..opq d/ d/x", "perhaps hidden with all else there"),
+            ("x", "./ ./ x", "a root described twice"),
             ("d", "d/", "no file"),
             ("s", "x s>x", "no file"),
         ] {

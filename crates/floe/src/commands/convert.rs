@@ -125,7 +125,7 @@ impl Recode for Recoder {
         let recoding = self.recoding(layer.size, threads);
         let made = match layer.is_nydus() {
             true => recode::nydus::unpack(blob, layer.digest, &recoding, &spool()?, out),
-            false => in_order(self.orders.files(&layer.diff_id), |order| {
+            false => in_order(self.orders.files(&layer.diff_id), layer.is_ordinary(), |order| {
                 recode::recode_in_order(blob, &expected(layer), &recoding, order, out)
             })?,
         };
@@ -151,14 +151,18 @@ impl Recode for Recoder {
 
 /// Returns a file for what has to be kept meanwhile.
 fn spool() -> Result<File, RecodeError> {
-    registry::scratch().map_err(|error| RecodeError::Failed(Arc::new(error)))
+    registry::scratch().map_err(RecodeError::Kept)
 }
 
 /// Does something with an order, and with a file for the layer's tar, if files come first in it.
-fn in_order<T>(first: Option<&First>, work: impl FnOnce(Option<Order<'_>>) -> T) -> Result<T, RecodeError> {
+fn in_order<T>(
+    first: Option<&First>,
+    only: bool,
+    work: impl FnOnce(Option<Order<'_>>) -> T,
+) -> Result<T, RecodeError> {
     let Some(first) = first else { return Ok(work(None)) };
     let spool = spool()?;
-    Ok(work(Some(Order { first, spool: &spool })))
+    Ok(work(Some(Order { first, spool: &spool, only })))
 }
 
 /// Says which errors are about what is in a layer.
@@ -167,6 +171,7 @@ fn told(error: recode::RecodeError) -> RecodeError {
         recode::RecodeError::Inexpressible { .. }
         | recode::RecodeError::Limit { .. }
         | recode::RecodeError::NothingFirst => RecodeError::Inexpressible(error.to_string()),
+        recode::RecodeError::Spool(error) => RecodeError::Kept(error),
         error => RecodeError::Failed(Arc::new(error)),
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use format::{DiffId, Digest, limits};
 use registry::{FileOrder, Format, Manifest, Reference};
 
+use super::run::eprint;
 use super::transfer::{self, Bars};
 use super::{Session, convert};
 use crate::cli;
@@ -50,6 +51,11 @@ impl Orders {
         Self { known, others: First::new(others) }
     }
 
+    /// Says that nothing comes first anywhere.
+    fn is_empty(&self) -> bool {
+        self.others.is_empty()
+    }
+
     /// Returns the files that come first in a layer.
     pub(super) fn files(&self, layer: &DiffId) -> Option<&First> {
         Some(self.known.get(layer).unwrap_or(&self.others)).filter(|first| !first.is_empty())
@@ -68,6 +74,13 @@ fn comes_first(file: &ReadFile) -> bool {
 
 pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Result<Code> {
     let from = parse(&args.from)?;
+    let whole = "a layer that is a file system is fetched whole, whatever comes first in it";
+    if args.format == Some(cli::LayerFormat::Erofs) {
+        return Err(misused(format!("--format: {whole}")));
+    }
+    if from.is_standard() {
+        return Err(misused("SRC: it is read twice, so it cannot be standard input"));
+    }
     let net = Net::new(&session.config, None)?;
     let bars = Arc::new(Bars::new("looking"));
     let (images, format) = net.run(transfer::until_ended("optimizing", async {
@@ -79,24 +92,21 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
         None => recorded(session, &net, &from, &images)?,
     };
     let orders = Orders::of(&profiles);
-    if profiles.iter().all(|profile| profile.files().is_empty()) {
-        let what = format!(
-            "the profile of {from} names no files: an earlier version recorded it, or an ordinary user's start"
-        );
+    if orders.is_empty() {
+        let why = match profiles.iter().all(|profile| profile.files().is_empty()) {
+            true => "names no files: an earlier version recorded it, or an ordinary user's start",
+            false => "names no file most of which was read",
+        };
+        let what = format!("the profile of {from} {why}");
         bail!(anyhow::Error::msg(what).context(Hint::new("ordering files", RECORD)));
     }
     let format = args.format.unwrap_or(match format {
-        Format::Erofs => cli::LayerFormat::Erofs,
+        Format::Erofs => bail!("optimizing {from}: {whole}; --format names another one"),
         Format::EStargz => cli::LayerFormat::Estargz,
         Format::ZstdChunked => cli::LayerFormat::Zstdchunked,
         Format::Oci => cli::LayerFormat::Oci,
         Format::Nydus => cli::LayerFormat::Nydus,
     });
-    if format == cli::LayerFormat::Erofs {
-        return Err(misused(
-            "--format: a layer that is a file system is fetched whole, whatever comes first".to_owned(),
-        ));
-    }
     let args = cli::Convert {
         from: args.from.clone(),
         to: args.to.clone(),
@@ -114,38 +124,40 @@ fn given(file: &Path) -> anyhow::Result<Profile> {
     Profile::parse(&bytes).with_context(what)
 }
 
-/// Returns the profiles of images: those in the store, else those in the registry.
+/// Returns the profiles of images: those in the store, else those in the registry. One that is damaged is told, and left aside.
 fn recorded(
     session: &Session,
     net: &Net,
     from: &Reference,
     images: &[Manifest],
 ) -> anyhow::Result<Vec<Profile>> {
-    let mut found = Vec::new();
     let manifests: Vec<Digest> = images.iter().map(|image| image.digest).collect();
     let here: anyhow::Result<Vec<Option<String>>> = session.ask(Call::Profiles { manifests });
-    let (here, why_not) = match here {
-        Ok(here) => (here, None),
-        // The registry may have one.
-        Err(error) => (Vec::new(), Some(error.context("asking the store for a profile"))),
-    };
+    // Where the store cannot be asked the registry may have one.
+    let here = here.context("asking the store for profiles").unwrap_or_else(|error| left_aside(&error));
     let mut here = here.into_iter();
+    let mut found = Vec::new();
     for image in images {
-        match here.next().flatten() {
-            Some(text) => {
-                found.push(Profile::parse(text.as_bytes()).context("reading the recorded profile")?)
-            }
-            None => found.extend(shipped(net, from, &image.digest)?),
-        }
+        let recorded = here.next().flatten().and_then(|text| {
+            let parsed = Profile::parse(text.as_bytes()).context("reading the recorded profile");
+            parsed.map(Some).unwrap_or_else(|error| left_aside(&error))
+        });
+        found.extend(match recorded {
+            Some(profile) => Some(profile),
+            None => shipped(net, from, &image.digest).unwrap_or_else(|error| left_aside(&error)),
+        });
     }
-    match why_not {
-        _ if !found.is_empty() => Ok(found),
-        Some(error) => Err(error),
-        None => {
-            let none = anyhow::anyhow!("neither this store nor the registry has a profile of {from}");
-            Err(none.context(Hint::new("looking for what a start reads", RECORD)))
-        }
+    if found.is_empty() {
+        let none = anyhow::anyhow!("neither this store nor the registry has a profile of {from}");
+        bail!(none.context(Hint::new("looking for what a start reads", RECORD)));
     }
+    Ok(found)
+}
+
+/// Says why there is nothing, and returns that.
+fn left_aside<T: Default>(error: &anyhow::Error) -> T {
+    eprint(&format!("floe: {error:#}\n"));
+    T::default()
 }
 
 /// Returns the profile that is shipped with an image, if there is one that can be read.
@@ -169,8 +181,9 @@ mod tests {
         let layer = |name: &str| DiffId::new(Digest::of(name.as_bytes()));
         let file = |layer, path: &str, read| ReadFile { layer, path: path.into(), size: 10, read };
         let files = vec![file(1, "b", 5), file(0, "a", 10), file(0, "mostly not", 4), file(1, "c", 10)];
-        let profile =
-            Profile::new(Vec::new(), &[]).with_files(vec![layer("one"), layer("two"), layer("three")], files);
+        let profile = Profile::new(Vec::new(), &[])
+            .of(vec![layer("one"), layer("two"), layer("three")])
+            .with_files(files);
         let orders = Orders::of(&[profile]);
         let first = |paths: &str| First::new(paths.split_whitespace().map(str::as_bytes));
         assert_eq!(orders.files(&layer("one")), Some(&first("a")));

@@ -15,10 +15,11 @@ use super::disk::{self, BlobRow, ChunkAddress, ChunkRow, Extension};
 use super::write::{Blob, CHUNK_SIZE, IMPLIED};
 use crate::erofs::disk::decode_device;
 use crate::erofs::read::{Corrupt, Image, Inode, Kind, Nid, OpenError};
+use crate::limits;
+#[cfg(doc)]
+use crate::nydus::write;
 use crate::tar::{Member, MemberKind};
 use crate::tree::Runs;
-#[cfg(doc)]
-use crate::{limits, nydus::write};
 
 /// How the names of files begin that hide something of lower layers.
 const WHITEOUT: &[u8] = b".wh.";
@@ -72,7 +73,9 @@ impl<'a> Layer<'a> {
         let blobs = table(extension.blobs_offset.get(), extension.blobs_size.get().into());
         let chunks = table(extension.chunks_offset.get(), extension.chunks_size.get());
         let ahead = table(extension.prefetch_offset.get(), extension.prefetch_size.get().into());
-        let (Some(blobs), Some(chunks), Some(ahead)) = (blobs, chunks, ahead) else { return Err(short) };
+        let (Some(blobs), Some(chunks)) = (blobs, chunks) else { return Err(short) };
+        // A hint: of one that cannot be there is none.
+        let ahead = ahead.filter(|ahead| ahead.len() as u64 / 4 <= limits::ENTRIES).unwrap_or_default();
         let ahead = ahead.as_chunks::<4>().0.iter().map(|nid| Nid(u32::from_le_bytes(*nid).into())).collect();
         let row = match blobs.len() {
             0 => None,

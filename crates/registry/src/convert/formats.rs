@@ -74,7 +74,7 @@ impl Format {
     }
 
     /// Says whether a layer is in the format.
-    fn has(self, layer: &Descriptor) -> bool {
+    pub(crate) fn has(self, layer: &Descriptor) -> bool {
         let said = |name| layer.annotations.contains_key(name);
         match (self, oci_name(&layer.media_type).unwrap_or(&layer.media_type)) {
             (Self::EStargz, GZIP) => said(TOC_DIGEST),
@@ -92,7 +92,7 @@ impl Format {
         if are_nydus(layers) {
             return Self::Nydus;
         }
-        [Self::EStargz, Self::ZstdChunked].into_iter().find(is).unwrap_or(Self::Oci)
+        [Self::EStargz, Self::ZstdChunked, Self::Erofs].into_iter().find(is).unwrap_or(Self::Oci)
     }
 
     /// Returns why a layer stays as it is, if it does before anybody has looked at it.

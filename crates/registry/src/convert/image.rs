@@ -111,6 +111,10 @@ impl Images {
             }
             found.images.insert(manifest.digest, image);
         }
+        if order == FileOrder::ByRecoder && found.images.is_empty() {
+            let why = "none of its images has layers whose files can be ordered";
+            return Err(Error::Unsupported { what: source.to_string(), why: why.into() });
+        }
         Ok(found)
     }
 

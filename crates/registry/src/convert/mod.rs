@@ -42,6 +42,7 @@ use crate::copy::{Blobs, Sums, Watch};
 use crate::error::{Cause, Error};
 use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
+use crate::scratch;
 use crate::source::Source;
 pub use formats::Format;
 use image::{Images, Outcome};
@@ -163,9 +164,23 @@ pub enum RecodeError {
     /// The format cannot hold it; it can stay as it is.
     #[error("{0}")]
     Inexpressible(String),
+    /// What has to be kept meanwhile could not be, in [a file](crate::scratch).
+    #[error("keeping it in a file")]
+    Kept(#[source] std::io::Error),
     /// It failed.
     #[error(transparent)]
     Failed(Cause),
+}
+
+impl RecodeError {
+    /// Returns what becomes of it, where it is about this.
+    fn about(self, what: String) -> Error {
+        match self {
+            Self::Inexpressible(why) => Error::invalid(what, why),
+            Self::Kept(error) => Error::io(format!("keeping {what} in {}", scratch::dir().display()), error),
+            Self::Failed(cause) => Error::invalid(what, stream::because(&cause)),
+        }
+    }
 }
 
 /// What a conversion came to.

@@ -153,10 +153,10 @@ pub(super) async fn recode(
         match made {
             Ok(made) => Ok(Ok((made, Arc::new(file)))),
             Err(RecodeError::Inexpressible(why)) => Ok(Err(why)),
-            Err(RecodeError::Failed(cause)) => Err(match (inlet.failed, out.failed) {
+            Err(error) => Err(match (inlet.failed, out.failed) {
                 (Some(error), _) => error,
                 (None, Some(error)) => writing(error),
-                (None, None) => Error::invalid(what, because(&cause)),
+                (None, None) => error.about(what),
             }),
         }
     });
@@ -201,7 +201,7 @@ pub(super) async fn top(by: Arc<dyn Recode>, layers: Vec<Digest>, what: String) 
     blocking("making the layer on top", move || {
         by.top(&layers).map_err(|error| match error {
             RecodeError::Inexpressible(why) => Error::Unsupported { what, why },
-            RecodeError::Failed(cause) => Error::invalid(what, because(&cause)),
+            error => error.about(what),
         })
     })
     .await
@@ -218,13 +218,7 @@ pub(super) async fn compare(
         let same = by.compare((&layer, &mut one), (&made, &mut other));
         same.map_err(|error| match one.failed.or(other.failed) {
             Some(error) => error,
-            None => {
-                let what = format!("layer {} and {}, which was made of it", layer.digest, made.digest);
-                match error {
-                    RecodeError::Inexpressible(why) => Error::invalid(what, why),
-                    RecodeError::Failed(cause) => Error::invalid(what, because(&cause)),
-                }
-            }
+            None => error.about(format!("layer {} and {}, which was made of it", layer.digest, made.digest)),
         })
     });
     let (same, (), ()) = tokio::join!(work, feed(from, to_one, |_| ()), feed(there, to_other, |_| ()));
@@ -236,7 +230,7 @@ fn piece_len() -> usize {
 }
 
 /// Returns an error and its causes in one line.
-fn because(cause: &Cause) -> String {
+pub(super) fn because(cause: &Cause) -> String {
     let mut text = cause.to_string();
     let mut next = cause.source();
     while let Some(cause) = next {

@@ -84,14 +84,14 @@ pub fn compare_unpacked(
 /// Puts the blob into a file, and compares it with what it should be.
 fn keep(blob: impl Read, expected: Digest, size: u64, mut file: &File) -> Result<(), RecodeError> {
     let (mut hasher, mut at) = (DigestHasher::new(), 0);
-    file.seek(SeekFrom::Start(0)).map_err(RecodeError::Write)?;
+    file.seek(SeekFrom::Start(0)).map_err(RecodeError::Spool)?;
     read_all(blob, RecodeError::Read, |piece| {
         at += piece.len() as u64;
         if at > size {
             return Err(RecodeError::BlobLength { expected: size, found: None });
         }
         hasher.update(piece);
-        file.write_all(piece).map_err(RecodeError::Write)
+        file.write_all(piece).map_err(RecodeError::Spool)
     })?;
     if at < size {
         return Err(RecodeError::BlobLength { expected: size, found: Some(at) });

@@ -60,7 +60,7 @@ impl Recode for Packer {
         out: &mut dyn Draft,
     ) -> Result<Recoded, RecodeError> {
         let packing = self.packing(layer.size, threads);
-        let made = in_order(self.orders.files(&layer.diff_id), |order| {
+        let made = in_order(self.orders.files(&layer.diff_id), false, |order| {
             pack_in_order(blob, &expected(layer), &packing, order, out)
         })?;
         let made = made.map_err(told)?;
@@ -76,7 +76,7 @@ impl Recode for Packer {
     ) -> Result<(), RecodeError> {
         let parts = self.parts(&made.digest)?;
         let blob = Blob { bytes: other, digest: made.digest, size: made.size, parts: &parts };
-        let compared = in_order(self.orders.files(&layer.diff_id), |order| {
+        let compared = in_order(self.orders.files(&layer.diff_id), false, |order| {
             compare(one, &expected(layer), layer.size, order, blob)
         })?;
         compared.map_err(told)
