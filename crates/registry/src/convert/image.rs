@@ -48,6 +48,7 @@ impl Images {
         let keeps = |layer: &Descriptor| format.keeps(layer, order);
         let mut found = Self::default();
         let is_layer = |layer: &Descriptor| formats::is_tar(layer) || formats::is_erofs(layer);
+        let elsewhere = tables_elsewhere(source, plan, format).await?;
         let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
         let back = format == Format::Oci && are_all_nydus(source, plan)?;
         if back && order == FileOrder::ByRecoder {
@@ -58,7 +59,10 @@ impl Images {
         }
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
-            let parsed = manifest.image(&what)?;
+            let mut parsed = manifest.image(&what)?;
+            // What has its table elsewhere would have none at the destination.
+            let told = parsed.layers.iter_mut().filter(|layer| elsewhere.contains(&layer.digest));
+            told.for_each(|layer| layer.annotations = formats::lasting(&layer.annotations));
             // BuildKit's attestations look like images, with statements for layers.
             if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(is_layer) {
                 continue;
@@ -262,6 +266,15 @@ fn are_all_nydus(source: &Source, plan: &Plan) -> Result<bool, Error> {
         all &= !is_image || formats::are_nydus(&parsed.layers);
     }
     Ok(all)
+}
+
+/// Returns the layers of eStargz whose tables are in an image of its own, if that matters.
+async fn tables_elsewhere(source: &Source, plan: &Plan, format: Format) -> Result<HashSet<Digest>, Error> {
+    if format != Format::EStargz || formats::of_source(plan)? != format {
+        return Ok(HashSet::new());
+    }
+    let tables = source.tables().await?.unwrap_or_default();
+    Ok(tables.into_iter().map(|(layer, _)| layer).collect())
 }
 
 /// Returns the manifests that were made of others beside them: those are looked at instead.
