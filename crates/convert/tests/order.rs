@@ -320,7 +320,7 @@ fn where_a_header_may_speak_of_more_than_one_file_nothing_is_moved() {
     let mut global = Archive::new();
     global.records(b'g', &[(b"comment", b"of all that follow")]);
     let mut looks_so = Archive::new();
-    looks_so.entry(&Entry::symlink("link", &[&[b'x'; 156][..], b"g"].concat()), Variant::Gnu);
+    looks_so.entry(&Entry::symlink("link", [&[b'x'; 156][..], b"g"].concat()), Variant::Gnu);
     for mut archive in [global, looks_so] {
         for name in ["early", "late"] {
             archive.entry(&Entry::file(name, name), Variant::Ustar);
