@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use format::{Digest, limits as sizes};
 
-use super::formats::{self, Format};
+use super::formats::{self, EROFS_FEATURE, Format};
 use super::layers::Made;
 use super::rewrite::{self, Child, Top};
 use super::{Conversion, ConvertedLayer, FileOrder, How, Originals, Tops, stream};
@@ -317,8 +317,13 @@ fn rewritten(
     if tree.is_some() {
         config = rewrite::history_below(&config, image.layers.len(), what)?;
     }
-    if let Some(feature) = format.feature() {
-        config = rewrite::feature(&config, feature, what)?;
+    match format.feature() {
+        Some(feature) => config = rewrite::feature(&config, feature, true, what)?,
+        // What is asked for is for layers that are no more: none of this kind stays.
+        None if image.layers.iter().any(LayerBlob::is_erofs) => {
+            config = rewrite::feature(&config, EROFS_FEATURE, false, what)?;
+        }
+        None => {}
     }
     let config = rewrite::config(&config, &diff_ids, what)?;
     let descriptor = Descriptor::of(media_type::CONFIG, &config);
