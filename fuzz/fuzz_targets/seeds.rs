@@ -60,6 +60,7 @@ fn write_all() {
         }
         put("erofs", &name, &[&[1], &image(&archive.skeleton)]);
         put("erofs", &format!("{name}-layer"), &[&[3], &layer(&archive.tar)]);
+        put("erofs_back", &name, &[&[1], &layer(&archive.tar)]);
         let many = (0..70).map(|n| Entry::file(format!("many/{n}-{}", "x".repeat(70)), vec![b'y'; 9 * n]));
         let many: Vec<_> = many.chain(entries).collect();
         put("erofs", &format!("{name}-many"), &[&[1], &image(&Archive::of(&many, variant).skeleton)]);

@@ -36,6 +36,7 @@ mod split;
 mod spool;
 mod table;
 mod tail;
+mod tree_tar;
 
 use std::collections::BTreeMap;
 use std::fs::File;

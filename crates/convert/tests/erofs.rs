@@ -14,12 +14,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Dice, PACKINGS, assorted, expected, pack as packed_as};
-use convert::recode::erofs::{ErofsError, Made, compare, image};
-use convert::recode::{RecodeError, Recoded};
+use common::{Dice, PACKINGS, assorted, expected, options, pack as packed_as};
+use convert::recode::erofs::{ErofsError, Made, compare, image, unpack};
+use convert::recode::{RecodeError, Recoded, Recoding, Target, recode};
+use convert::{BuildError, Threads, build};
 use format::Digest;
 use format::erofs::disk::{BLOCK, decode_device};
 use format::erofs::read::{Image, Inode, Kind as Found, LayerHead, Source};
+use format::unpack::UnpackError;
 use proptest::prelude::*;
 use sys::mount::{self, Detached, DeviceReads};
 use testkit::dump::{Dump, Node, What, difference, disk};
@@ -34,7 +36,21 @@ fn made(tar: &[u8], blob: &[u8]) -> Result<(Vec<u8>, Recoded), RecodeError> {
     assert_eq!((said.digest, said.size), (Digest::of(&bytes), bytes.len() as u64));
     assert_eq!(*said.diff_id.digest(), said.digest);
     check(tar, &bytes).unwrap();
+    // A tar that is made of it has the same files, and hides the same.
+    let again = unpacked(&bytes).unwrap();
+    assert!(unpacked(&bytes).unwrap() == again);
+    let mut out = Cursor::new(Vec::new());
+    image(&again[..], &expected(&again, &again), again.len() as u64, &mut out).unwrap();
+    same(&dump(&out.into_inner()), &dump(&bytes));
     Ok((bytes, said))
+}
+
+/// Makes a tar of an image.
+fn unpacked(bytes: &[u8]) -> Result<Vec<u8>, RecodeError> {
+    let (file, mut tar) = (tempfile::tempfile().unwrap(), Vec::new());
+    let made = unpack(bytes, Digest::of(bytes), bytes.len() as u64, &file, &mut tar)?;
+    assert_eq!((made.digest, made.size), (Digest::of(&tar), tar.len() as u64));
+    Ok(tar)
 }
 
 fn check(tar: &[u8], bytes: &[u8]) -> Result<(), RecodeError> {
@@ -333,6 +349,154 @@ proptest! {
         let difference = difference(&found, &wanted);
         prop_assert!(difference.is_none(), "{}", difference.unwrap_or_default());
     }
+}
+
+#[test]
+fn what_is_no_tar_is_told_by_its_first_bytes() {
+    let tar = archive(&[Entry::file("a", "content")]);
+    let (bytes, _) = made(&tar, &tar).unwrap();
+    for blob in [&bytes[..], &bytes[..1028]] {
+        let size = blob.len() as u64;
+        let recoding = Recoding { target: Target::Gzip, level: None, blob_size: size, threads: 1 };
+        let error = recode(blob, &expected(blob, blob), &recoding, std::io::sink()).unwrap_err();
+        assert!(matches!(error, RecodeError::Unpack(UnpackError::FileSystem)), "{error:?}");
+        let nowhere = |_: u32, _: &[u8]| Ok(());
+        let error = build(blob, options(blob, 16), &expected(blob, blob), Threads::One, nowhere).unwrap_err();
+        assert!(matches!(error, BuildError::Unpack(UnpackError::FileSystem)), "{error:?}");
+    }
+    // A tar that is shorter than that, and one that has such a file.
+    let mut inside = vec![0; 512];
+    inside.extend(0xe0f5_e1e2_u32.to_le_bytes());
+    for tar in [vec![0; 1024], archive(&[Entry::file("a", inside)])] {
+        made(&tar, &tar).unwrap();
+    }
+}
+
+#[test]
+fn what_is_damaged_is_an_error_or_another_tree_and_ends() {
+    let mut entries = everything();
+    entries.truncate(14);
+    entries[4] = Entry::file("implied/large", vec![3; 9000]);
+    let tar = archive(&entries);
+    let (bytes, _) = made(&tar, &tar).unwrap();
+    let meta = LayerHead::read(bytes.first_chunk::<BLOCK>().unwrap()).unwrap().meta();
+    let mut dice = Dice::new(5);
+    for _ in 0..3000 {
+        let mut bad = bytes.clone();
+        let at = usize::try_from(meta + dice.below(bytes.len() as u64 - meta)).unwrap();
+        bad[at] = bad[at].wrapping_add(1 + u8::try_from(dice.below(255)).unwrap());
+        let _ = unpacked(&bad); // either
+    }
+    // Too short, not that blob, packed.
+    assert!(unpacked(&bytes[..bytes.len() - 1]).is_err() && unpacked(&bytes[..100]).is_err());
+    let file = tempfile::tempfile().unwrap();
+    let error = unpack(&bytes[..], Digest::of(b""), bytes.len() as u64, &file, std::io::sink()).unwrap_err();
+    assert!(matches!(error, RecodeError::BlobDigest { .. }), "{error}");
+    // What follows the file system is none of it.
+    assert!(unpacked(&[&bytes[..], &[7; 8192]].concat()).unwrap() == unpacked(&bytes).unwrap());
+}
+
+#[test]
+fn a_directory_in_itself_is_refused() {
+    let tar = archive(&[Entry::dir("outer/"), Entry::dir("outer/inner/"), Entry::file("a", "b")]);
+    let (bytes, _) = made(&tar, &tar).unwrap();
+    let head = LayerHead::read(bytes.first_chunk::<BLOCK>().unwrap()).unwrap();
+    let from = usize::try_from(head.meta()).unwrap();
+    let image = head.open(&bytes[from..]).unwrap();
+    let nid = |dir, name: &[u8]| image.lookup(&image.inode(dir).unwrap(), name).unwrap().unwrap();
+    let outer = nid(image.root(), b"outer");
+    let inner = nid(outer, b"inner");
+    let mut found = 0;
+    for (place, other) in [(inner, outer), (inner, image.root()), (outer, inner)] {
+        for at in (from..bytes.len() - 8).filter(|at| bytes[*at..*at + 8] == place.0.to_le_bytes()) {
+            let mut bad = bytes.clone();
+            bad[at..at + 8].copy_from_slice(&other.0.to_le_bytes());
+            match unpacked(&bad) {
+                Err(error @ RecodeError::Erofs(ErofsError::Corrupt(_))) => {
+                    found += usize::from(format!("{error:?}").contains("in two places"));
+                }
+                other => assert!(other.is_ok(), "{other:?}"), // of "." and ".." nothing is made
+            }
+        }
+    }
+    assert!(found >= 2, "{found}");
+}
+
+#[test]
+fn images_of_mkfs_erofs_are_read() {
+    if Command::new("mkfs.erofs").arg("--help").output().is_err() {
+        skip!("mkfs.erofs is not installed");
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    if fs::metadata(dir.path()).unwrap().uid() != 0 {
+        skip!("devices are root's to make");
+    }
+    let tree = dir.path().join("tree");
+    fixture::populate(&tree, true).unwrap();
+    // mkfs.erofs 1.5 takes no name of 255 bytes.
+    for entry in
+        fs::read_dir(&tree).unwrap().map(Result::unwrap).filter(|entry| entry.file_name().len() > 250)
+    {
+        fs::remove_dir_all(entry.path()).unwrap();
+    }
+    let hiding = [
+        Entry::dir("hides/").xattr("trusted.overlay.opaque", "y"),
+        Entry::new("hides/gone", Kind::Char(0, 0)),
+        Entry::link("hides/too", "hides/gone"),
+    ];
+    let tar = dir.path().join("tar");
+    fs::write(&tar, archive(&hiding)).unwrap();
+    fixture::gnu_tar(&["-xpf", tar.to_str().unwrap(), "--xattrs", "--xattrs-include=*"], &tree).unwrap();
+    let wanted = disk(&tree).unwrap();
+    let path = dir.path().join("image");
+    let make = |more: &[&str]| {
+        let made = Command::new("mkfs.erofs").args(more).arg(&path).arg(&tree).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        fs::read(&path).unwrap()
+    };
+    for more in [&[][..], &["-Enoinline_data"], &["-Eforce-inode-extended"]] {
+        let tar = unpacked(&make(more)).unwrap();
+        let mut out = Cursor::new(Vec::new());
+        image(&tar[..], &expected(&tar, &tar), tar.len() as u64, &mut out).unwrap();
+        let mut found = dump(&out.into_inner());
+        // Of what is hidden nothing is there but the name.
+        for (path, node) in found.iter_mut().filter(|(_, node)| node.what == What::Char(0, 0)) {
+            *node = wanted[path].clone();
+        }
+        found.insert(b"hides/too".to_vec(), wanted[&b"hides/too"[..]].clone());
+        let mut wanted = wanted.clone();
+        for (path, node) in &mut wanted {
+            // Version 1.9 drops parts of seconds.
+            node.mtime.1 = found.get(path).filter(|node| node.mtime.1 == 0).map_or(node.mtime.1, |_| 0);
+        }
+        same(&found, &wanted);
+    }
+    // As containerd's differ calls it; 1.6 and later.
+    let help = Command::new("mkfs.erofs").arg("--help").output().unwrap();
+    if String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).contains("--tar") {
+        let mut entries = everything();
+        entries.retain(|entry| !matches!(entry.kind, Kind::Sparse(..))); // which it takes for what they are not
+        let layer = archive(&entries);
+        fs::write(&tar, &layer).unwrap();
+        let more = ["--tar=f", "--aufs", "--quiet", "-Enoinline_data"];
+        let done = Command::new("mkfs.erofs").args(more).arg(&path).arg(&tar).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        let tar = unpacked(&fs::read(&path).unwrap()).unwrap();
+        let (mut found, wanted) =
+            (dump(&made(&tar, &tar).unwrap().0), dump(&made(&layer, &layer).unwrap().0));
+        // What nobody describes is of the moment.
+        for (path, node) in &mut found {
+            node.mtime =
+                wanted.get(path).filter(|node| node.mtime == (0, 0)).map_or(node.mtime, |node| node.mtime);
+        }
+        same(&found, &wanted);
+    }
+    fs::write(tree.join("packed"), vec![b'a'; 1 << 20]).unwrap();
+    let error = unpacked(&make(&["-zlz4"])).unwrap_err();
+    assert!(
+        matches!(&error, RecodeError::Erofs(ErofsError::Open(why)) if why.to_string().contains("features")),
+        "{error:?}"
+    );
 }
 
 /// An image in a file, not in /tmp: the kernel refuses one on tmpfs.

@@ -16,11 +16,12 @@ use std::path::Path;
 use convert::recode::Target;
 use format::index::Codec;
 use format::payload::SegmentSize;
-use format::stargz::TOC_DIGEST;
 use format::stargz::index::{Whose, index};
 use format::stargz::table::Announced;
+use format::stargz::{TABLE_OF, TOC_DIGEST, is_added};
 use format::{DiffId, Digest};
 use serde_json::json;
+use support::containerd::{Containerd, Release};
 use support::image::{self, Layer, Pack, TestImage, blob_path};
 use support::servers::Embedded;
 use support::{Node, unmount_below};
@@ -166,6 +167,123 @@ fn a_table_is_a_claim() {
     first.ok(&["index", "--push", &reference]);
     let node = Node::new("");
     assert_eq!(origins(&node, &reference).1, ["registry"; 2]);
+}
+
+/// Returns the layers with their tables apart, and the image of the tables: of each layer in `of` it says that it is its table.
+fn apart(of: impl Fn(&Layer) -> Digest) -> (TestImage, TestImage) {
+    let layers = layers().into_iter().map(|layer| layer.recoded(Target::EStargz).apart());
+    let (layers, tables): (Vec<_>, Vec<_>) = layers.unzip();
+    let table = |(layer, blob): (&Layer, &bytes::Bytes)| {
+        let tar = format::unpack::whole(Codec::Gzip, blob, u64::MAX).unwrap().unwrap();
+        let annotations = [(TABLE_OF.to_owned(), of(layer).to_string())].into();
+        Layer { tar, blob: blob.clone(), pack: Pack::Gzip, annotations }
+    };
+    let tables = layers.iter().zip(&tables).map(table).rev().collect();
+    (TestImage::new(layers, &json!({})), TestImage::new(tables, &json!({})))
+}
+
+#[test]
+fn estargz_is_lazy_by_a_table_in_another_image() {
+    let first = node!();
+    let registry = Embedded::start(&first.path("registry"));
+    let (image, tables) = apart(Layer::digest);
+    let wanted = image.extract(&first.path("extracted"));
+    let reference = format!("{}/team/app:v1", registry.host());
+    image.push(&reference);
+
+    // It is not there, and why the layers are streamed is said.
+    let node = Node::new("");
+    let (at, streamed) = origins(&node, &reference);
+    assert_eq!(streamed, ["streamed"; 2]);
+    assert_same(&at, &wanted);
+    let why = node.json(&["inspect", &reference])["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("in an image of its own, v1-esgztoc, which is not there"), "{why}");
+
+    tables.push(&format!("{reference}-esgztoc"));
+    let pinned = format!("{reference}@{}", image.digest());
+    for reference in [&reference, &pinned] {
+        let node = Node::new("");
+        let (at, origins) = origins(&node, reference);
+        assert_eq!(origins, ["contents"; 2], "{reference}");
+        assert!(node.received() < image.packed() / 8);
+        assert_same(&at, &wanted);
+        node.umount(&at);
+    }
+    // A digest alone does not tell the tag.
+    let node = Node::new("");
+    let digest = format!("{}/team/app@{}", registry.host(), image.digest());
+    assert_eq!(origins(&node, &digest).1, ["streamed"; 2]);
+    let why = node.json(&["inspect", &digest])["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("TAG-esgztoc, and the image has no tag"), "{why}");
+
+    // Converted, also to eStargz, the layers have all they need; a copy says what it leaves behind.
+    for format in ["estargz", "oci", "zstdchunked"] {
+        let to = format!("{}/team/{format}:v1", registry.host());
+        let made = first.json(&["convert", "--format", format, "--verify", &reference, &to]);
+        assert!(made["verified"] == 2, "{made}");
+        let (at, origins) = origins(&node, &to);
+        assert_eq!(origins, [if format == "oci" { "streamed" } else { "contents" }; 2], "{format}");
+        let (mut found, mut wanted) = (dump::disk(&at).unwrap(), wanted.clone());
+        for dump in [&mut found, &mut wanted] {
+            dump.retain(|path, _| !is_added(path));
+        }
+        assert_eq!(dump::difference(&found, &wanted), None, "{format}");
+    }
+    let copied = first.run(&["copy", &reference, &format!("{}/team/copy:v1", registry.host())]);
+    assert!(copied.status.success() && copied.stderr.contains("in the image v1-esgztoc"), "{copied:?}");
+
+    // Tables of other layers, and what is no image of tables.
+    let (_, others) = apart(|_| Digest::of(b"another layer"));
+    for (tag, beside) in [("v2", others), ("v3", self::image(Target::Gzip))] {
+        let reference = format!("{}/team/app:{tag}", registry.host());
+        image.push(&reference);
+        beside.push(&format!("{reference}-esgztoc"));
+        let node = Node::new("");
+        assert_eq!(origins(&node, &reference).1, ["streamed"; 2], "{tag}");
+        let why = node.json(&["inspect", &reference])["why"].as_str().unwrap().to_owned();
+        assert!(why.contains("which has none for it"), "{why}");
+    }
+}
+
+#[test]
+fn tables_that_ctr_remote_writes_into_another_image_are_read() {
+    let node = node!();
+    let release = Release::Sid;
+    if let Some(why) = release.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    let Some(program) = release.program("ctr-remote") else {
+        testkit::skip!("there is no ctr-remote of sid (scripts/containerd-versions)");
+    };
+    let registry = Embedded::start(&node.path("registry"));
+    // Where it keeps the tar as it is it reads gzip alone.
+    let gzip = layers().into_iter().map(|layer| Layer::new(layer.tar, Pack::Gzip));
+    let plain = TestImage::new(gzip.collect(), &json!({}));
+    let reference = format!("{}/team/plain:v1", registry.host());
+    plain.push(&reference);
+    let wanted = plain.extract(&node.path("extracted"));
+    let containerd = Containerd::start(release, &node, &reference);
+    containerd.ok(&["content", "fetch", "--plain-http", &reference]);
+    for (tag, more) in [("apart", &[][..]), ("same", &["--estargz-keep-diff-id"])] {
+        let made = format!("{}/team/app:{tag}", registry.host());
+        let mut command = containerd.beside(&program);
+        command.arg("--address").arg(containerd.socket());
+        command.args(["images", "convert", "--oci", "--estargz", "--estargz-external-toc"]).args(more);
+        command.args([&reference, &made]);
+        let outcome = node.spawn(command).end();
+        assert!(outcome.status.success(), "{outcome:?}");
+        for name in [made.clone(), format!("{made}-esgztoc")] {
+            containerd.ok(&["images", "push", "--plain-http", &name]);
+        }
+        let reader = Node::new("");
+        let (at, origins) = origins(&reader, &made);
+        assert_eq!(origins, ["contents"; 2], "{tag}");
+        let mut found = dump::disk(&at).unwrap();
+        found.retain(|path, _| !is_added(path));
+        assert_eq!(dump::difference(&found, &wanted), None, "{tag}");
+        let oci = format!("{}/team/oci:{tag}", registry.host());
+        assert_eq!(reader.json(&["convert", "--format", "oci", "--verify", &made, &oci])["verified"], 2);
+    }
 }
 
 #[test]

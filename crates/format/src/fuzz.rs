@@ -121,6 +121,8 @@ pub fn contents(data: &[u8]) {
     let (size, table) = (data.len() as u64, Digest::of(data));
     for place in [Place::Footer, Place::At { offset: 0, packed: size, plain: 1 << 16 }] {
         let announced = Announced { digest: table, place };
+        assert!(announced.elsewhere(data, size).is_none_or(|end| end < size), "it is longer than it is");
+        let _ = announced.open(data); // as a blob that is nothing else
         let Ok(whole) = announced.whole(data, size) else { continue };
         let range = usize::try_from(whole.start).unwrap_or(0)..usize::try_from(whole.end).unwrap_or(0);
         let _ = announced.open(&data[range]); // some table, or none

@@ -7,6 +7,7 @@
 //! # Sources
 //!
 //! eStargz: `docs/estargz.md` of stargz-snapshotter; its footer and writer: `estargz/gzip.go`, `estargz/estargz.go`.
+//! A table in an image of its own: `estargz/externaltoc/externaltoc.go`, `nativeconverter/estargz/externaltoc/`.
 //! zstd:chunked: `pkg/chunked/internal/minimal/compression.go` of containers/storage; the same with stargz-snapshotter's
 //! footer: `estargz/zstdchunked/zstdchunked.go`.
 //!
@@ -16,6 +17,8 @@
 //! eStargz       members of gzip: tar bytes …  ·  one member: the tar entry "stargz.index.json", and the tar's end  ·  footer
 //! footer        51 bytes: an empty gzip member whose extra field is "SG" 22u16 and 16 hexadecimal digits, the offset of
 //!               the table's member, and "STARGZ"; 47 bytes without "SG" 22u16 in old ones
+//!   or          46 bytes: such a member with "SG" 17u16 "STARGZEXTERNALTOC". The table's member is a blob then, a layer of the
+//!               image "TAG-esgztoc" beside the layer's own; its annotation says which layer it is of
 //! zstd:chunked  frames of zstd: tar bytes …  ·  skippable frame: table, packed by zstd  ·  [ skippable frame: tar-split ]  ·
 //!               skippable frame: footer
 //! footer        offset u64 · packed length u64 · plain length u64 · type u64 (1) · [ the same three of the tar-split ] ·
@@ -34,6 +37,12 @@ use crate::unpack::UnpackError;
 
 /// Annotation of a layer's descriptor: the SHA-256 of the table, as plain JSON.
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// Annotation of the descriptor of a table that is a blob of its own: the digest of the layer it is of.
+pub const TABLE_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
+
+/// What is added to the tag of an image for the one that has its tables.
+pub const TABLES_TAG: &str = "-esgztoc";
 
 /// Annotation of an eStargz layer's descriptor: the length of its tar, in decimal.
 pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";

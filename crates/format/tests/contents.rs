@@ -33,8 +33,14 @@ fn read(made: &Made) -> Result<Index, TableError> {
     let part = |range: std::ops::Range<u64>| {
         made.blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()].to_vec()
     };
-    let first = made.announced.first(size)?;
-    let whole = made.announced.whole(&part(first), size)?;
+    let tail = part(made.announced.first(size)?);
+    let elsewhere = made.announced.elsewhere(&tail, size);
+    assert_eq!(elsewhere.is_some(), made.form == Form::Elsewhere);
+    if let Some(end) = elsewhere {
+        assert!(made.announced.whole(&tail, size).is_err(), "it is not there");
+        return index(&made.announced.open(&made.table)?, &whose(made, end));
+    }
+    let whole = made.announced.whole(&tail, size)?;
     let json = made.announced.open(&part(whole.clone()))?;
     index(&json, &whose(made, whole.start))
 }
@@ -158,7 +164,7 @@ fn some() -> Vec<Entry> {
 
 #[test]
 fn every_form_shows_what_it_was_made_of() {
-    for form in [Form::EStargz, Form::Old, Form::Chunked] {
+    for form in [Form::EStargz, Form::Old, Form::Elsewhere, Form::Chunked] {
         for (chunk, least) in
             [(4 << 20, 0), (131_072, 0), (100_000, 0), (5000, 0), (5000, 20_000), (4 << 20, 1 << 20)]
         {

@@ -355,6 +355,11 @@ impl LayerBlob {
         Format::Oci.has(&self.descriptor())
     }
 
+    /// Says whether this is a file system and no tar.
+    pub fn is_erofs(&self) -> bool {
+        media_type::is_erofs(&self.media_type)
+    }
+
     /// Returns the descriptor by which a manifest names it.
     pub(crate) fn descriptor(&self) -> Descriptor {
         let annotations = self.annotations.clone();
@@ -435,9 +440,10 @@ pub(crate) fn check_image(manifest: &ImageManifest, what: &str) -> Result<(), Er
                 limit: format::limits::LAYER,
             });
         }
-        if layer.media_type.starts_with(media_type::EROFS_LAYER) {
+        if media_type::is_erofs(&layer.media_type) {
             let why = format!(
-                "layer {} is an EROFS file system, for containerd 2.3 or later; take the image it was made of",
+                "layer {} is an EROFS file system, for containerd; take the image it was made of, or make an ordinary \
+                 one with floe convert --format oci",
                 layer.digest
             );
             return Err(Error::Unsupported { what: what.into(), why });

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use format::stargz::{TABLE_OF, TABLES_TAG};
 use format::{Digest, limits as sizes};
 
 use crate::artifact::{self, IndexArtifact, NewArtifact};
@@ -26,7 +27,8 @@ pub struct Source(Place);
 
 #[derive(Debug, Clone)]
 enum Place {
-    Registry(Repository, Pick),
+    /// The tag stays known where a digest decides.
+    Registry(Repository, Pick, Option<Tag>),
     Layout(Layout, Option<LayoutName>),
 }
 
@@ -35,7 +37,8 @@ impl Client {
     pub async fn source(&self, reference: &Reference) -> Result<Source, Error> {
         Ok(Source(match reference {
             Reference::Registry(image) => {
-                Place::Registry(self.repository(image.host(), image.repository()), Pick::of(image))
+                let repository = self.repository(image.host(), image.repository());
+                Place::Registry(repository, Pick::of(image), image.tag().cloned())
             }
             Reference::Layout(place) => {
                 Place::Layout(Layout::open_dir(place.path()).await?, place.name().cloned())
@@ -55,8 +58,8 @@ impl Source {
     /// Returns the digest that the reference leads to now: of an image index or an image manifest.
     pub async fn resolve(&self) -> Result<Digest, Error> {
         match &self.0 {
-            Place::Registry(_, Pick::Digest(digest)) => Ok(*digest),
-            Place::Registry(repository, pick) => Ok(repository.resolve(pick).await?.digest),
+            Place::Registry(_, Pick::Digest(digest), _) => Ok(*digest),
+            Place::Registry(repository, pick, _) => Ok(repository.resolve(pick).await?.digest),
             Place::Layout(layout, name) => Ok(layout.find(name.as_ref()).await?.digest),
         }
     }
@@ -65,7 +68,7 @@ impl Source {
     /// slow registry from one that is out of reach.
     pub fn answers(&self) -> u64 {
         match &self.0 {
-            Place::Registry(repository, _) => repository.answers(),
+            Place::Registry(repository, ..) => repository.answers(),
             Place::Layout(..) => 0,
         }
     }
@@ -113,7 +116,7 @@ impl Source {
     /// Returns the manifest that the reference leads to: of an image index or an image.
     pub async fn root(&self) -> Result<Manifest, Error> {
         match &self.0 {
-            Place::Registry(repository, pick) => repository.manifest(pick).await,
+            Place::Registry(repository, pick, _) => repository.manifest(pick).await,
             Place::Layout(layout, name) => {
                 let entry = layout.find(name.as_ref()).await?;
                 layout.manifest(&entry.digest, Some(&entry.media_type)).await
@@ -124,7 +127,7 @@ impl Source {
     /// Returns a manifest by descriptor, checked.
     pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest, Error> {
         let manifest = match &self.0 {
-            Place::Registry(repository, _) => repository.manifest(&Pick::Digest(descriptor.digest)).await?,
+            Place::Registry(repository, ..) => repository.manifest(&Pick::Digest(descriptor.digest)).await?,
             Place::Layout(layout, _) => {
                 layout.manifest(&descriptor.digest, Some(&descriptor.media_type)).await?
             }
@@ -141,7 +144,7 @@ impl Source {
     /// Returns what a tag beside the image leads to, if there is such a tag.
     pub(crate) async fn beside(&self, tag: &Tag) -> Result<Option<Manifest>, Error> {
         let found = match &self.0 {
-            Place::Registry(repository, _) => repository.manifest(&Pick::Tag(tag.clone())).await,
+            Place::Registry(repository, ..) => repository.manifest(&Pick::Tag(tag.clone())).await,
             Place::Layout(layout, _) => match tag.as_str().parse::<LayoutName>() {
                 Ok(name) => match layout.find(Some(&name)).await {
                     Ok(entry) => layout.manifest(&entry.digest, Some(&entry.media_type)).await,
@@ -157,10 +160,31 @@ impl Source {
         }
     }
 
+    /// Returns the tag beside the image's own under which tables of contents of its layers may be; nothing where it has no tag, or
+    /// one that cannot be longer.
+    pub fn tables_tag(&self) -> Option<Tag> {
+        let name = match &self.0 {
+            Place::Registry(_, _, tag) => tag.as_ref()?.as_str(),
+            Place::Layout(_, name) => name.as_ref()?.as_str(),
+        };
+        format!("{name}{TABLES_TAG}").parse().ok()
+    }
+
+    /// Returns the tables of contents that are there, and the layers they are of; nothing where there is no such tag.
+    pub async fn tables(&self) -> Result<Option<Vec<(Digest, Descriptor)>>, Error> {
+        let Some(tag) = self.tables_tag() else { return Ok(None) };
+        let Some(manifest) = self.beside(&tag).await? else { return Ok(None) };
+        let what = format!("image {tag} beside {self}");
+        let image = manifest.image(&what)?;
+        manifest::check_image(&image, &what)?;
+        let of = |table: Descriptor| Some((table.annotations.get(TABLE_OF)?.parse().ok()?, table));
+        Ok(Some(image.layers.into_iter().filter_map(of).collect()))
+    }
+
     /// Returns the registry and repository that it is in, if it is in one.
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match &self.0 {
-            Place::Registry(repository, _) => Some(repository),
+            Place::Registry(repository, ..) => Some(repository),
             Place::Layout(..) => None,
         }
     }
@@ -182,7 +206,7 @@ impl Source {
         urgency: impl Into<Urgency>,
     ) -> RangeReader {
         match &self.0 {
-            Place::Registry(repository, _) => repository.read_range(blob, size, range, urgency),
+            Place::Registry(repository, ..) => repository.read_range(blob, size, range, urgency),
             Place::Layout(layout, _) => layout.read_range(blob, size, range),
         }
     }
@@ -205,7 +229,7 @@ impl Source {
     /// Returns the index artifacts of an image manifest, best first. Those that cannot be read are left out.
     pub async fn index_artifacts(&self, manifest: &Digest) -> Result<Vec<IndexArtifact>, Error> {
         let manifests: Vec<Manifest> = match &self.0 {
-            Place::Registry(repository, _) => {
+            Place::Registry(repository, ..) => {
                 let listed = repository.referrers(manifest, Some(media_type::FLOE_INDEX)).await?;
                 let mut found = Vec::new();
                 for entry in artifact::shortlist(listed) {
@@ -247,7 +271,7 @@ impl Source {
         }
         let (manifest, blobs) = new.build()?;
         match &self.0 {
-            Place::Registry(repository, _) => {
+            Place::Registry(repository, ..) => {
                 for blob in &blobs {
                     repository.push_blob(blob, None).await?;
                 }
@@ -267,8 +291,8 @@ impl Source {
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
-            Place::Registry(repository, pick @ Pick::Tag(_)) => write!(f, "{repository}:{pick}"),
-            Place::Registry(repository, pick @ Pick::Digest(_)) => write!(f, "{repository}@{pick}"),
+            Place::Registry(repository, pick @ Pick::Tag(_), _) => write!(f, "{repository}:{pick}"),
+            Place::Registry(repository, pick @ Pick::Digest(_), _) => write!(f, "{repository}@{pick}"),
             Place::Layout(layout, None) => layout.fmt(f),
             Place::Layout(layout, Some(name)) => write!(f, "{layout}:{name}"),
         }

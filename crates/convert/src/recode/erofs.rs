@@ -13,6 +13,7 @@
 //!
 //! **Bounded.** In memory are the layer's tree, what becomes of it, and no bytes of files. Holes of sparse files are no bytes here, either.
 
+mod back;
 mod check;
 mod lay;
 
@@ -28,6 +29,7 @@ use format::{DiffId, Digest, DigestHasher};
 use super::{RecodeError, Recoded, read};
 use crate::Expected;
 use crate::builder::read_all;
+pub use back::{Unpacked, unpack};
 pub use check::{Made, compare};
 use lay::Lay;
 
@@ -46,6 +48,14 @@ pub enum ErofsError {
     /// An image is damaged.
     #[error("reading the image of a layer")]
     Corrupt(#[from] Corrupt),
+    /// An image has what no tar can say.
+    #[error("{what:?} cannot be in a tar: {why}")]
+    NoTar {
+        /// What it is.
+        what: String,
+        /// What is the matter with it.
+        why: &'static str,
+    },
     /// An image does not hold what its layer does.
     #[error("{0:?} differs")]
     Differs(String),

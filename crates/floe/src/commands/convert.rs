@@ -3,6 +3,7 @@
 
 mod erofs;
 mod nydus;
+mod unpacked;
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -18,6 +19,8 @@ use registry::{
     RecodeError, Recoded,
 };
 use serde::Serialize;
+
+use unpacked::Unpacked;
 
 use super::optimize::Orders;
 use super::transfer::{self, Bars};
@@ -97,11 +100,13 @@ fn recoder(
         cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
         cli::LayerFormat::Oci => Target::Gzip,
         cli::LayerFormat::Erofs => return Ok(Arc::new(erofs::Mapper::new(level)?)),
-        cli::LayerFormat::Nydus => return Ok(Arc::new(nydus::Packer::new(level, orders).map_err(refused)?)),
+        cli::LayerFormat::Nydus => {
+            return Ok(Arc::new(Unpacked(nydus::Packer::new(level, orders).map_err(refused)?)));
+        }
     };
     let recoder = Recoder { target, level, orders };
     recoder.recoding(0, 1).check().map_err(refused)?;
-    Ok(Arc::new(recoder))
+    Ok(Arc::new(Unpacked(recoder)))
 }
 
 impl Recoder {

@@ -4,16 +4,21 @@
 //! table, too. It is a claim all the same: that the table tells what the layer's tar holds nobody knows before the layer has
 //! been streamed. So it makes an index of its own ([`format::index::Basis::Contents`]) that is never taken for the layer's,
 //! never sent, and not used where layers are to be proved or are shared with images that nobody here is asked about.
+//!
+//! A layer of eStargz may end by saying that its table is in an image of its own. Then that is asked for, once for all layers,
+//! by the tag that it must have; the digest that vouches for the table is the same, so nothing of that image is believed.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use format::index::Codec;
+use format::stargz::TABLES_TAG;
 use format::stargz::index::{Whose, index};
 use format::stargz::table::Place as Where;
-use format::{Digest, IndexId};
-use registry::{Priority, Source};
+use format::{Digest, IndexId, limits};
+use registry::{Descriptor, Error, Priority, Source};
 
 use super::Engine;
 use super::asker::Question;
@@ -24,6 +29,9 @@ use super::parallel::parallel;
 use super::profile::Profile;
 use super::report::IndexOrigin;
 use crate::trust::Verdict;
+
+/// What the image has that holds tables, asked for once.
+type Elsewhere = OnceLock<Result<Option<Vec<(Digest, Descriptor)>>, Error>>;
 
 /// Tables read at once: each may have 64 MiB of JSON, and as much packed, in memory.
 const TABLES: usize = 2;
@@ -42,7 +50,9 @@ impl Engine {
         let lacks = |n: &usize| layers[*n].is_none() && places[*n].table.is_some();
         let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
         let mut why_not = None;
-        let read = parallel(&missing, TABLES, |n| Ok(self.read_table(source, &places[*n], asked, line)))?;
+        let elsewhere = Elsewhere::default();
+        let read = |n: &usize| Ok(self.read_table(source, &places[*n], asked, line, &elsewhere));
+        let read = parallel(&missing, TABLES, read)?;
         for (n, read) in missing.into_iter().zip(read) {
             match read {
                 Ok(found) => layers[n] = Some(found),
@@ -61,6 +71,7 @@ impl Engine {
         place: &Place,
         asked: &Question<'_>,
         line: &Line,
+        elsewhere: &Elsewhere,
     ) -> anyhow::Result<FoundLayer> {
         let table = place.table.as_ref().context("the layer announces no table of contents")?;
         // What nobody will believe is not worth a byte.
@@ -72,13 +83,18 @@ impl Engine {
         let begun = Instant::now();
         let first = table.first(place.size)?;
         let tail = self.part(source, place, first.clone())?;
-        let whole = table.whole(&tail, place.size)?;
-        let packed = if whole.start < first.start {
-            let mut packed = self.part(source, place, whole.start..first.start)?;
-            packed.extend_from_slice(&tail[..within(whole.end - first.start)]);
-            packed
-        } else {
-            tail[within(whole.start - first.start)..within(whole.end - first.start)].to_vec()
+        let (end, packed) = match table.elsewhere(&tail, place.size) {
+            Some(end) => (end, self.table_elsewhere(source, &place.blob, elsewhere)?),
+            None => {
+                let whole = table.whole(&tail, place.size)?;
+                let mut packed = match whole.start < first.start {
+                    true => self.part(source, place, whole.start..first.start)?,
+                    false => Vec::new(),
+                };
+                let begin = whole.start.max(first.start);
+                packed.extend_from_slice(&tail[within(begin - first.start)..within(whole.end - first.start)]);
+                (whole.start, packed)
+            }
         };
         line.seen(packed.len() as u64, begun.elapsed());
         let whose = Whose {
@@ -90,7 +106,7 @@ impl Engine {
             },
             diff_id: place.diff_id,
             table: table.digest,
-            end: whole.start,
+            end,
             segment: segment_size(place.size),
         };
         let made =
@@ -100,6 +116,30 @@ impl Engine {
         let hold = self.open_layer(place, made)?;
         let index_size = packed.len() as u64;
         Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Contents, index_size })
+    }
+
+    /// Returns a layer's table of contents out of the image that has the tables of all.
+    fn table_elsewhere(
+        &self,
+        source: &Source,
+        layer: &Digest,
+        elsewhere: &Elsewhere,
+    ) -> anyhow::Result<Vec<u8>> {
+        let tag = source.tables_tag();
+        let name = tag.as_ref().map_or_else(|| format!("TAG{TABLES_TAG}"), ToString::to_string);
+        let begin = || format!("the layer's table of contents is in an image of its own, {name}");
+        let tables = elsewhere.get_or_init(|| self.net.run(source.tables()));
+        let tables = tables.as_ref().map_err(Clone::clone).with_context(begin)?;
+        let Some(tables) = tables else {
+            bail!(
+                "{}, {}",
+                begin(),
+                if tag.is_some() { "which is not there" } else { "and the image has no tag" }
+            )
+        };
+        let table = tables.iter().find(|(of, _)| of == layer).map(|(_, table)| table);
+        let table = table.with_context(|| format!("{}, which has none for it", begin()))?;
+        Ok(self.net.blob(source, table, limits::CONTENTS).with_context(begin)?.into())
     }
 
     /// Returns a part of a layer, unchecked: what it is a part of has a digest of its own.

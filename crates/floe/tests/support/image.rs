@@ -10,6 +10,7 @@ use bytes::Bytes;
 use convert::recode::{Recoding, Target, recode};
 use format::index::{Codec, Index};
 use format::payload::SegmentSize;
+use format::stargz::table::Announced;
 use format::unpack::whole;
 use format::{DiffId, Digest};
 use registry::{Client, Content, ImageName, Manifest, Pick, Reference, media_type};
@@ -62,6 +63,18 @@ impl Layer {
         let tar = whole(codec, &blob, u64::MAX).unwrap().unwrap();
         assert_eq!(Digest::of(&tar), *said.diff_id.digest());
         Self { tar, blob: blob.into(), pack, annotations: said.annotations }
+    }
+
+    /// Returns the same layer of eStargz with its table in a blob of its own, and that.
+    pub fn apart(&self) -> (Self, Bytes) {
+        let (announced, size) = (Announced::by(&self.annotations).unwrap(), self.blob.len() as u64);
+        let begin = usize::try_from(announced.whole(&self.blob, size).unwrap().start).unwrap();
+        let mut blob = self.blob[..begin].to_vec();
+        let table = self.blob.slice(begin..self.blob.len() - 51);
+        blob.extend(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC");
+        blob.extend(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
+        let tar = whole(Codec::Gzip, &blob, u64::MAX).unwrap().unwrap();
+        (Self { tar, blob: blob.into(), pack: self.pack, annotations: self.annotations.clone() }, table)
     }
 
     pub fn of(entries: &[Entry], pack: Pack) -> Self {

@@ -138,6 +138,10 @@ pub struct DeviceSlot {
 pub mod layout {
     /// All data in whole blocks at `payload`.
     pub const PLAIN: u16 = 0;
+    /// Compressed; not read.
+    pub const PACKED: u16 = 1;
+    /// Compressed, with a shorter index; not read.
+    pub const PACKED_COMPACT: u16 = 3;
     /// Whole blocks at `payload`, the tail after the inode.
     pub const INLINE: u16 = 2;
     /// Chunk indexes after the inode.

@@ -19,6 +19,10 @@ const OLD_FOOTER: usize = 47;
 const HEADER: &[u8] = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0";
 const OLD_HEADER: &[u8] = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x16\0";
 
+/// The footer of a layer whose table is in an image of its own, as a whole.
+const ELSEWHERE: &[u8] =
+    b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC\x01\0\0\xff\xff\0\0\0\0\0\0\0\0";
+
 /// Most that is fetched from the end of a blob in one go, 1 MiB: the table of some 10,000 files, and the footer.
 const MOST_GUESSED: u64 = 1 << 20;
 
@@ -69,7 +73,7 @@ impl Announced {
     /// Returns the part of a blob of this length to fetch first: the table, or for eStargz what may hold it.
     pub fn first(&self, size: u64) -> Result<std::ops::Range<u64>, TableError> {
         match self.place {
-            Place::Footer if size < FOOTER as u64 => {
+            Place::Footer if size < ELSEWHERE.len() as u64 => {
                 Err(TableError::Missing("the layer is too short for a footer"))
             }
             Place::Footer => Ok(size - size.min((size / 64).clamp(64 << 10, MOST_GUESSED))..size),
@@ -79,6 +83,14 @@ impl Announced {
                 Ok(offset..end.ok_or(TableError::Missing("its table is announced outside of the layer"))?)
             }
         }
+    }
+
+    /// Returns where what is before the footer ends, if that says that the table is in an image of its own; `tail` is what was
+    /// fetched first.
+    pub fn elsewhere(&self, tail: &[u8], size: u64) -> Option<u64> {
+        (self.place == Place::Footer && tail.ends_with(ELSEWHERE))
+            .then(|| size.checked_sub(ELSEWHERE.len() as u64))
+            .flatten()
     }
 
     /// Returns the part of the blob that holds the table, given what was fetched first.
@@ -97,7 +109,7 @@ impl Announced {
         }
     }
 
-    /// Returns the plain table out of the bytes of [`Announced::whole`], once its digest has been found right.
+    /// Returns the plain table out of the bytes of [`Announced::whole`], or of a blob that is nothing else, once its digest has been found right.
     pub fn open(&self, packed: &[u8]) -> Result<Vec<u8>, TableError> {
         let (table, hashed) = match self.place {
             Place::Footer => {

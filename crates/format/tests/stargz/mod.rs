@@ -16,6 +16,8 @@ pub(crate) enum Form {
     EStargz,
     /// The same with the footer of before.
     Old,
+    /// The same with the table in a blob of its own.
+    Elsewhere,
     /// zstd:chunked.
     Chunked,
 }
@@ -24,6 +26,8 @@ pub(crate) enum Form {
 pub(crate) struct Made {
     pub(crate) form: Form,
     pub(crate) blob: Vec<u8>,
+    /// The table, where it is a blob of its own.
+    pub(crate) table: Vec<u8>,
     pub(crate) announced: Announced,
     pub(crate) toc: Toc,
 }
@@ -149,7 +153,7 @@ pub(crate) fn make(entries: &[Entry], form: Form, chunk: usize, least: usize) ->
 
 fn finish(mut maker: Maker, toc: Toc) -> Made {
     let json = serde_json::to_vec(&toc).unwrap();
-    let mut notes = BTreeMap::new();
+    let (mut notes, mut table) = (BTreeMap::new(), Vec::new());
     if maker.form == Form::Chunked {
         maker.open.extend([0; 1024]);
         maker.close();
@@ -171,13 +175,20 @@ fn finish(mut maker: Maker, toc: Toc) -> Made {
         maker.open.extend(tar(&Entry::file(TOC_NAME, &json)));
         maker.open.extend([0; 1024]);
         maker.close();
-        let header: &[u8] = if maker.form == Form::Old { b"\x16\0" } else { b"\x1a\0SG\x16\0" };
+        let (header, said): (&[u8], _) = match maker.form {
+            Form::Old => (b"\x16\0", format!("{offset:016x}STARGZ")),
+            Form::Elsewhere => (b"\x15\0SG\x11\0", "STARGZEXTERNALTOC".to_owned()),
+            _ => (b"\x1a\0SG\x16\0", format!("{offset:016x}STARGZ")),
+        };
+        if maker.form == Form::Elsewhere {
+            table = maker.blob.split_off(offset);
+        }
         maker.blob.extend(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff");
         maker.blob.extend(header);
-        maker.blob.extend(format!("{offset:016x}STARGZ").as_bytes());
+        maker.blob.extend(said.as_bytes());
         maker.blob.extend(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
         notes.insert(TOC_DIGEST.into(), Digest::of(&json).to_string());
     }
     let announced = Announced::by(&notes).unwrap();
-    Made { form: maker.form, blob: maker.blob, announced, toc }
+    Made { form: maker.form, blob: maker.blob, table, announced, toc }
 }

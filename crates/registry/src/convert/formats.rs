@@ -13,13 +13,12 @@ use super::rewrite::{self, ORDERED_BY};
 use crate::copy::plan::Plan;
 use crate::error::Error;
 use crate::manifest::media_type::{
-    EROFS_LAYER, LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD, NYDUS_BLOB as NYDUS,
+    self, EROFS_LAYER as EROFS, LAYER as TAR, LAYER_GZIP as GZIP, LAYER_ZSTD as ZSTD, NYDUS_BLOB as NYDUS,
 };
 use crate::manifest::{Descriptor, LayerBlob};
 
-/// What containerd calls the file system that a layer is, since 2.3. Versions 2.1 and 2.2 know types that end in `.erofs`, and
-/// no later one.
-const EROFS: &str = "application/vnd.erofs.layer.v1";
+/// What of a platform images of EROFS ask for.
+pub(super) const EROFS_FEATURE: &str = "erofs";
 
 /// Annotations of Nydus's layers: of a blob, of the layer with the bootstrap, and of its version.
 const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
@@ -81,7 +80,7 @@ impl Format {
             (Self::ZstdChunked, ZSTD) => said(MANIFEST_POSITION),
             (Self::Oci, TAR | GZIP | ZSTD) => !said(TOC_DIGEST) && !said(MANIFEST_POSITION),
             (Self::Nydus, NYDUS) => said(NYDUS_BLOB),
-            (Self::Erofs, EROFS) => true,
+            (Self::Erofs, _) => is_erofs(layer),
             _ => false,
         }
     }
@@ -100,8 +99,8 @@ impl Format {
         if self == Self::Oci && layer.media_type == NYDUS {
             return None;
         }
-        if is_erofs(layer) && self != Self::Erofs {
-            return Some("it is an EROFS file system, and only what that was made of is read".into());
+        if is_erofs(layer) && order == FileOrder::ByRecoder {
+            return Some("it is an EROFS file system, whose files come in the order of their names".into());
         }
         if !is_tar(layer) && !is_erofs(layer) {
             let kind: String = layer.media_type.chars().take(100).collect();
@@ -130,7 +129,7 @@ impl Format {
 
     /// Returns the feature of a platform that images in this format ask for.
     pub(super) fn feature(self) -> Option<&'static str> {
-        (self == Self::Erofs).then_some("erofs")
+        (self == Self::Erofs).then_some(EROFS_FEATURE)
     }
 
     /// Says whether a layer that claims to be made of another is what would be made.
@@ -181,7 +180,8 @@ pub(super) fn is_top(annotations: &BTreeMap<String, String>) -> bool {
 
 /// Says whether a layer is a file system.
 pub(super) fn is_erofs(layer: &Descriptor) -> bool {
-    layer.media_type.starts_with(EROFS_LAYER)
+    // What is packed besides is no file system before it is unpacked.
+    media_type::is_erofs(&layer.media_type) && !layer.media_type.contains('+')
 }
 
 /// Says whether something is a layer that can be looked into.
@@ -267,7 +267,13 @@ mod tests {
             }
         }
         use FileOrder::AsBefore;
-        assert!(Oci.keeps(&layer(EROFS, None), AsBefore).unwrap().contains("EROFS"));
+        for kind in [EROFS, "application/vnd.oci.image.layer.v1.erofs"] {
+            assert_eq!(Oci.keeps(&layer(kind, None), AsBefore), None);
+            assert_eq!(Format::Nydus.keeps(&layer(kind, None), AsBefore), None);
+            assert!(Oci.keeps(&layer(kind, None), FileOrder::ByRecoder).unwrap().contains("EROFS"));
+            assert!(Format::Erofs.keeps(&layer(kind, None), AsBefore).is_some());
+        }
+        assert!(Oci.keeps(&layer("application/vnd.erofs.layer.v1+zstd", None), AsBefore).is_some());
         assert!(
             Format::Erofs.keeps(&layer(EROFS, None), AsBefore).is_some()
                 && Format::Erofs.is_made(&layer(EROFS, None))

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use format::{Digest, limits as sizes};
 
-use super::formats::{self, Format};
+use super::formats::{self, EROFS_FEATURE, Format};
 use super::layers::Made;
 use super::rewrite::{self, Child, Top};
 use super::{Conversion, ConvertedLayer, FileOrder, How, Originals, Tops, stream};
@@ -48,6 +48,7 @@ impl Images {
         let keeps = |layer: &Descriptor| format.keeps(layer, order);
         let mut found = Self::default();
         let is_layer = |layer: &Descriptor| formats::is_tar(layer) || formats::is_erofs(layer);
+        let elsewhere = tables_elsewhere(source, plan, format).await?;
         let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
         let back = format == Format::Oci && are_all_nydus(source, plan)?;
         if back && order == FileOrder::ByRecoder {
@@ -58,7 +59,10 @@ impl Images {
         }
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
-            let parsed = manifest.image(&what)?;
+            let mut parsed = manifest.image(&what)?;
+            // What has its table elsewhere would have none at the destination.
+            let told = parsed.layers.iter_mut().filter(|layer| elsewhere.contains(&layer.digest));
+            told.for_each(|layer| layer.annotations = formats::lasting(&layer.annotations));
             // BuildKit's attestations look like images, with statements for layers.
             if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(is_layer) {
                 continue;
@@ -268,6 +272,15 @@ fn are_all_nydus(source: &Source, plan: &Plan) -> Result<bool, Error> {
     Ok(all)
 }
 
+/// Returns the layers of eStargz whose tables are in an image of its own, if that matters.
+async fn tables_elsewhere(source: &Source, plan: &Plan, format: Format) -> Result<HashSet<Digest>, Error> {
+    if format != Format::EStargz || formats::of_source(plan)? != format {
+        return Ok(HashSet::new());
+    }
+    let tables = source.tables().await?.unwrap_or_default();
+    Ok(tables.into_iter().map(|(layer, _)| layer).collect())
+}
+
 /// Returns the manifests that were made of others beside them: those are looked at instead.
 fn spares(plan: &Plan) -> HashSet<Digest> {
     plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect()
@@ -308,8 +321,13 @@ fn rewritten(
     if tree.is_some() {
         config = rewrite::history_below(&config, image.layers.len(), what)?;
     }
-    if let Some(feature) = format.feature() {
-        config = rewrite::feature(&config, feature, what)?;
+    match format.feature() {
+        Some(feature) => config = rewrite::feature(&config, feature, true, what)?,
+        // What is asked for is for layers that are no more: none of this kind stays.
+        None if image.layers.iter().any(LayerBlob::is_erofs) => {
+            config = rewrite::feature(&config, EROFS_FEATURE, false, what)?;
+        }
+        None => {}
     }
     let config = rewrite::config(&config, &diff_ids, what)?;
     let descriptor = Descriptor::of(media_type::CONFIG, &config);

@@ -117,7 +117,7 @@ impl<'a> Layers<'a> {
         let (Recoded { digest, size, diff_id, annotations }, file) = match made {
             Ok(made) => made,
             // Before anything else of the image is made for nothing.
-            Err(why) if conversion.format.has_top() || layer.is_nydus() => {
+            Err(why) if conversion.format.has_top() || layer.is_nydus() || layer.is_erofs() => {
                 return Err(stays(&layer.digest, why));
             }
             Err(why) => return Ok(Made::Same(why)),

@@ -76,8 +76,8 @@ pub(super) fn history(bytes: &Bytes, what: &str) -> Result<Bytes, Error> {
     Ok([&text[..end], comma, STEP, &text[end..]].concat().into())
 }
 
-/// Returns a config that asks for a feature of its platform, and nothing else of it changed.
-pub(super) fn feature(bytes: &Bytes, feature: &str, what: &str) -> Result<Bytes, Error> {
+/// Returns a config that asks for a feature of its platform, or does not, and nothing else of it changed.
+pub(super) fn feature(bytes: &Bytes, feature: &str, asks: bool, what: &str) -> Result<Bytes, Error> {
     #[derive(Deserialize)]
     struct Config<'a> {
         #[serde(borrow, rename = "os.features")]
@@ -86,16 +86,27 @@ pub(super) fn feature(bytes: &Bytes, feature: &str, what: &str) -> Result<Bytes,
     let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
     let text = std::str::from_utf8(bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
     let config: Config<'_> = serde_json::from_str(text).map_err(bad)?;
-    let Some(list) = config.features.map(RawValue::get) else {
-        let brace = text.find('{').map_or(text.len(), |at| at + 1); // it is an object, and begins with one
-        let said = format!("\"os.features\":[\"{feature}\"],");
-        return Ok([&text[..brace], &said, &text[brace..]].concat().into());
+    let list = match config.features.map(RawValue::get) {
+        Some(list) => list,
+        None if !asks => return Ok(bytes.clone()),
+        None => {
+            let brace = text.find('{').map_or(text.len(), |at| at + 1); // it is an object, and begins with one
+            let said = format!("\"os.features\":[\"{feature}\"],");
+            return Ok([&text[..brace], &said, &text[brace..]].concat().into());
+        }
     };
-    let features: Option<Vec<String>> = serde_json::from_str(list).map_err(bad)?;
-    let list_with = serde_json::to_string(&with(features.unwrap_or_default(), feature)).map_err(bad)?;
+    let mut features: Vec<String> = serde_json::from_str::<Option<_>>(list).map_err(bad)?.unwrap_or_default();
+    features.retain(|one| one != feature);
+    let features = if asks { with(features, feature) } else { features };
+    let list_with = serde_json::to_string(&features).map_err(bad)?;
     // What was borrowed lies in the text it was borrowed from.
     let start = list.as_ptr() as usize - text.as_ptr() as usize;
-    Ok([&text[..start], &list_with, &text[start + list.len()..]].concat().into())
+    let (before, after) = (&text[..start], &text[start + list.len()..]);
+    let added = before.strip_suffix("\"os.features\":").zip(after.strip_prefix(','));
+    Ok(match added.filter(|_| features.is_empty()) {
+        Some((before, after)) => [before, after].concat().into(), // as it was before it asked
+        None => [before, &list_with, after].concat().into(),
+    })
 }
 
 /// Returns features in their order, with one more.
@@ -223,7 +234,7 @@ pub(super) fn index<'a>(
                 changed = true;
                 let mut made = entry.clone();
                 replace(&mut made, &new.descriptor(), what)?;
-                unmark(&mut made);
+                unmark(&mut made, format);
                 // What an earlier conversion said is not so any more.
                 if let Some(notes) = made.get_mut("annotations").and_then(Value::as_object_mut) {
                     notes.remove(CONVERTED_FROM);
@@ -315,15 +326,18 @@ fn mark(entry: &mut Value, from: &Digest, format: Format) {
     }
 }
 
-/// Takes from an entry what says that a client of Nydus is needed.
-fn unmark(entry: &mut Value) {
+/// Takes from an entry what says that a client of Nydus is needed, or of EROFS, unless that is what it becomes.
+fn unmark(entry: &mut Value, format: Format) {
     if entry["artifactType"] == media_type::NYDUS_IMAGE
         && let Some(entry) = entry.as_object_mut()
     {
         entry.remove("artifactType");
     }
     if let Some(features) = entry.pointer_mut("/platform/os.features").and_then(Value::as_array_mut) {
-        features.retain(|feature| feature != media_type::NYDUS_FEATURE);
+        features.retain(|feature| {
+            feature != media_type::NYDUS_FEATURE
+                && (feature != formats::EROFS_FEATURE || format.feature() == Some(formats::EROFS_FEATURE))
+        });
     }
 }
 
@@ -449,10 +463,10 @@ mod tests {
             "artifactType": media_type::NYDUS_IMAGE,
             "platform": { "os": "linux", "os.features": ["x", media_type::NYDUS_FEATURE] }
         });
-        unmark(&mut entry);
+        unmark(&mut entry, Format::Oci);
         assert_eq!(entry, json!({ "platform": { "os": "linux", "os.features": ["x"] } }));
         let mut other = json!({ "artifactType": "x", "platform": null });
-        unmark(&mut other);
+        unmark(&mut other, Format::Oci);
         assert_eq!(other, json!({ "artifactType": "x", "platform": null }));
     }
 
@@ -490,10 +504,13 @@ mod tests {
             ),
             (r#"{"os.features":["erofs"]}"#, r#"{"os.features":["erofs"]}"#),
         ] {
-            assert_eq!(feature(&Bytes::from(before), "erofs", "x").unwrap(), after);
+            assert_eq!(feature(&Bytes::from(before), "erofs", true, "x").unwrap(), after);
+            assert!(
+                !feature(&after.into(), "erofs", false, "x").unwrap().windows(5).any(|word| word == b"erofs")
+            );
         }
-        assert!(feature(&Bytes::from(r#"{"os.features":[1]}"#), "erofs", "x").is_err());
-        assert!(feature(&Bytes::from("[]"), "erofs", "x").is_err());
+        assert!(feature(&Bytes::from(r#"{"os.features":[1]}"#), "erofs", true, "x").is_err());
+        assert!(feature(&Bytes::from("[]"), "erofs", true, "x").is_err());
         let mut entry = json!({ "platform": { "os": "linux", "os.features": ["x"] } });
         mark(&mut entry, &Digest::of(b""), Format::Erofs);
         assert_eq!(entry["platform"]["os.features"], json!(["erofs", "x"]));

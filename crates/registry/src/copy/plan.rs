@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use format::Digest;
+use format::stargz::{TABLES_TAG, TOC_DIGEST};
 use serde::Deserialize;
 
 use super::Watch;
@@ -61,6 +62,7 @@ impl Plan {
         let (mut walk, root) = Walk::own(source, watch).await?;
         let own = walk.manifests.len();
         let tags = walk.beside(own).await?;
+        walk.tables(own).await?;
         Ok(Self { manifests: walk.manifests, own, blobs: walk.blobs, tags, root })
     }
 
@@ -239,6 +241,24 @@ impl<'a> Walk<'a> {
             at += 1;
         }
         Ok(tags)
+    }
+
+    /// Says which tables of contents are not taken in: the tag that they are under is made of the image's, which is another
+    /// where it goes.
+    async fn tables(&self, own: usize) -> Result<(), Error> {
+        let mut named = false;
+        for manifest in self.manifests[..own].iter().filter(|one| !one.is_index()) {
+            let layers = manifest.image("")?.layers; // it was read before
+            named |= layers.iter().any(|layer| layer.annotations.contains_key(TOC_DIGEST));
+        }
+        if let (true, Some(tag)) = (named, self.source.tables_tag())
+            && self.source.beside(&tag).await?.is_some()
+        {
+            self.watch.left_out(&format!(
+                "tables of contents of its layers, which are in the image {tag}; copy it, too, and add {TABLES_TAG} to the tag"
+            ));
+        }
+        Ok(())
     }
 
     /// Takes in what is listed as being about a manifest. A list is a claim: what turns out to be about something else

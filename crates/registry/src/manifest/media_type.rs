@@ -28,8 +28,17 @@ pub const FLOE_LAYER_INDEX: &str = "application/vnd.floe.layer.index.v1";
 pub const FLOE_PROFILE: &str = "application/vnd.floe.profile.v1+json";
 /// A signature over the index artifact's facts.
 pub const FLOE_SIGNATURE: &str = "application/vnd.floe.signature.v1";
-/// How the types of layers begin that are EROFS file systems.
-pub const EROFS_LAYER: &str = "application/vnd.erofs.layer";
+/// A layer that is an EROFS file system, as containerd calls it since 2.3.
+pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+/// How the types of these begin in whatever version, and packed or not.
+const EROFS_LAYERS: &str = "application/vnd.erofs.layer.";
+/// How they end for containerd 2.1 and 2.2.
+const EROFS_LAYERS_BEFORE: &str = ".erofs";
+
+/// Says whether a layer is an EROFS file system, in whatever packing.
+pub fn is_erofs(media_type: &str) -> bool {
+    media_type.starts_with(EROFS_LAYERS) || media_type.ends_with(EROFS_LAYERS_BEFORE)
+}
 /// An image that needs a client of Nydus, as artifact type.
 pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";
 /// The same as a feature of a platform, as older tools have it.

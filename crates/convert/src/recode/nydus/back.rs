@@ -8,7 +8,7 @@
 //! a file first, and has its digest, before anything is made of it.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::thread;
 
@@ -16,11 +16,11 @@ use format::index::Chunk as Row;
 use format::nydus::bootstrap::{Blob, Bootstrap, Chunk, Listing};
 use format::nydus::disk::names;
 use format::nydus::meta::BlobMeta;
-use format::tar::write_header;
 use format::{DiffId, Digest, DigestHasher, decode, limits};
 
 use super::super::pack::Level;
 use super::super::pipe::Pipe;
+use super::super::tree_tar::{TreeTar, keep};
 use super::super::{RecodeError, Recoded, Recoding, flat};
 use super::{NydusError, PartsError, Toc};
 use crate::Expected;
@@ -45,15 +45,15 @@ pub fn unpack(
     let source = source.open(expected)?;
     thread::scope(|scope| {
         let mut pipe = Pipe::start(scope, level, recoding.threads, flat::GZIP, out)?;
-        let mut tar = Tar { pipe: &mut pipe, hasher: DigestHasher::new(), len: 0 };
+        let mut tar = TreeTar::new(limits::LAYER, |bytes: &[u8]| pipe.write(bytes));
         let list = bootstrap.list().map_err(NydusError::from)?;
-        match members(&bootstrap, &list, &source, &mut tar) {
-            Ok(()) => {}
+        let made = members(&bootstrap, &list, &source, &mut tar).and_then(|()| tar.finish());
+        let diff_id = match made {
+            Ok((digest, _)) => DiffId::new(digest),
             // Another thread stopped, and knows why.
             Err(RecodeError::Thread) => return Err(pipe.end().err().unwrap_or(RecodeError::Thread)),
             Err(error) => return Err(error),
-        }
-        let diff_id = DiffId::new(tar.hasher.finish());
+        };
         let written = pipe.finish()?;
         Ok(Recoded { digest: written.digest, size: written.size, diff_id, annotations: Default::default() })
     })
@@ -79,25 +79,6 @@ pub fn compare_unpacked(
         return Ok(());
     }
     Err(NydusError::Other { layer: found, blob: expected }.into())
-}
-
-/// Puts the blob into a file, and compares it with what it should be.
-fn keep(blob: impl Read, expected: Digest, size: u64, mut file: &File) -> Result<(), RecodeError> {
-    let (mut hasher, mut at) = (DigestHasher::new(), 0);
-    file.seek(SeekFrom::Start(0)).map_err(RecodeError::Spool)?;
-    read_all(blob, RecodeError::Read, |piece| {
-        at += piece.len() as u64;
-        if at > size {
-            return Err(RecodeError::BlobLength { expected: size, found: None });
-        }
-        hasher.update(piece);
-        file.write_all(piece).map_err(RecodeError::Spool)
-    })?;
-    if at < size {
-        return Err(RecodeError::BlobLength { expected: size, found: Some(at) });
-    }
-    let found = hasher.finish();
-    if found == expected { Ok(()) } else { Err(RecodeError::BlobDigest { expected, found }) }
 }
 
 /// Returns the bootstrap in a blob: where its table of contents says, or right before its end.
@@ -188,54 +169,25 @@ impl Source<'_> {
     }
 }
 
-/// A tar on its way.
-struct Tar<'a, 'scope> {
-    pipe: &'a mut Pipe<'scope>,
-    hasher: DigestHasher,
-    len: usize,
-}
-
-impl Tar<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), RecodeError> {
-        self.hasher.update(bytes);
-        self.len = (self.len + bytes.len()) % BLOCK;
-        self.pipe.write(bytes)
-    }
-
-    fn pad(&mut self) -> Result<(), RecodeError> {
-        self.write(&[0; BLOCK][..(BLOCK - self.len) % BLOCK])
-    }
-}
-
 /// Writes all members of a layer.
 fn members<B: AsRef<[u8]>>(
     bootstrap: &Bootstrap<B>,
     list: &Listing<'_, B>,
     source: &Source<'_>,
-    tar: &mut Tar<'_, '_>,
+    tar: &mut TreeTar<impl FnMut(&[u8]) -> Result<(), RecodeError>>,
 ) -> Result<(), RecodeError> {
-    let mut header = Vec::new();
     for n in 0..list.len() {
         if list.is_implied(n).map_err(NydusError::from)? {
             continue;
         }
         let member = list.member(n).map_err(NydusError::from)?;
-        let what = || format::name::printable(&member.path);
-        if member.xattrs.keys().any(|name| name.contains(&b'=')) {
-            return Err(RecodeError::Inexpressible {
-                what: what(),
-                why: "an extended attribute with \"=\" in its name",
-            });
-        }
-        header.clear();
-        write_header(&member, &mut header);
-        tar.write(&header)?;
+        tar.member(&member)?;
         for chunk in list.chunks(n).map_err(NydusError::from)? {
             let chunk = chunk.map_err(NydusError::from)?;
             let bytes = source.chunk(&chunk, bootstrap.hash())?;
-            tar.write(&bytes.ok_or_else(|| NydusError::Differs(what()))?)?;
+            let differs = || NydusError::Differs(format::name::printable(&member.path));
+            tar.write(&bytes.ok_or_else(differs)?)?;
         }
-        tar.pad()?;
     }
-    tar.write(&[0; 2 * BLOCK])
+    Ok(())
 }

@@ -47,8 +47,11 @@ impl<B: AsRef<[u8]>> Image<B> {
             return Err(inode.corrupt("not a regular file"));
         }
         let end = offset.saturating_add(len).min(inode.size);
-        let here = inode.layout == layout::PLAIN && self.whole.is_some();
+        let here = matches!(inode.layout, layout::PLAIN | layout::INLINE) && self.whole.is_some();
         if offset < end && !here {
+            if matches!(inode.layout, layout::PACKED | layout::PACKED_COMPACT) {
+                return Err(inode.corrupt("compressed file, which is not read"));
+            }
             if inode.layout != layout::CHUNKED {
                 return Err(inode.corrupt("file whose bytes are in the image"));
             }
@@ -89,6 +92,17 @@ impl<B: AsRef<[u8]>> Pieces<'_, B> {
         if self.inode.layout == layout::PLAIN {
             let offset = u64::from(self.inode.payload) * limits::BLOCK + at;
             return self.on(0, offset, self.end - at);
+        }
+        if self.inode.layout == layout::INLINE {
+            let tail = (self.inode.size - 1) / limits::BLOCK * limits::BLOCK; // `at` is below the size
+            if at < tail {
+                let offset = u64::from(self.inode.payload) * limits::BLOCK + at;
+                return self.on(0, offset, self.end.min(tail) - at);
+            }
+            if self.inode.tail % limits::BLOCK + (self.inode.size - tail) > limits::BLOCK {
+                return Err(self.inode.corrupt("tail crosses a block"));
+            }
+            return self.on(0, self.inode.tail + (at - tail), self.end - at);
         }
         let bits = u32::from(disk::BLOCK_BITS) + (self.inode.payload & disk::CHUNK_BITS);
         let (number, within) = (at >> bits, at & ((1 << bits) - 1));

@@ -1,0 +1,249 @@
+//! Back from the image of a layer to a tar of what is in it.
+//!
+//! It is not the tar that the image was made of: of that there are neither headers nor the order of members. They are in the
+//! order of the tree, directories before what is in them, and what overlayfs is told to hide is hidden as a tar says it. So the
+//! same image always gives the same bytes.
+//!
+//! Inodes lie anywhere in an image, so it is in a file first, and has its digest, before anything is made of it. Images that
+//! others have written are read, too, as long as nothing in them is compressed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use format::erofs::disk::{BLOCK, decode_device};
+use format::erofs::read::{Corrupt, Entry, Image, Inode, Kind, LayerHead, Nid, OpenError, Source, Step};
+use format::index::most_plain;
+use format::name::printable;
+use format::tar::{Member, MemberKind};
+use format::tree::{Time, Xattrs};
+use format::{Digest, limits};
+use sys::map::Map;
+
+use super::super::RecodeError;
+use super::super::tree_tar::{TreeTar, keep};
+use super::ErofsError;
+
+/// Bytes that are handed on at once.
+const WINDOW: usize = 256 << 10;
+
+/// How names begin that hide others, and the one that hides all.
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// What overlayfs reads of attributes: of every mount, and of one that an ordinary user made.
+const OVERLAY: &[u8] = b"trusted.overlay.";
+const OPAQUE_DIR: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
+
+/// What mkfs.erofs writes where a directory has something hidden in it: by this overlayfs numbers inodes, and shows nothing else.
+const ORIGIN: &[u8] = b"trusted.overlay.origin";
+
+/// A tar that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+}
+
+/// Makes a tar of an image of this digest and length. `file` is where the image goes meanwhile; nobody else changes it.
+pub fn unpack(
+    blob: impl Read,
+    expected: Digest,
+    size: u64,
+    file: &File,
+    tar: impl Write,
+) -> Result<Unpacked, RecodeError> {
+    keep(blob, expected, size, file)?;
+    let map = Map::of(file).map_err(RecodeError::Read)?;
+    let short = |must| ErofsError::from(OpenError::Short { is: size, must });
+    let map = usize::try_from(size).ok().and_then(|size| map.get(..size)).ok_or_else(|| short(size))?;
+    let first = map.first_chunk::<BLOCK>().ok_or_else(|| short(limits::BLOCK))?;
+    let head = LayerHead::read(first).map_err(ErofsError::from)?;
+    // What follows the file system, such as hashes of its blocks, is none of it.
+    let bytes = usize::try_from(head.len()).ok().and_then(|len| map.get(..len));
+    let bytes = bytes.ok_or_else(|| short(head.len()))?;
+    let meta = usize::try_from(head.meta()).ok().and_then(|meta| bytes.get(meta..));
+    let meta = meta.ok_or_else(|| short(head.meta()))?;
+    let image = head.open(meta).map_err(ErofsError::from)?;
+    let mut out = BufWriter::with_capacity(WINDOW, tar);
+    let put = |bytes: &[u8]| out.write_all(bytes).map_err(RecodeError::Spool);
+    let mut back = Back {
+        image: &image,
+        bytes,
+        tar: TreeTar::new(most_plain(size).min(limits::LAYER), put),
+        first: HashMap::new(),
+        dirs: HashSet::new(),
+    };
+    back.all()?;
+    let (digest, size) = back.tar.finish()?;
+    out.flush().map_err(RecodeError::Spool)?;
+    Ok(Unpacked { digest, size })
+}
+
+/// A walk through an image.
+struct Back<'a, F> {
+    image: &'a Image<&'a [u8]>,
+    /// All of it.
+    bytes: &'a [u8],
+    tar: TreeTar<F>,
+    /// The first paths of what has several.
+    first: HashMap<Nid, Box<[u8]>>,
+    /// Directories that were entered: none may be in two places, nor in itself.
+    dirs: HashSet<Nid>,
+}
+
+impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
+    fn all(&mut self) -> Result<(), RecodeError> {
+        let image = self.image;
+        let mut ended = self.root();
+        let walked = image.walk(|step| {
+            if ended.is_ok() {
+                ended = self.step(step);
+            }
+            if ended.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        ended?;
+        Ok(walked.map_err(ErofsError::from)?)
+    }
+
+    /// Writes the root where it says more than that it is there.
+    fn root(&mut self) -> Result<(), RecodeError> {
+        let root = self.image.inode(self.image.root()).map_err(ErofsError::from)?;
+        self.dirs.insert(root.nid);
+        let (xattrs, opaque) = self.xattrs(b"", &root)?;
+        let usual = (root.permissions, root.uid, root.gid) == (0o755, 0, 0) && xattrs.is_empty();
+        if !usual {
+            self.tar.member(&member(b"./", MemberKind::Dir, &root, xattrs))?;
+        }
+        if opaque { self.hides(OPAQUE) } else { Ok(()) }
+    }
+
+    fn step(&mut self, Step { path, entry }: Step<'_>) -> Result<(), RecodeError> {
+        let Entry { nid, kind, name, .. } = entry;
+        let inode = self.image.inode(nid).map_err(ErofsError::from)?;
+        let wrong = |what| Err(ErofsError::from(Corrupt { nid, what }).into());
+        if inode.kind != kind {
+            return wrong("its name says that it is something else");
+        }
+        if name.starts_with(WHITEOUT) {
+            return Err(no_tar(path, "its name is that of a whiteout"));
+        }
+        let dir = &path[..path.len() - name.len()];
+        if kind == Kind::Char && inode.device == 0 {
+            return self.hides(&[dir, WHITEOUT, name].concat());
+        }
+        let (xattrs, opaque) = self.xattrs(path, &inode)?;
+        if kind == Kind::Dir {
+            if !self.dirs.insert(nid) {
+                return wrong("a directory in two places");
+            }
+            self.tar.member(&member(path, MemberKind::Dir, &inode, xattrs))?;
+            return if opaque { self.hides(&[path, b"/", OPAQUE].concat()) } else { Ok(()) };
+        }
+        if let Some(first) = self.first.get(&nid) {
+            let link = member(path, MemberKind::Link(first.clone()), &inode, Xattrs::default());
+            return self.tar.member(&link);
+        }
+        if inode.links > 1 {
+            self.first.insert(nid, path.into());
+        }
+        let device = decode_device(inode.device);
+        let kind = match kind {
+            Kind::Symlink => {
+                MemberKind::Symlink(self.image.readlink(&inode).map_err(ErofsError::from)?.into())
+            }
+            Kind::Char => MemberKind::Char(device),
+            Kind::Block => MemberKind::Block(device),
+            Kind::Fifo => MemberKind::Fifo,
+            Kind::File | Kind::Dir => MemberKind::File,
+        };
+        let is_file = kind == MemberKind::File;
+        self.tar.member(&member(path, kind, &inode, xattrs))?;
+        if is_file { self.file(&inode) } else { Ok(()) }
+    }
+
+    /// Writes the bytes of a file.
+    fn file(&mut self, inode: &Inode) -> Result<(), RecodeError> {
+        for piece in self.image.pieces(inode, 0, inode.size).map_err(ErofsError::from)? {
+            let piece = piece.map_err(ErofsError::from)?;
+            match piece.source {
+                Source::Hole => {
+                    let mut left = piece.len;
+                    while left > 0 {
+                        let now = left.min(WINDOW as u64);
+                        self.tar.write(&[0; WINDOW][..usize::try_from(now).unwrap_or(WINDOW)])?;
+                        left -= now;
+                    }
+                }
+                Source::Device { offset, .. } => {
+                    let range = usize::try_from(offset).ok().zip(usize::try_from(offset + piece.len).ok());
+                    let bytes = range.and_then(|(from, to)| self.bytes.get(from..to));
+                    let corrupt = Corrupt { nid: inode.nid, what: "bytes past the end" };
+                    let bytes = bytes.ok_or(ErofsError::from(corrupt))?;
+                    bytes.chunks(WINDOW).try_for_each(|piece| self.tar.write(piece))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes an empty file whose name says what is hidden.
+    fn hides(&mut self, path: &[u8]) -> Result<(), RecodeError> {
+        self.tar.member(&Member {
+            path: path.into(),
+            kind: MemberKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            xattrs: Xattrs::default(),
+            plain: 0,
+            payload: 0,
+        })
+    }
+
+    /// Returns what attributes an inode has for others than overlayfs, and whether it hides what is below it.
+    fn xattrs(&self, path: &[u8], inode: &Inode) -> Result<(Xattrs, bool), RecodeError> {
+        let (mut found, mut opaque, mut len) = (BTreeMap::new(), false, 0);
+        let corrupt = |what| ErofsError::from(Corrupt { nid: inode.nid, what });
+        for xattr in self.image.xattrs(inode).map_err(ErofsError::from)? {
+            let xattr = xattr.map_err(ErofsError::from)?;
+            let name = [xattr.prefix, xattr.suffix].concat();
+            len += name.len() + xattr.value.len();
+            if len > limits::XATTR_TOTAL {
+                return Err(corrupt("more in extended attributes than a file may have").into());
+            }
+            if inode.kind == Kind::Dir && xattr.value == b"y" && OPAQUE_DIR.contains(&&*name) {
+                opaque = true;
+            } else if name == ORIGIN {
+            } else if name.starts_with(OVERLAY) {
+                return Err(no_tar(path, "an attribute by which overlayfs shows something else"));
+            } else if found.insert(name.into(), xattr.value.into()).is_some() {
+                return Err(corrupt("an extended attribute that is there twice").into());
+            }
+        }
+        Ok((Arc::new(found), opaque))
+    }
+}
+
+fn member(path: &[u8], kind: MemberKind, inode: &Inode, xattrs: Xattrs) -> Member {
+    Member {
+        path: path.into(),
+        payload: if kind == MemberKind::File { inode.size } else { 0 },
+        kind,
+        mode: inode.permissions,
+        uid: inode.uid,
+        gid: inode.gid,
+        mtime: inode.mtime,
+        xattrs,
+        plain: 0,
+    }
+}
+
+fn no_tar(path: &[u8], why: &'static str) -> RecodeError {
+    ErofsError::NoTar { what: printable(path), why }.into()
+}

@@ -1,0 +1,88 @@
+//! A tar made of a tree, for layers that are no tars themselves: members in the order in which they are told, headers as
+//! [`write_header`] has them, two blocks of zeros at the end. The same members are always the same bytes.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+
+use format::tar::{Member, write_header};
+use format::{Digest, DigestHasher, name};
+
+use super::RecodeError;
+use crate::builder::read_all;
+
+/// Block of a tar.
+const BLOCK: usize = 512;
+
+/// A tar on its way; `F` takes its bytes.
+pub(super) struct TreeTar<F> {
+    put: F,
+    hasher: DigestHasher,
+    len: u64,
+    /// Longest that it may become.
+    most: u64,
+    header: Vec<u8>,
+}
+
+impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> TreeTar<F> {
+    pub(super) fn new(most: u64, put: F) -> Self {
+        Self { put, hasher: DigestHasher::new(), len: 0, most, header: Vec::new() }
+    }
+
+    /// Begins a member; as many bytes as it says are to follow.
+    pub(super) fn member(&mut self, member: &Member) -> Result<(), RecodeError> {
+        if member.xattrs.keys().any(|name| name.contains(&b'=')) {
+            return Err(RecodeError::Inexpressible {
+                what: name::printable(&member.path),
+                why: "an extended attribute with \"=\" in its name",
+            });
+        }
+        self.pad()?;
+        let mut header = std::mem::take(&mut self.header);
+        header.clear();
+        write_header(member, &mut header);
+        self.write(&header)?;
+        self.header = header;
+        Ok(())
+    }
+
+    /// Writes bytes of the member that was begun.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RecodeError> {
+        self.len += bytes.len() as u64;
+        if self.len > self.most {
+            return Err(RecodeError::Limit { what: "the tar, for a blob of its length,", limit: self.most });
+        }
+        self.hasher.update(bytes);
+        (self.put)(bytes)
+    }
+
+    /// Ends the tar; returns its digest and its length.
+    pub(super) fn finish(mut self) -> Result<(Digest, u64), RecodeError> {
+        self.pad()?;
+        self.write(&[0; 2 * BLOCK])?;
+        Ok((self.hasher.finish(), self.len))
+    }
+
+    fn pad(&mut self) -> Result<(), RecodeError> {
+        let part = usize::try_from(self.len % BLOCK as u64).unwrap_or(0); // below a block
+        self.write(&[0; BLOCK][..(BLOCK - part) % BLOCK])
+    }
+}
+
+/// Puts a blob into a file, and compares it with what it should be: what a tar is made of is read in another order.
+pub(super) fn keep(blob: impl Read, expected: Digest, size: u64, mut file: &File) -> Result<(), RecodeError> {
+    let (mut hasher, mut at) = (DigestHasher::new(), 0);
+    file.seek(SeekFrom::Start(0)).map_err(RecodeError::Spool)?;
+    read_all(blob, RecodeError::Read, |piece| {
+        at += piece.len() as u64;
+        if at > size {
+            return Err(RecodeError::BlobLength { expected: size, found: None });
+        }
+        hasher.update(piece);
+        file.write_all(piece).map_err(RecodeError::Spool)
+    })?;
+    if at < size {
+        return Err(RecodeError::BlobLength { expected: size, found: Some(at) });
+    }
+    let found = hasher.finish();
+    if found == expected { Ok(()) } else { Err(RecodeError::BlobDigest { expected, found }) }
+}
