@@ -26,7 +26,7 @@ use super::report::IndexOrigin;
 use crate::trust::Verdict;
 
 /// Tables read at once: each may have 64 MiB of JSON, and as much packed, in memory.
-const TABLES: usize = 2;
+pub(super) const TABLES: usize = 2;
 
 impl Engine {
     /// Opens the layers that have no index by their tables, where they have one; returns why not, for the first that
