@@ -152,6 +152,7 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
     put("nydus", "bootstrap5", &[&vector(include_bytes!("../../crates/format/tests/nydus/none5.boot.zst"))]);
     let beside = vector(include_bytes!("../../crates/format/tests/nydus/big.ref.zst"));
     put("nydus", "zran", &[&beside[..796 + 4096]]);
+    put("soci", "ztoc", &[&testkit::soci::Ztoc::sample(1 << 20).encode()]);
     let id = IndexId::from_bytes([7; 32]);
     let notes = format!(
         r#","annotations":{{"dev.floe.layer":"{digest}","dev.floe.diffid":"{digest}","dev.floe.index":"{id}"}}"#

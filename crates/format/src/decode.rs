@@ -176,7 +176,7 @@ pub fn chunk(piece: &Piece, packed: &[u8], wanted: &Chunk, hash: Hash) -> Option
     };
     plain.truncate(small(end.into()));
     plain.drain(..small(piece.skip.into()).min(plain.len()));
-    (plain.len() == small(wanted.len.into()) && hash.of(&plain) == wanted.id.0).then_some(plain)
+    (plain.len() == small(wanted.len.into()) && hash.of(&plain) == Some(wanted.id.0)).then_some(plain)
 }
 
 /// Offsets inside a segment or a piece: at most 1 GiB.

@@ -14,6 +14,7 @@ use crate::nydus::disk::{MetaHeader, features};
 use crate::nydus::meta::BlobMeta;
 use crate::payload::SegmentSize;
 use crate::skeleton::{SkeletonFacts, SkeletonReader, SkeletonWriter, restore};
+use crate::soci;
 use crate::stargz::index::Whose;
 use crate::stargz::table::{Announced, Place};
 use crate::tar::{Parser, Placer, Step};
@@ -217,6 +218,32 @@ pub fn nydus(data: &[u8]) {
     }
 }
 
+/// Reads bytes as a zTOC of SOCI. What makes an index opens, and gives no segment from noise.
+///
+/// # Panics
+///
+/// On a defect.
+#[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
+pub fn soci(data: &[u8]) {
+    let _ = soci::assumes_short_header(data); // whatever they are
+    let table = Digest::of(data);
+    for (size, segment) in [(1 << 20, 16), (1 << 30, 19)] {
+        let segment = SegmentSize::from_bits(segment).expect("in range");
+        let whose = soci::index::Whose { blob: table, size, diff_id: DiffId::new(table), table, segment };
+        let Ok(made) = soci::index::index(data, &whose) else { continue };
+        assert!(Index::decode(&made.encode()).as_ref() == Ok(&made), "it encodes to something else");
+        let layer = Arc::new(Layer::open(made).expect("an index that was made of a zTOC"));
+        for first in 0..layer.segments().min(8) {
+            let span = layer.span(first).expect("every segment has a span");
+            assert!(span.segments.contains(&first), "another span");
+            let mut decoder =
+                SpanDecoder::new(Arc::clone(&layer), span.segments).expect("segments that exist");
+            let mut noise = data;
+            assert!(!matches!(decoder.push(&mut noise), Ok(Some(_))), "noise has passed");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use testkit::tar::{Archive, Entry, Kind, Variant};
@@ -240,6 +267,8 @@ mod tests {
         super::index(b"noise");
         super::contents(b"noise");
         super::nydus(b"noise");
+        super::soci(b"noise");
+        super::soci(&testkit::soci::Ztoc::sample(1 << 20).encode());
         let bootstrap = include_bytes!("../tests/nydus/none.boot.zst");
         super::nydus(&zstd::decode_all(&bootstrap[..]).unwrap());
         let bootstrap = include_bytes!("../tests/nydus/none5.boot.zst");

@@ -53,7 +53,7 @@
 //!   0  32  SHA-256 of the blob          40   4  codec, as above
 //!  32   8  length of the blob           44  32  SHA-256 of the table of contents
 //!  76   4  segments that a start reads, from the first one on
-//!  80   4  hash of the chunks: 0 SHA-256, 1 BLAKE3
+//!  80   4  hash of the chunks: 0 SHA-256, 1 BLAKE3, 2 of what they are packed in (`sealed_chunk`)
 //!  84   4  number of blobs beside the layer's own
 //!  88   4  number of pieces: that of the chunks
 //!  92  40  per blob: SHA-256 · length u64
@@ -77,7 +77,7 @@
 mod contents;
 mod source;
 
-pub use contents::{BlobAt, Contents, Entry, Hash, Packing, Part, Piece};
+pub use contents::{BlobAt, Contents, Entry, Hash, Packing, Part, Piece, sealed_chunk};
 pub use source::{Codec, Reach, Source, Start, most_plain};
 
 use crate::digest::{ChunkId, DiffId, Digest, IndexId};

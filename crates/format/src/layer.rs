@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use crate::digest::{ChunkId, Digest, IndexId};
-use crate::index::{Basis, Facts, Hash, Index, Part, Piece, Source};
+use crate::index::{Basis, Contents, Facts, Hash, Index, Part, Piece, Source};
 use crate::limits;
 use crate::payload::Layout;
 use crate::skeleton::{SkeletonError, SkeletonReader};
@@ -86,7 +86,10 @@ impl Layer {
             if !layout.cut_as(index.chunks().iter().map(|chunk| chunk.len)) {
                 return Err(LayerError::Contradiction("the pieces of its files").into());
             }
-            groups = tied(&layout);
+            groups = match &index.source().contents {
+                Some(Contents { hash: Hash::Sealed, pieces, .. }) => together(&layout, pieces),
+                _ => tied(&layout),
+            };
         }
         let layer = Self { id: index.id(), layout, index, groups };
         layer.check(tar_len)?;
@@ -309,6 +312,24 @@ fn tied(layout: &Layout) -> Vec<u32> {
             Some(first) if ties && segment - first < limits::GROUP => {}
             _ => groups.push(segment),
         }
+    }
+    groups
+}
+
+/// Returns the first segment of each group where ranges of the blob are hashed and not chunks: whoever has one of those has
+/// all segments that lie in it, up to [`limits::GROUP`]. A segment that lies in several is a group of its own.
+fn together(layout: &Layout, pieces: &[Piece]) -> Vec<u32> {
+    let mut groups: Vec<u32> = Vec::new();
+    let mut last = None;
+    for segment in 0..layout.segments() {
+        let pieces = &pieces[layout.cuts_of(segment)];
+        let one = pieces.first().zip(pieces.last()).filter(|(first, last)| first.begin == last.begin);
+        let lies_in = one.map(|(piece, _)| piece.begin);
+        match groups.last() {
+            Some(first) if lies_in.is_some() && lies_in == last && segment - first < limits::GROUP => {}
+            _ => groups.push(segment),
+        }
+        last = lies_in;
     }
     groups
 }

@@ -17,6 +17,7 @@ pub mod payload;
 pub mod proof;
 pub mod rfc3339;
 pub mod skeleton;
+pub mod soci;
 pub mod stargz;
 pub mod tar;
 pub mod tree;

@@ -56,7 +56,8 @@ pub const CHUNK_INDEXES: u64 = 4 << 20;
 pub const CHUNK: u32 = 1 << 20;
 
 /// Longest piece of a file in a layer with a table of contents of its own, in bytes: what its verification holds in memory.
-/// eStargz writes 4 MiB unless told otherwise, Nydus at most this.
+/// eStargz writes 4 MiB unless told otherwise, Nydus at most this. And the longest span of SOCI, packed, which is held
+/// until it has been hashed: some 4 MiB of the tar unless told otherwise.
 pub const PIECE: u32 = 16 << 20;
 
 /// Plain bytes decoded for nothing before such a piece: eStargz may put neighbours into one member until it has so many.
@@ -71,8 +72,8 @@ pub const BLOBS: u16 = 255;
 /// Segments that are fetched together because one piece reaches over the end of each: 32 MiB of them for most layers.
 pub const GROUP: u32 = 64;
 
-/// A table of contents as JSON, in bytes: 355 a file, so some 190,000 files. Packed and plain are in memory until it has been
-/// read; a layer with more is not read by its table.
+/// A table of contents as JSON, in bytes: 355 a file, so some 190,000 files; or a zTOC: 250 a file, and 8 KB for each MiB of
+/// the tar. Packed and plain are in memory until it has been read; a layer with more is not read by its table.
 pub const CONTENTS: u64 = 64 << 20;
 
 /// A file at least this long has chunks of its own.

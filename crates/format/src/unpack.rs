@@ -234,7 +234,8 @@ fn gzip_step(
 }
 
 /// Returns the window a start carries.
-fn open_window(stored: &[u8]) -> Result<Vec<u8>, UnpackError> {
+/// Returns a window of an index as it was.
+pub(crate) fn open_window(stored: &[u8]) -> Result<Vec<u8>, UnpackError> {
     if stored.is_empty() {
         return Ok(Vec::new());
     }

@@ -9,6 +9,7 @@ use format::Digest;
 use crate::artifact::IndexArtifact;
 use crate::config::Config;
 use crate::manifest::{Image, Manifest, check_image};
+use crate::soci::SociIndex;
 use crate::{archive, challenge, hosts};
 
 /// Reads bytes as one of the things that come from a registry or in an archive; the first byte says which.
@@ -68,7 +69,10 @@ fn manifest(bytes: &[u8]) {
         assert_eq!(again, Some(parsed.clone()), "an image manifest");
         if let Some(subject) = parsed.subject {
             let _ = IndexArtifact::parse(&manifest, &subject.digest);
+            let _ = SociIndex::parse(&manifest, Some(&subject.digest));
         }
+        let _ = SociIndex::parse(&manifest, None);
+        let _ = SociIndex::named_by(bytes);
     }
     if let Ok(list) = manifest.index("fuzz") {
         let again = serde_json::to_vec(&list).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());

@@ -58,6 +58,11 @@ impl Descriptor {
         }
     }
 
+    /// Says whether an entry of an image index is a SOCI index: no image, although it has the platform of one.
+    pub fn is_soci(&self) -> bool {
+        self.artifact_type.as_deref() == Some(format::soci::INDEX_V2)
+    }
+
     /// Says whether an entry of an image index is for clients of Nydus: by its type, or as they had it before there was
     /// one, by a feature of its platform.
     pub fn needs_nydus(&self) -> bool {
@@ -311,7 +316,8 @@ impl ImageIndex {
             let fit = platform.fit(image.platform.as_ref()?)?;
             Some((!image.needs_nydus(), fit))
         };
-        let best = self.descriptors().filter_map(|image| Some((fit(&image)?, image)));
+        let images = self.descriptors().filter(|entry| !entry.is_soci());
+        let best = images.filter_map(|image| Some((fit(&image)?, image)));
         best.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, image)| image)
     }
 
@@ -492,6 +498,10 @@ mod tests {
         let digest = |name: &str| Digest::of(name.as_bytes());
         assert_eq!(chosen(&[&by_type, &ordinary, &by_feature]), digest("ordinary"));
         assert_eq!(chosen(&[&by_feature, &by_type]), digest("by feature"));
+        // The platform fits it better than the image that it is about, and it is none.
+        let mut soci = entry("soci", "linux", "arm64", Some("v8"));
+        soci["artifactType"] = json!("application/vnd.amazon.soci.index.v2+json");
+        assert_eq!(chosen(&[&soci, &ordinary]), digest("ordinary"));
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Source {
     /// Returns a manifest by descriptor, checked.
     pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest, Error> {
         let manifest = match &self.0 {
-            Place::Registry(repository, ..) => repository.manifest(&Pick::Digest(descriptor.digest)).await?,
+            Place::Registry(..) => self.manifest_at(&descriptor.digest).await?,
             Place::Layout(layout, _) => {
                 layout.manifest(&descriptor.digest, Some(&descriptor.media_type)).await?
             }
@@ -138,6 +138,14 @@ impl Source {
                 format!("manifest {}", descriptor.digest),
                 format!("{size} bytes, not {}", descriptor.size),
             )),
+        }
+    }
+
+    /// Returns a manifest by its digest alone, checked.
+    pub(crate) async fn manifest_at(&self, digest: &Digest) -> Result<Manifest, Error> {
+        match &self.0 {
+            Place::Registry(repository, ..) => repository.manifest(&Pick::Digest(*digest)).await,
+            Place::Layout(layout, _) => layout.manifest(digest, None).await,
         }
     }
 
@@ -228,38 +236,46 @@ impl Source {
 
     /// Returns the index artifacts of an image manifest, best first. Those that cannot be read are left out.
     pub async fn index_artifacts(&self, manifest: &Digest) -> Result<Vec<IndexArtifact>, Error> {
-        let manifests: Vec<Manifest> = match &self.0 {
-            Place::Registry(repository, ..) => {
-                let listed = repository.referrers(manifest, Some(media_type::FLOE_INDEX)).await?;
-                let mut found = Vec::new();
-                for entry in artifact::shortlist(listed) {
-                    match self.manifest(&entry).await {
-                        Ok(artifact) => found.push(artifact),
-                        Err(error) if error.is_temporary() => return Err(error),
-                        Err(error) => {
-                            tracing::warn!(artifact = %entry.digest, %error, "index artifact skipped")
-                        }
-                    }
-                }
-                found
-            }
-            Place::Layout(layout, _) => {
-                let listed = layout.referrers(manifest).await?;
-                let ours = |entry: &Descriptor| {
-                    entry.artifact_type.as_deref().is_none_or(|kind| kind == media_type::FLOE_INDEX)
-                };
-                listed.into_iter().filter(|(entry, _)| ours(entry)).map(|(_, manifest)| manifest).collect()
-            }
-        };
         let mut candidates = Vec::new();
-        for found in &manifests {
-            match IndexArtifact::parse(found, manifest) {
+        for found in self.about(manifest, media_type::FLOE_INDEX).await? {
+            match IndexArtifact::parse(&found, manifest) {
                 Ok(artifact) => candidates.push(artifact),
                 Err(error) => tracing::warn!(%error, "index artifact skipped"),
             }
         }
         artifact::sort(&mut candidates);
         Ok(candidates)
+    }
+
+    /// Returns the manifests of a type that refer to a manifest, as many as are looked at; those that are not there are
+    /// left out.
+    pub(crate) async fn about(&self, manifest: &Digest, kind: &str) -> Result<Vec<Manifest>, Error> {
+        match &self.0 {
+            Place::Registry(repository, ..) => {
+                let listed = repository.referrers(manifest, Some(kind)).await?;
+                let mut found = Vec::new();
+                for entry in artifact::shortlist(listed) {
+                    match self.manifest(&entry).await {
+                        Ok(artifact) => found.push(artifact),
+                        Err(error) if error.is_temporary() => return Err(error),
+                        Err(error) => {
+                            tracing::warn!(artifact = %entry.digest, %error, "a referrer is skipped")
+                        }
+                    }
+                }
+                Ok(found)
+            }
+            Place::Layout(layout, _) => {
+                let listed = layout.referrers(manifest).await?;
+                let fits =
+                    |entry: &Descriptor| entry.artifact_type.as_deref().is_none_or(|found| found == kind);
+                Ok(listed
+                    .into_iter()
+                    .filter(|(entry, _)| fits(entry))
+                    .map(|(_, manifest)| manifest)
+                    .collect())
+            }
+        }
     }
 
     /// Stores an index artifact beside its image; returns its digest. If the same is there already, under

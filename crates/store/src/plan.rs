@@ -54,11 +54,11 @@ pub(crate) fn runs(layer: &Layer, segments: Range<u32>, whole: impl Fn(u32) -> b
                 if run.last().is_some_and(|last| last.end == span.segments.start)
                     && !whole(span.segments.start)
                     && span.parts.first().is_some_and(|part| goes_on(last.as_ref(), part))
-                    && len + packed_len(&span.parts) <= COALESCED
+                    && len + further(last.as_ref(), &span.parts) <= COALESCED
                     && run.len() < RUN =>
             {
                 run.push(span.segments);
-                len += packed_len(&span.parts);
+                len += further(last.as_ref(), &span.parts);
             }
             _ => {
                 len = packed_len(&span.parts);
@@ -73,6 +73,15 @@ pub(crate) fn runs(layer: &Layer, segments: Range<u32>, whole: impl Fn(u32) -> b
 /// Says whether a part is worth no request of its own behind another: all that is of one blob and in its order.
 fn goes_on(last: Option<&Part>, part: &Part) -> bool {
     last.is_some_and(|last| last.blob == part.blob && last.range.start <= part.range.start)
+}
+
+/// Returns how many bytes some parts are beyond those that another one has of them.
+fn further(last: Option<&Part>, parts: &[Part]) -> u64 {
+    let of = |part: &Part| match last.filter(|last| last.blob == part.blob) {
+        Some(last) => part.range.end.saturating_sub(part.range.start.max(last.range.end)),
+        None => part.range.end - part.range.start,
+    };
+    parts.iter().map(of).sum()
 }
 
 /// Returns the segments that are looked for together in other layers: one, unless a table of contents ties more.

@@ -9,6 +9,7 @@ pub mod faulty;
 pub mod fixture;
 pub mod layers;
 pub mod shapes;
+pub mod soci;
 pub mod tar;
 
 /// Ends a test that cannot run here, and says so: `SKIPPED: why` on standard error.

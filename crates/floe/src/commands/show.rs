@@ -33,6 +33,7 @@ fn line(layer: &LayerReport) -> String {
         IndexOrigin::Local => "store",
         IndexOrigin::Registry => "registry",
         IndexOrigin::Contents => "layer",
+        IndexOrigin::Soci => "SOCI",
         IndexOrigin::Streamed => "streamed",
     };
     let here = format!("{}/{}", layer.local, layer.segments);

@@ -152,9 +152,10 @@ fn upgrade(from: &OpenImage, to: &OpenImage) -> Upgrade {
     upgrade
 }
 
-/// Returns the chunks of a layer, as they are looked for.
+/// Returns the chunks of a layer, as they are looked for: not where nobody could tell them by their bytes.
 fn chunks(layer: &Layer) -> impl Iterator<Item = (Hash, Chunk)> {
-    layer.index().chunks().iter().map(|chunk| (layer.hash(), *chunk))
+    let chunks = if layer.hash() == Hash::Sealed { &[][..] } else { layer.index().chunks() };
+    chunks.iter().map(|chunk| (layer.hash(), *chunk))
 }
 
 /// What has to be read to compare two images.

@@ -38,7 +38,7 @@ const INDEXES: usize = 8;
 
 /// An index may be as long as its layer, and this much longer: that of a tiny layer is, and one that is not is no
 /// reason to fill a node's memory before anybody has looked at it.
-const SMALL_INDEX: u64 = 1 << 20;
+pub(super) const SMALL_INDEX: u64 = 1 << 20;
 
 /// Signature blobs looked at for one image: many signers of several artifacts, each a request.
 const SIGNATURES: usize = 64;
@@ -191,6 +191,8 @@ impl Engine {
             }
             if purpose.takes_tables() {
                 let untold = self.read_tables(source, &resolved.layers, &asked, &line, &mut layers)?;
+                why_not.text = why_not.text.or(untold);
+                let untold = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
                 why_not.text = why_not.text.or(untold);
             }
         }
@@ -516,8 +518,10 @@ pub(super) const LOCAL: &str = "lazy: the indexes are in the store";
 fn why(layers: &[FoundLayer], why_not: Option<String>) -> String {
     let count = |origin| layers.iter().filter(|layer| layer.origin == origin).count();
     let (streamed, fetched) = (count(IndexOrigin::Streamed), count(IndexOrigin::Registry));
-    match (streamed, fetched + count(IndexOrigin::Contents)) {
+    let (tables, soci) = (count(IndexOrigin::Contents), count(IndexOrigin::Soci));
+    match (streamed, fetched + tables + soci) {
         (0, 0) => LOCAL.into(),
+        (0, _) if fetched + tables == 0 => "lazy: the image has a SOCI index".into(),
         (0, _) if fetched == 0 => "lazy: the layers have tables of contents".into(),
         (0, _) => "lazy: the registry has the index".into(),
         (n, _) => {

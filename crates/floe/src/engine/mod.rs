@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
-//! | `layers.rs`, `tables.rs`, `nydus.rs` | where a layer's index comes from: store, registry, or the layer itself |
+//! | `layers.rs`, `tables.rs`, `nydus.rs`, `soci.rs` | where a layer's index comes from: store, registry, the layer itself, or a table beside it |
 //! | `asker.rs` | for whom it is wanted |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
@@ -50,6 +50,7 @@ pub(crate) mod record;
 mod regret;
 pub mod report;
 pub mod room;
+mod soci;
 pub(crate) mod stack;
 mod tables;
 mod tree;

@@ -214,7 +214,7 @@ pub(crate) fn parse(image: &str) -> anyhow::Result<Reference> {
 /// What is known of an image before its layers are looked at.
 pub(super) struct Resolved {
     pub(super) manifest: Digest,
-    manifest_bytes: Vec<u8>,
+    pub(super) manifest_bytes: Vec<u8>,
     config: Vec<u8>,
     pub(super) layers: Vec<Place>,
     pub(super) source: Option<Arc<Source>>,

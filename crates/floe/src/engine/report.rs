@@ -77,6 +77,8 @@ pub enum IndexOrigin {
     Registry,
     /// The layer itself has a table of contents.
     Contents,
+    /// A SOCI index beside the image had a table of it.
+    Soci,
     /// The layer was streamed and the index built on the way.
     Streamed,
 }

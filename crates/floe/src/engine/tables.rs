@@ -34,7 +34,7 @@ use crate::trust::Verdict;
 type Elsewhere = OnceLock<Result<Option<Vec<(Digest, Descriptor)>>, Error>>;
 
 /// Tables read at once: each may have 64 MiB of JSON, and as much packed, in memory.
-const TABLES: usize = 2;
+pub(super) const TABLES: usize = 2;
 
 impl Engine {
     /// Opens the layers that have no index by their tables, where they have one; returns why not, for the first that

@@ -38,13 +38,29 @@ impl Assembly {
 
     /// Takes the chunk that has to come next, if these are its bytes.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
-        let Some(number) = self.number() else { return Ok(()) };
-        let size = self.layer.layout().segment_size();
-        let (cut, chunk) = (self.layer.layout().cuts()[number], self.layer.index().chunks()[number]);
-        let first = size.of(cut.start).max(self.wanted.start);
-        if bytes.len() as u64 != u64::from(cut.len) || self.layer.hash().of(bytes) != chunk.id.0 {
-            return Err(Corrupt { segment: first, chunk: u32::try_from(number).unwrap_or(u32::MAX) });
+        let Some(chunk) = self.wants() else { return Ok(()) };
+        if bytes.len() as u64 != u64::from(chunk.len) || self.layer.hash().of(bytes) != Some(chunk.id.0) {
+            return Err(self.corrupt());
         }
+        self.place(bytes);
+        Ok(())
+    }
+
+    /// Returns the error that the chunk which has to come next is wrong.
+    pub(super) fn corrupt(&self) -> Corrupt {
+        let number = self.number().unwrap_or_default();
+        let cut = self.layer.layout().cuts().get(number);
+        let first = cut.map_or(0, |cut| self.layer.layout().segment_size().of(cut.start));
+        let segment = first.max(self.wanted.start);
+        Corrupt { segment, chunk: u32::try_from(number).unwrap_or(u32::MAX) }
+    }
+
+    /// Takes the chunk that has to come next: these are its bytes, and as many as it is long.
+    pub(super) fn place(&mut self, bytes: &[u8]) {
+        let Some(number) = self.number() else { return };
+        let size = self.layer.layout().segment_size();
+        let cut = self.layer.layout().cuts()[number];
+        let first = size.of(cut.start).max(self.wanted.start);
         for segment in first..(size.of(cut.end() - 1) + 1).min(self.wanted.end) {
             while self.filling.len() <= (segment - self.wanted.start) as usize {
                 let next = self.wanted.start + u32::try_from(self.filling.len()).unwrap_or(u32::MAX);
@@ -60,7 +76,6 @@ impl Assembly {
             segment[small(from - start)..small(to - start)].copy_from_slice(part);
         }
         self.chunks.start += 1;
-        Ok(())
     }
 
     /// Returns the next segment once all of its chunks have come.

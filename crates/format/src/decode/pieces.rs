@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use super::assembly::Assembly;
 use super::{DecodeError, PIECE, Verified, small};
-use crate::index::{Codec, Contents, Packing, Part, Piece};
+use crate::digest::Digest;
+use crate::index::{Codec, Contents, Entry, Hash, Packing, Part, Piece, sealed_chunk};
 use crate::layer::Layer;
 use crate::limits;
-use crate::unpack::{UnpackError, Unpacker};
+use crate::unpack::{self, UnpackError, Unpacker};
 
 /// Decodes a run of consecutive segments chunk by chunk.
 pub(super) struct PieceDecoder {
@@ -48,6 +49,21 @@ enum Unit {
     Block(Vec<u8>),
     /// Such a block, decoded.
     Whole(Vec<u8>),
+    /// Is decoded when all of it is here and has been hashed: its chunks have no hash of their own.
+    Sealed(Sealed),
+}
+
+/// A range of the blob that is held until all of it is here.
+struct Sealed {
+    packed: Vec<u8>,
+    /// How many bytes of it the decoder has read.
+    read: usize,
+    unpacker: Unpacker,
+    bits: u8,
+    /// Hash of the window that it is decoded with.
+    window: Digest,
+    /// Hash of the range, once it is here.
+    digest: Option<Digest>,
 }
 
 impl PieceDecoder {
@@ -95,7 +111,10 @@ impl PieceDecoder {
             if !self.decode(&piece, len, input)? {
                 break;
             }
-            self.assembly.put(&self.chunk)?;
+            match self.layer.hash() {
+                Hash::Sealed => self.assembly.place(&self.chunk), // `hold` has looked
+                _ => self.assembly.put(&self.chunk)?,
+            }
             if let Some(part) = self.parts.front_mut() {
                 part.chunks -= 1;
             }
@@ -130,18 +149,23 @@ impl PieceDecoder {
         if self.open.as_ref().is_some_and(|open| open.begin == piece.begin) {
             return Ok(true);
         }
+        let shared = self.shared(piece);
         self.pass(piece.begin, input);
         if self.at < piece.begin {
             return Ok(false);
+        }
+        if self.layer.hash() == Hash::Sealed {
+            let sealed = self.seal(piece, shared)?;
+            self.open = Some(Open { unit: Unit::Sealed(sealed), begin: piece.begin, out: 0, last: None });
+            return Ok(true);
         }
         let unpacker = match piece.packing {
             Packing::Plain => Unpacker::new(Codec::Plain),
             Packing::Gzip => Unpacker::new(Codec::Gzip),
             Packing::Zstd => Unpacker::new(Codec::Zstd),
-            Packing::Inside => match self.contents().and_then(|contents| contents.entry(piece)) {
-                Some(entry) => Unpacker::inside(entry.bits, &entry.window),
-                None => Err(UnpackError::Window), // not of an index that has been checked
-            },
+            Packing::Inside => {
+                self.entry(piece).and_then(|entry| Unpacker::inside(entry.bits, &entry.window))
+            }
             Packing::Lz4 => {
                 self.open =
                     Some(Open { unit: Unit::Block(Vec::new()), begin: piece.begin, out: 0, last: None });
@@ -153,8 +177,60 @@ impl PieceDecoder {
         Ok(true)
     }
 
+    /// Returns the byte that a sealed range shares with the one before, which has been used.
+    fn shared(&self, piece: &Piece) -> Option<u8> {
+        match self.open.as_ref().map(|open| &open.unit) {
+            Some(Unit::Sealed(sealed)) if piece.begin + 1 == self.at => sealed.packed.last().copied(),
+            _ => None,
+        }
+    }
+
+    /// Begins with a range that is to be hashed before it is decoded.
+    fn seal(&self, piece: &Piece, shared: Option<u8>) -> Result<Sealed, DecodeError> {
+        let begin = || {
+            let entry = self.entry(piece)?;
+            let window = unpack::open_window(&entry.window)?;
+            let mut unpacker = Unpacker::new(Codec::Gzip)?;
+            unpacker.enter(entry.bits, &window)?;
+            Ok((unpacker, entry.bits, Digest::of(&window)))
+        };
+        let (unpacker, bits, window) = begin().map_err(|why| self.undecodable(why))?;
+        Ok(Sealed { packed: shared.into_iter().collect(), read: 0, unpacker, bits, window, digest: None })
+    }
+
+    fn entry(&self, piece: &Piece) -> Result<&Entry, UnpackError> {
+        // There is one for each piece of an index that has been checked.
+        self.contents().and_then(|contents| contents.entry(piece)).ok_or(UnpackError::Window)
+    }
+
+    /// Takes up what is sealed, and compares it with what names the chunk in hand; false if there is not enough input.
+    fn hold(&mut self, piece: &Piece, len: u32, input: &mut &[u8]) -> Result<bool, DecodeError> {
+        let Some(Open { unit: Unit::Sealed(sealed), .. }) = &mut self.open else { return Ok(true) };
+        let digest = match sealed.digest {
+            Some(digest) => digest,
+            None => {
+                let (now, _) = input.split_at(input.len().min(small(piece.end.saturating_sub(self.at))));
+                sealed.packed.extend_from_slice(now);
+                *input = &input[now.len()..];
+                self.at += now.len() as u64;
+                if self.at < piece.end {
+                    return Ok(false);
+                }
+                *sealed.digest.insert(Digest::of(&sealed.packed))
+            }
+        };
+        let named = sealed_chunk(&digest, sealed.bits, &sealed.window, piece.skip, len);
+        match self.assembly.wants() {
+            Some(chunk) if chunk.id == named => Ok(true),
+            _ => Err(self.assembly.corrupt().into()),
+        }
+    }
+
     /// Decodes the chunk in hand; false if there is not enough input.
     fn decode(&mut self, piece: &Piece, len: u32, input: &mut &[u8]) -> Result<bool, DecodeError> {
+        if !self.hold(piece, len, input)? {
+            return Ok(false);
+        }
         if let Some(open) = &mut self.open {
             if open.last == Some(piece.skip) && open.out == u64::from(piece.skip) + u64::from(len) {
                 return Ok(true); // a twin of the one before, which is in hand still
@@ -190,8 +266,9 @@ impl PieceDecoder {
     fn step(&mut self, piece: &Piece, input: &mut &[u8]) -> Result<bool, DecodeError> {
         let begins = u64::from(piece.skip);
         let Some(open) = &mut self.open else { return Ok(false) };
-        let unpacker = match &mut open.unit {
-            Unit::Stream(unpacker) => unpacker,
+        let (unpacker, held) = match &mut open.unit {
+            Unit::Stream(unpacker) => (unpacker, None),
+            Unit::Sealed(sealed) => (&mut sealed.unpacker, Some((&sealed.packed, &mut sealed.read))),
             Unit::Block(_) => return Ok(false),
             Unit::Whole(plain) => {
                 let begins = small(begins);
@@ -210,13 +287,21 @@ impl PieceDecoder {
         } else {
             &mut self.chunk[small(open.out - begins)..]
         };
-        let (now, _) = input.split_at(input.len().min(small(piece.end.saturating_sub(self.at))));
+        let now = match &held {
+            None => &input[..input.len().min(small(piece.end.saturating_sub(self.at)))],
+            Some((packed, read)) => &packed[**read..],
+        };
         let step = match unpacker.step(now, room, false) {
             Ok(step) => step,
             Err(why) => return Err(self.undecodable(why)),
         };
-        *input = &input[step.read..];
-        self.at += step.read as u64;
+        match held {
+            None => {
+                *input = &input[step.read..];
+                self.at += step.read as u64;
+            }
+            Some((_, read)) => *read += step.read,
+        }
         open.out += step.written as u64;
         if step.read == 0 && step.written == 0 {
             if self.at >= piece.end {

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::{Basis, Chunk, Codec, Facts, Index, IndexError, Source, hash_of, within};
-use crate::digest::{DiffId, Digest};
+use crate::digest::{ChunkId, DiffId, Digest};
 use crate::limits;
 use crate::skeleton::Made;
 use crate::wire::{Fields, put};
@@ -56,16 +56,38 @@ pub enum Hash {
     Sha256,
     /// BLAKE3.
     Blake3,
+    /// Not by themselves: what they are decoded from is ([`sealed_chunk`]).
+    Sealed,
 }
 
 impl Hash {
-    /// Returns the hash of some bytes.
-    pub fn of(self, bytes: &[u8]) -> [u8; 32] {
+    /// Returns the hash of a chunk by its bytes; nothing where these alone do not tell.
+    pub fn of(self, bytes: &[u8]) -> Option<[u8; 32]> {
         match self {
-            Self::Sha256 => *Digest::of(bytes).as_bytes(),
-            Self::Blake3 => *blake3::hash(bytes).as_bytes(),
+            Self::Sha256 => Some(*Digest::of(bytes).as_bytes()),
+            Self::Blake3 => Some(*blake3::hash(bytes).as_bytes()),
+            Self::Sealed => None,
         }
     }
+
+    const fn number(self) -> u32 {
+        match self {
+            Self::Sha256 => 0,
+            Self::Blake3 => 1,
+            Self::Sealed => 2,
+        }
+    }
+}
+
+/// Returns what names a chunk of which nothing is hashed but the range of the blob that it comes out of.
+///
+/// Decoding is a function of the range, of the bits of its first byte and of the window, so these are in it, too: otherwise a
+/// window that lies would make other bytes under the same name, and so an index of the same identity.
+pub fn sealed_chunk(packed: &Digest, bits: u8, window: &Digest, skip: u32, len: u32) -> ChunkId {
+    let mut hasher = blake3::Hasher::new_derive_key("floe sealed chunk v1");
+    hasher.update(packed.as_bytes()).update(&[bits]).update(window.as_bytes());
+    hasher.update(&skip.to_le_bytes()).update(&len.to_le_bytes());
+    ChunkId(*hasher.finalize().as_bytes())
 }
 
 /// Where a chunk is.
@@ -85,12 +107,13 @@ pub struct Piece {
 
 impl Piece {
     /// Says whether whoever has decoded `before` gets to this one by going on.
-    fn follows(&self, len: u32, before: &Self, len_before: u32) -> bool {
+    fn follows(&self, len: u32, before: &Self, len_before: u32, hash: Hash) -> bool {
         if self.blob != before.blob {
             return false;
         }
         if (self.begin, self.end, self.packing) != (before.begin, before.end, before.packing) {
-            return self.begin >= before.end;
+            // Of what is sealed the last byte is kept, for the bits that the next one needs.
+            return self.begin + u64::from(hash == Hash::Sealed) >= before.end && self.begin > before.begin;
         }
         let twin = self.skip == before.skip && len == len_before;
         twin || self.skip.checked_sub(before.skip).is_some_and(|further| further >= len_before)
@@ -185,7 +208,8 @@ impl Contents {
         let mut last: Option<(&Piece, u32)> = None;
         for (piece, chunk) in self.pieces[chunks.clone()].iter().zip(&table[chunks]) {
             let goes_on = last.is_some_and(|(before, len)| {
-                piece.follows(chunk.len, before, len) && piece.begin.saturating_sub(before.end) <= GAP
+                piece.follows(chunk.len, before, len, self.hash)
+                    && piece.begin.saturating_sub(before.end) <= GAP
             });
             match parts.last_mut() {
                 Some(part) if goes_on => {
@@ -207,7 +231,7 @@ impl Contents {
         put(&mut out, source.codec.number());
         out.extend_from_slice(self.table.as_bytes());
         put(&mut out, self.ahead);
-        put(&mut out, u32::from(self.hash == Hash::Blake3));
+        put(&mut out, self.hash.number());
         put(&mut out, count(self.blobs.len()));
         put(&mut out, count(self.pieces.len()));
         for blob in &self.blobs {
@@ -249,6 +273,7 @@ impl Contents {
         let hash = match hash {
             0 => Hash::Sha256,
             1 => Hash::Blake3,
+            2 => Hash::Sealed,
             number => return Err(IndexError::Unsupported { what: "hash", number }),
         };
         let blob_at = |row: &[u8; BLOB_ROW]| {
@@ -329,6 +354,12 @@ impl Contents {
         }
         within("the number of blobs", self.blobs.len() as u64, limits::BLOBS.into())?;
         self.check_entries()?;
+        let sealed = |piece: &Piece| {
+            piece.packing == Packing::Inside && piece.end.saturating_sub(piece.begin) <= limits::PIECE.into()
+        };
+        if self.hash == Hash::Sealed && !(self.blobs.is_empty() && self.pieces.iter().all(sealed)) {
+            return wrong("its pieces cannot be hashed as they are packed");
+        }
         // Twins are fetched as often as they are there, and are as long plain; small ones share what is packed as one.
         let mut budget = facts.space.saturating_mul(4).saturating_add(limits::INNER.into());
         let mut last: Option<(&Piece, u32)> = None;
@@ -340,7 +371,7 @@ impl Contents {
             if piece.begin >= piece.end || piece.end > size {
                 return wrong("its pieces are out of range");
             }
-            if last.is_some_and(|(before, len)| !piece.follows(chunk.len, before, len)) {
+            if last.is_some_and(|(before, len)| !piece.follows(chunk.len, before, len, self.hash)) {
                 let cost = (piece.end - piece.begin).saturating_add(piece.skip.into());
                 match budget.checked_sub(cost).filter(|_| !self.blobs.is_empty()) {
                     Some(left) => budget = left,

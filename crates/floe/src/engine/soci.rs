@@ -1,0 +1,133 @@
+//! Layers of which a SOCI index beside the image says where their files are and where their streams can be entered.
+//!
+//! Version 2 of such an index is named by the image's manifest, so whoever names that by digest vouches for it, as for a table of
+//! contents that a layer's descriptor names. Version 1 only refers to the image: anybody who may write to the
+//! repository can add one, so it is believed where an unsigned index of ours would be. Both are claims: what they make is an
+//! index of a table ([`format::index::Basis::Contents`]).
+//!
+//! Asked for last: it costs a request, and who has an index of ours or a table needs none.
+
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use format::limits;
+use format::soci::assumes_short_header;
+use format::soci::index::{Whose, index};
+use registry::{Descriptor, Priority, SociIndex, Source};
+
+use super::Engine;
+use super::asker::Question;
+use super::found::{FoundLayer, Place};
+use super::layers::{NotSigned, SMALL_INDEX, segment_size};
+use super::line::Line;
+use super::open::Resolved;
+use super::parallel::parallel;
+use super::report::IndexOrigin;
+use super::tables::{TABLES, vouched};
+use crate::trust::Verdict;
+
+/// How a gzip header of ten bytes begins: no name, no extra field, no comment.
+const SHORT: &[u8] = b"\x1f\x8b\x08\0";
+
+impl Engine {
+    /// Opens the layers that have no index by their zTOCs, where the image has a SOCI index; returns why not, for the first
+    /// that could not be.
+    pub(super) fn read_soci(
+        &self,
+        source: &Source,
+        resolved: &Resolved,
+        asked: &Question<'_>,
+        line: &Line,
+        layers: &mut [Option<FoundLayer>],
+    ) -> anyhow::Result<Option<String>> {
+        let places = &resolved.layers;
+        let could = |n: &usize| {
+            layers[*n].is_none() && places[*n].role.is_none() && places[*n].media_type.ends_with("gzip")
+        };
+        let candidates: Vec<usize> = (0..layers.len()).filter(could).collect();
+        if candidates.is_empty() {
+            return Ok(None);
+        }
+        let indexes = match self.soci_indexes(source, resolved, asked) {
+            Ok(indexes) => indexes,
+            Err(error) => {
+                tracing::warn!(manifest = %resolved.manifest, "a SOCI index is not used: {error:#}");
+                return Ok(Some(format!("{error:#}")));
+            }
+        };
+        let mut why_not = None;
+        for found in &indexes {
+            let listed = |n: &usize| Some((*n, found.of(&places[*n].blob)?));
+            let missing = candidates.iter().filter(|n| layers[**n].is_none());
+            let missing: Vec<_> = missing.filter_map(listed).collect();
+            let read = parallel(&missing, TABLES, |(n, table)| {
+                Ok(self.read_ztoc(source, &places[*n], table, line))
+            })?;
+            for ((n, _), read) in missing.into_iter().zip(read) {
+                match read {
+                    Ok(found) => layers[n] = Some(found),
+                    Err(error) => {
+                        tracing::warn!(layer = %places[n].blob, "a zTOC is not used: {error:#}");
+                        why_not.get_or_insert(format!("{error:#}"));
+                    }
+                }
+            }
+        }
+        Ok(why_not)
+    }
+
+    /// Returns the SOCI indexes of an image that are believed for whoever asks. What nobody will believe is not asked for.
+    fn soci_indexes(
+        &self,
+        source: &Source,
+        resolved: &Resolved,
+        asked: &Question<'_>,
+    ) -> anyhow::Result<Vec<SociIndex>> {
+        let verdict = self.rule.judge_unsigned(asked.asked);
+        match SociIndex::named_by(&resolved.manifest_bytes) {
+            Some(named) if verdict.accepted() || vouched(verdict, asked) => {
+                let found = self.net.run(source.soci_named(&named));
+                Ok(vec![found.context("fetching the SOCI index that the image names")?])
+            }
+            Some(_) if verdict == Verdict::UnsignedForDigest => bail!(NotSigned::Shared),
+            Some(_) => bail!(NotSigned::UnderPolicy),
+            None if verdict.accepted() => {
+                let found = self.net.run(source.soci_about(&resolved.manifest));
+                Ok(found.context("asking whether there is a SOCI index")?)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn read_ztoc(
+        &self,
+        source: &Source,
+        place: &Place,
+        table: &Descriptor,
+        line: &Line,
+    ) -> anyhow::Result<FoundLayer> {
+        let begun = Instant::now();
+        let limit = limits::CONTENTS.min(SMALL_INDEX + place.size); // the layer itself would be here sooner
+        let ztoc = self.net.blob(source, table, limit).context("fetching the zTOC")?;
+        line.seen(ztoc.len() as u64, begun.elapsed());
+        if assumes_short_header(&ztoc)? {
+            let head = self.net.part(source, &place.blob, place.size, 0..4.min(place.size), Priority::Demand);
+            if head.context("looking at the layer's header")? != SHORT {
+                bail!("the zTOC takes a header of ten bytes for granted, which the layer has not");
+            }
+        }
+        let whose = Whose {
+            blob: place.blob,
+            size: place.size,
+            diff_id: place.diff_id,
+            table: table.digest,
+            segment: segment_size(place.size),
+        };
+        let made = index(&ztoc, &whose).context("reading a layer by its zTOC")?;
+        tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's zTOC");
+        let _pin = self.store.put_index(&made).context("keeping the index")?;
+        let hold = self.open_layer(place, made)?;
+        let index_size = ztoc.len() as u64;
+        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Soci, index_size })
+    }
+}

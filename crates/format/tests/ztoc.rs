@@ -1,0 +1,382 @@
+//! Layers that are read by a zTOC of SOCI: what comes out is what went in, or an error.
+
+#[cfg(test)]
+mod soci;
+
+use std::sync::Arc;
+
+use format::decode::{DecodeError, SpanDecoder};
+use format::index::{Hash, Index};
+use format::layer::{Layer, LayerError};
+use format::payload::SegmentSize;
+use format::soci::index::{Whose, index};
+use format::soci::{SociError, assumes_short_header};
+use format::tar::{Member, MemberKind};
+use format::tree::Runs;
+use format::{DiffId, Digest};
+use proptest::prelude::*;
+use soci::{digests, points, ztoc};
+use sys::deflate::compress;
+use sys::inflate::Wrap;
+use testkit::arbitrary;
+use testkit::soci::{Ztoc, checkpoints};
+use testkit::tar::{Archive, Entry, Kind, Variant};
+
+const SEGMENT: u64 = 1 << 16;
+
+/// Bytes that compress, but not to nothing.
+#[cfg(test)]
+fn text(seed: usize, len: usize) -> Vec<u8> {
+    let mut state = seed as u64 * 2 + 1;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:x} ", state >> 52)
+    };
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        out.extend(word().into_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// A layer, and what it is made of.
+#[cfg(test)]
+struct Made {
+    tar: Vec<u8>,
+    blob: Vec<u8>,
+    ztoc: Ztoc,
+}
+
+#[cfg(test)]
+impl Made {
+    fn of(entries: &[Entry], level: u8, span: u64) -> Self {
+        let tar = Archive::of(entries, Variant::Pax10).tar;
+        let blob = compress(&tar, Wrap::Gzip, level).unwrap();
+        Self { ztoc: ztoc(&blob, &tar, span), tar, blob }
+    }
+
+    fn index(&self) -> Result<Index, SociError> {
+        self.read(&self.ztoc.encode())
+    }
+
+    fn read(&self, raw: &[u8]) -> Result<Index, SociError> {
+        let whose = Whose {
+            blob: Digest::of(&self.blob),
+            size: self.blob.len() as u64,
+            diff_id: DiffId::new(Digest::of(&self.tar)),
+            table: Digest::of(raw),
+            segment: SegmentSize::from_bits(16).unwrap(),
+        };
+        index(raw, &whose)
+    }
+
+    fn open(&self) -> Arc<Layer> {
+        let index = self.index().unwrap();
+        assert_eq!(Index::decode(&index.encode()).as_ref(), Ok(&index), "it encodes to itself");
+        Arc::new(Layer::open(index).unwrap())
+    }
+
+    /// Returns these segments, decoded from just what is asked for, in pieces.
+    fn decode(
+        &self,
+        layer: &Arc<Layer>,
+        wanted: std::ops::Range<u32>,
+        step: usize,
+    ) -> Result<Vec<Vec<u8>>, DecodeError> {
+        let mut decoder = SpanDecoder::new(Arc::clone(layer), wanted.clone())?;
+        let mut out = Vec::new();
+        for part in decoder.parts() {
+            let range = usize::try_from(part.range.start).unwrap()..usize::try_from(part.range.end).unwrap();
+            for mut piece in self.blob[range].chunks(step) {
+                while let Some((number, verified)) = decoder.push(&mut piece)? {
+                    assert_eq!(number, wanted.start + u32::try_from(out.len()).unwrap());
+                    out.push(verified.into_vec());
+                }
+            }
+        }
+        decoder.finish()?;
+        Ok(out)
+    }
+
+    /// Holds every file of a layer against the tar.
+    fn assert_same(&self, layer: &Arc<Layer>, space: &[u8]) {
+        let same = |member: Member, runs: Runs| {
+            if let (MemberKind::File, Runs::Whole(at)) = (&member.kind, runs) {
+                let at = usize::try_from(at).unwrap();
+                let file = self.ztoc.files.iter().find(|file| file.name == *member.path).unwrap();
+                let plain = usize::try_from(file.offset).unwrap();
+                let len = usize::try_from(file.size).unwrap();
+                assert!(space[at..at + len] == self.tar[plain..plain + len], "{file:?}");
+            }
+            Ok::<_, LayerError>(())
+        };
+        layer.members(same).unwrap();
+    }
+}
+
+#[cfg(test)]
+fn entries() -> Vec<Entry> {
+    let small = (0..40).map(|n| Entry::file(format!("d/{n}"), text(n, n * 50)));
+    let kinds = [
+        Entry::dir("d/").mode(0o1755).owner(1, 2).mtime(1_600_000_000, 500_000_000),
+        Entry::file("long", text(99, 700_000)).xattr("user.a", b"\0\xff").mode(0o4755),
+        Entry::file("empty", b""),
+        Entry::link("hard", "long"),
+        Entry::symlink("soft", "d/1"),
+        Entry::new("null", Kind::Char(1, 3)),
+        Entry::new("disk", Kind::Block(8, 17)),
+        Entry::new("pipe", Kind::Fifo),
+        Entry::file([b"\xff", &[b'n'; 150][..]].concat(), b"a long name that is no text"),
+        Entry::file("last", text(98, 90_000)),
+    ];
+    kinds.into_iter().chain(small).collect()
+}
+
+#[test]
+fn every_group_of_segments_comes_from_its_own_spans() {
+    let made = Made::of(&entries(), 6, 100_000);
+    assert!(made.ztoc.digests.len() > 4, "{} spans", made.ztoc.digests.len());
+    let layer = made.open();
+    assert_eq!(layer.hash(), Hash::Sealed);
+    let (mut space, mut next) = (Vec::new(), 0);
+    while next < layer.segments() {
+        let span = layer.span(next).unwrap();
+        assert_eq!(span.segments.start, next);
+        for segment in made.decode(&layer, span.segments.clone(), 1000).unwrap() {
+            space.resize(usize::try_from(u64::from(next) * SEGMENT).unwrap(), 0);
+            space.extend(segment);
+            next += 1;
+        }
+    }
+    made.assert_same(&layer, &space);
+    // All of it in one go, byte by byte: spans that have a byte in common are asked for once.
+    let all = made.decode(&layer, 0..layer.segments(), 1).unwrap();
+    assert_eq!(SpanDecoder::new(Arc::clone(&layer), 0..layer.segments()).unwrap().parts().len(), 1);
+    let joined: Vec<u8> = all
+        .iter()
+        .flat_map(|segment| {
+            let mut segment = segment.clone();
+            segment.resize(usize::try_from(SEGMENT).unwrap(), 0);
+            segment
+        })
+        .collect();
+    made.assert_same(&layer, &joined);
+}
+
+#[test]
+fn members_are_as_the_tar_has_them() {
+    let made = Made::of(&entries(), 6, 100_000);
+    let layer = made.open();
+    let mut left = entries().into_iter();
+    layer
+        .members::<LayerError>(|member, _| {
+            let entry = left.next().expect("no more members than entries");
+            assert_eq!((&*member.path, u32::from(member.mode)), (&entry.path[..], entry.mode));
+            assert_eq!((member.uid, member.gid), (entry.uid, entry.gid));
+            assert_eq!((member.mtime.secs, member.mtime.nanos), entry.mtime);
+            let xattrs: Vec<_> = member.xattrs.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+            assert_eq!(xattrs, entry.xattrs);
+            let same = match (&member.kind, &entry.kind) {
+                (MemberKind::Dir, Kind::Dir)
+                | (MemberKind::File, Kind::File(_))
+                | (MemberKind::Fifo, Kind::Fifo) => true,
+                (MemberKind::Link(a), Kind::Link(b)) | (MemberKind::Symlink(a), Kind::Symlink(b)) => {
+                    **a == **b
+                }
+                (MemberKind::Char(a), Kind::Char(major, minor))
+                | (MemberKind::Block(a), Kind::Block(major, minor)) => (a.major, a.minor) == (*major, *minor),
+                _ => false,
+            };
+            assert!(same, "{:?} for {:?}", member.kind, entry.kind);
+            Ok(())
+        })
+        .unwrap();
+    assert!(left.next().is_none());
+}
+
+#[test]
+fn old_writers_leave_out_the_first_checkpoint() {
+    let mut made = Made::of(&entries(), 6, 100_000);
+    let points = points(&made.blob, &made.tar, 100_000);
+    assert_eq!((points[0].place, points[0].bits), (10, 0), "the header that old writers take for granted");
+    assert!(!assumes_short_header(&made.ztoc.encode()).unwrap());
+    let with = made.index().unwrap();
+    made.ztoc.checkpoints = checkpoints(&points, 100_000, true);
+    assert!(assumes_short_header(&made.ztoc.encode()).unwrap());
+    assert_eq!(made.index().unwrap().id(), with.id());
+    // A single span, which is left out altogether.
+    let mut made = Made::of(&entries()[..3], 6, 1 << 30);
+    made.ztoc.checkpoints.truncate(12);
+    let layer = made.open();
+    made.decode(&layer, 0..layer.segments(), 100).unwrap();
+}
+
+#[test]
+fn members_of_gzip_may_follow_each_other() {
+    let tar = Archive::of(&entries(), Variant::Pax10).tar;
+    let blob: Vec<u8> = tar.chunks(70_000).flat_map(|part| compress(part, Wrap::Gzip, 6).unwrap()).collect();
+    let made = Made { ztoc: ztoc(&blob, &tar, 100_000), tar, blob };
+    let layer = made.open();
+    for segment in 0..layer.segments() {
+        let span = layer.span(segment).unwrap();
+        made.decode(&layer, span.segments, 500).unwrap();
+    }
+}
+
+#[test]
+fn the_name_of_an_index_covers_what_is_decoded() {
+    let made = Made::of(&entries(), 6, 100_000);
+    let points = points(&made.blob, &made.tar, 100_000);
+    let with = |change: &dyn Fn(&mut Vec<testkit::soci::Checkpoint>)| {
+        let mut points = points.clone();
+        change(&mut points);
+        let ztoc = Ztoc { checkpoints: checkpoints(&points, 100_000, false), ..made.ztoc.clone() };
+        made.read(&ztoc.encode()).map(|index| index.id())
+    };
+    let right = with(&|_| ()).unwrap();
+    assert_eq!(right, made.index().unwrap().id());
+    assert_ne!(with(&|points| points[1].window[WHERE] ^= 1).unwrap(), right, "another window");
+    assert_ne!(with(&|points| points[2].bits = (points[2].bits % 7) + 1).unwrap(), right, "other bits");
+}
+
+/// Some byte of a window.
+#[cfg(test)]
+const WHERE: usize = 20_000;
+
+#[test]
+fn a_changed_byte_of_the_blob_never_comes_out() {
+    let mut made = Made::of(&entries(), 6, 100_000);
+    let layer = made.open();
+    for at in (10..made.blob.len()).step_by(made.blob.len() / 200) {
+        made.blob[at] ^= 0x10;
+        // Of the spans that have the byte nothing, of all others all.
+        for segment in 0..layer.segments() {
+            let span = layer.span(segment).unwrap();
+            let has = span.parts.iter().any(|part| part.range.contains(&(at as u64)));
+            let decoded = made.decode(&layer, span.segments, 4096);
+            assert_eq!(decoded.is_err(), has, "{at} and segment {segment}");
+            assert!(matches!(decoded, Ok(_) | Err(DecodeError::Corrupt(_))));
+        }
+        made.blob[at] ^= 0x10;
+    }
+}
+
+/// What is wrong with a zTOC, and what says so.
+#[cfg(test)]
+fn refused(change: impl Fn(&mut Ztoc), says: &str) {
+    let mut made = Made::of(&entries(), 6, 100_000);
+    change(&mut made.ztoc);
+    let error = made.index().expect_err(says).to_string();
+    assert!(error.contains(says), "{error:?} for {says:?}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name() {
+    refused(|ztoc| ztoc.version = "1.0".into(), "version \"1.0\"");
+    refused(|ztoc| ztoc.kind = Some(2), "not compressed");
+    refused(|ztoc| ztoc.kind = Some(7), "kind 7");
+    refused(|ztoc| ztoc.packed += 1, "a blob of another length");
+    refused(|ztoc| ztoc.plain = 1 << 50, "the tar of the zTOC exceeds");
+    refused(|ztoc| ztoc.plain = -1, "below zero");
+    refused(|ztoc| ztoc.last_span += 1, "another number of spans");
+    refused(|ztoc| ztoc.last_span = -1, "another number of spans");
+    refused(|ztoc| ztoc.digests.truncate(1), "another number of spans");
+    refused(|ztoc| ztoc.digests[1] = "sha256:12".into(), "no SHA-256");
+    refused(|ztoc| ztoc.checkpoints.truncate(ztoc.checkpoints.len() - 1), "the length of its checkpoints");
+    refused(|ztoc| ztoc.checkpoints[0] += 1, "another number of spans");
+    refused(|ztoc| ztoc.checkpoints[0] += 2, "the length of its checkpoints");
+    refused(|ztoc| ztoc.checkpoints.clear(), "the length of its checkpoints");
+    // The second checkpoint: its place, its offset in the tar, its bits.
+    let second = 12 + 17 + (32 << 10);
+    refused(|ztoc| ztoc.checkpoints[second + 7] = 0x80, "out of order or out of range");
+    refused(|ztoc| ztoc.checkpoints[second..second + 8].fill(0), "checkpoint");
+    refused(|ztoc| ztoc.checkpoints[second + 8..second + 16].fill(0), "out of order");
+    refused(|ztoc| ztoc.checkpoints[second + 15] = 0x7f, "out of order or out of range");
+    refused(|ztoc| ztoc.checkpoints[second + 16] = 8, "the bits of a checkpoint");
+    refused(|ztoc| ztoc.checkpoints[12 + 8] = 1, "out of order"); // the first does not begin the tar
+    // Files.
+    refused(|ztoc| ztoc.files[1].offset = -512, "below zero");
+    refused(|ztoc| ztoc.files[1].offset += 1, "\"long\" in the zTOC: its bytes are out of order");
+    refused(|ztoc| ztoc.files[1].offset = 0, "its bytes are out of order");
+    refused(|ztoc| ztoc.files[1].size = 1 << 40, "not in the tar");
+    refused(|ztoc| ztoc.files[1].size = i64::MAX, "not in the tar");
+    refused(|ztoc| ztoc.files.swap(1, 9), "out of order");
+    refused(|ztoc| ztoc.files[1].size += 100_000, "out of order");
+    refused(|ztoc| ztoc.files[3].size = 5, "no file, and has bytes");
+    refused(|ztoc| ztoc.files[3].link.clear(), "a link without");
+    refused(|ztoc| ztoc.files[5].device.0 = 1 << 12, "a device number");
+    refused(|ztoc| ztoc.files[1].kind = "socket", "nobody has defined");
+    refused(|ztoc| ztoc.files[1].name.clear(), "a name that no file can have");
+    refused(|ztoc| ztoc.files[1].name = vec![b'x'; 5000], "a name that no file can have");
+    refused(|ztoc| ztoc.files[1].time.clear(), "a time that is none");
+    refused(|ztoc| ztoc.files[1].time = "yesterday".into(), "a time that is none");
+    let sparse = (b"GNU.sparse.major".to_vec(), b"1".to_vec());
+    refused(|ztoc| ztoc.files[1].records.push(sparse.clone()), "a sparse file");
+    let unnamed = (b"SCHILY.xattr.".to_vec(), b"1".to_vec());
+    refused(|ztoc| ztoc.files[1].records.push(unnamed.clone()), "an attribute without a name");
+}
+
+#[test]
+fn noise_and_pieces_of_a_ztoc_are_errors() {
+    let made = Made::of(&entries()[..12], 6, 100_000);
+    let raw = made.ztoc.encode();
+    let tables = raw.len() - made.ztoc.checkpoints.len();
+    for len in (0..tables).chain([raw.len() - 2]) {
+        assert!(made.read(&raw[..len]).is_err(), "{len}");
+    }
+    for fill in [0, 1, 0x7f, 0xff] {
+        assert!(made.read(&[fill; 4096]).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever a tar holds, and wherever its blob can be entered.
+    #[test]
+    fn any_layer_comes_out_as_it_went_in(
+        mut entries in prop::collection::vec(arbitrary::entry(), 1..30),
+        level in 1_u8..=9,
+        span in 1_u64..200_000,
+        step in 1_usize..5000,
+    ) {
+        entries.retain(|entry| !matches!(entry.kind, Kind::Sparse(..)) && (0..253_402_300_800).contains(&entry.mtime.0));
+        for (n, entry) in entries.iter_mut().enumerate() {
+            entry.path = [format!("{n}-").as_bytes(), &entry.path].concat();
+        }
+        entries.push(Entry::file("end", text(step, 150_000)));
+        let made = Made::of(&entries, level, span);
+        let layer = made.open();
+        let mut space = Vec::new();
+        for segment in made.decode(&layer, 0..layer.segments(), step).unwrap() {
+            space.extend(segment);
+            space.resize(space.len().next_multiple_of(usize::try_from(SEGMENT).unwrap()), 0);
+        }
+        made.assert_same(&layer, &space);
+    }
+
+    /// A changed byte anywhere in a zTOC is an error, or makes an index that opens; what that decodes to has its hash, so
+    /// with the blob as it is it is right, or nothing.
+    #[test]
+    fn damage_is_an_error_or_harmless(at in any::<prop::sample::Index>(), bit in 0..8, tables in any::<bool>()) {
+        let made = Made::of(&entries()[..14], 6, 100_000);
+        let mut raw = made.ztoc.encode();
+        let within = if tables { raw.len() - made.ztoc.checkpoints.len() } else { raw.len() };
+        raw[at.index(within)] ^= 1_u8 << bit;
+        if let Ok(index) = made.read(&raw) {
+            let layer = Arc::new(Layer::open(index).unwrap());
+            for segment in 0..layer.segments() {
+                let _ = made.decode(&layer, layer.span(segment).unwrap().segments, 4096);
+            }
+        }
+    }
+
+    #[test]
+    fn digests_are_of_the_spans_only(span in 1000_u64..300_000) {
+        let made = Made::of(&entries(), 3, span);
+        let points = points(&made.blob, &made.tar, span);
+        prop_assert_eq!(digests(&made.blob, &points).len(), points.len());
+        prop_assert!(points.windows(2).all(|two| two[1].plain - two[0].plain > span));
+    }
+}
