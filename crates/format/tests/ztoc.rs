@@ -238,6 +238,9 @@ fn the_name_of_an_index_covers_what_is_decoded() {
     assert_eq!(right, made.index().unwrap().id());
     assert_ne!(with(&|points| points[1].window[WHERE] ^= 1).unwrap(), right, "another window");
     assert_ne!(with(&|points| points[2].bits = (points[2].bits % 7) + 1).unwrap(), right, "other bits");
+    // What lies elsewhere is another index, if it is one at all.
+    let moved = with(&|points| points[1].place += 1);
+    assert!(moved.is_err() || moved.is_ok_and(|id| id != right), "another place");
 }
 
 /// Some byte of a window.

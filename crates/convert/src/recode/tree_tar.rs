@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use format::tar::{Member, write_header};
-use format::{Digest, DigestHasher, name};
+use format::{Digest, DigestHasher, limits, name};
 
 use super::RecodeError;
 use crate::builder::read_all;
@@ -21,11 +21,13 @@ pub(super) struct TreeTar<F> {
     /// Longest that it may become.
     most: u64,
     header: Vec<u8>,
+    /// Length of all headers.
+    headers: u64,
 }
 
 impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> TreeTar<F> {
     pub(super) fn new(most: u64, put: F) -> Self {
-        Self { put, hasher: DigestHasher::new(), len: 0, most, header: Vec::new() }
+        Self { put, hasher: DigestHasher::new(), len: 0, most, header: Vec::new(), headers: 0 }
     }
 
     /// Begins a member; as many bytes as it says are to follow.
@@ -40,6 +42,10 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> TreeTar<F> {
         let mut header = std::mem::take(&mut self.header);
         header.clear();
         write_header(member, &mut header);
+        self.headers += header.len() as u64;
+        if self.headers > limits::SKELETON {
+            return Err(RecodeError::Limit { what: "the headers of the tar", limit: limits::SKELETON });
+        }
         self.write(&header)?;
         self.header = header;
         Ok(())

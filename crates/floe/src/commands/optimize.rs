@@ -101,7 +101,9 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
         bail!(anyhow::Error::msg(what).context(Hint::new("ordering files", RECORD)));
     }
     let format = args.format.unwrap_or(match format {
-        Format::Erofs => bail!("optimizing {from}: {whole}; --format names another one"),
+        Format::Erofs => bail!(
+            "optimizing {from}: {whole}; floe convert makes other layers of it, and these can be ordered"
+        ),
         Format::EStargz => cli::LayerFormat::Estargz,
         Format::ZstdChunked => cli::LayerFormat::Zstdchunked,
         Format::Oci => cli::LayerFormat::Oci,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -47,6 +47,9 @@ fn tell_timings(output: Output, timings: &Timings, place: &Path) {
     }
 }
 
+/// Longest that a container which has ended waits for what is told of it: looking which files were read takes ten seconds at most.
+const TOLD: Duration = Duration::from_secs(15);
+
 /// How a run went.
 pub(crate) struct Started {
     pub(crate) code: Code,
@@ -82,10 +85,11 @@ pub(crate) fn start(
     let (dir, mut moment) = (mounted.dir.clone(), None);
     // Beside the container: signals are passed on meanwhile.
     let (say, said) = std::sync::mpsc::channel();
-    let telling = std::thread::spawn(move || {
+    let (tell_on, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let ready = said.recv().unwrap_or_else(|_| Ready { running: from.elapsed(), record: false });
         let timings = tell(&mut client, &dir, &ready);
-        (client, timings)
+        let _ = tell_on.send((client, timings)); // nobody waits any more
     });
     let outcome = run::run(&mounted.dir, &config, options, |ready| {
         moment = Some(ready.at);
@@ -94,10 +98,13 @@ pub(crate) fn start(
     });
     // A container that ended before it was ready is told as well, but it is no example for the next start.
     drop(say);
-    let (client, timings) =
-        telling.join().map_err(|_| anyhow::anyhow!("a thread of the run ended unexpectedly"))?;
+    let told = told.recv_timeout(TOLD);
     let outcome = outcome?;
     // The container has run: whatever became of the daemon, its exit code is what counts.
+    let (client, timings) = told.map_or_else(
+        |_| (None, Err(anyhow::anyhow!("the daemon, or the mount, does not answer"))),
+        |(client, timings)| (Some(client), timings),
+    );
     let timings = timings.inspect_err(|error| eprint(&format!("floe: no timings: {error:#}\n"))).ok();
     // The connection is the hold on the mount: it lives until the container has ended.
     drop(client);

@@ -296,7 +296,12 @@ impl Server {
                 let Some(ready) = protocol::receive::<Ready>(reader)? else { return reply(&()) };
                 talk(Event::Done { reply: reply(&hold.ready(&ready))? })?;
                 if let Some(learned) = protocol::receive::<Learned>(reader)? {
-                    talk(Event::Done { reply: reply(&hold.learned(&learned)?)? })?;
+                    // Whatever comes of it, the container goes on.
+                    let event = match hold.learned(&learned) {
+                        Ok(()) => Event::Done { reply: reply(&())? },
+                        Err(error) => Event::Failed(Failure::of(&error)),
+                    };
+                    talk(event)?;
                     let _gone = protocol::receive::<Learned>(reader)?;
                 }
                 drop(hold);

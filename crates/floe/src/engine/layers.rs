@@ -192,8 +192,11 @@ impl Engine {
             if purpose.takes_tables() {
                 let untold = self.read_tables(source, &resolved.layers, &asked, &line, &mut layers)?;
                 why_not.text = why_not.text.or(untold);
-                let untold = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
-                why_not.text = why_not.text.or(untold);
+                // Whoever has not answered is not asked once more.
+                if why_not.usual != Fallback::NoAnswer {
+                    let untold = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
+                    why_not.text = why_not.text.or(untold);
+                }
             }
         }
         if let Some(source) = &resolved.source {

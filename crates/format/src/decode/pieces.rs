@@ -219,7 +219,8 @@ impl PieceDecoder {
                 *sealed.digest.insert(Digest::of(&sealed.packed))
             }
         };
-        let named = sealed_chunk(&digest, sealed.bits, &sealed.window, piece.skip, len);
+        let named =
+            sealed_chunk(&digest, piece.begin..piece.end, sealed.bits, &sealed.window, piece.skip, len);
         match self.assembly.wants() {
             Some(chunk) if chunk.id == named => Ok(true),
             _ => Err(self.assembly.corrupt().into()),

@@ -82,10 +82,19 @@ impl Hash {
 /// Returns what names a chunk of which nothing is hashed but the range of the blob that it comes out of.
 ///
 /// Decoding is a function of the range, of the bits of its first byte and of the window, so these are in it, too: otherwise a
-/// window that lies would make other bytes under the same name, and so an index of the same identity.
-pub fn sealed_chunk(packed: &Digest, bits: u8, window: &Digest, skip: u32, len: u32) -> ChunkId {
+/// window that lies would make other bytes under the same name, and so an index of the same identity. Where the range is
+/// belongs to it as well: an index that says another place, where nothing of it can be, would be taken for this one.
+pub fn sealed_chunk(
+    packed: &Digest,
+    place: Range<u64>,
+    bits: u8,
+    window: &Digest,
+    skip: u32,
+    len: u32,
+) -> ChunkId {
     let mut hasher = blake3::Hasher::new_derive_key("floe sealed chunk v1");
-    hasher.update(packed.as_bytes()).update(&[bits]).update(window.as_bytes());
+    hasher.update(packed.as_bytes()).update(&place.start.to_le_bytes()).update(&place.end.to_le_bytes());
+    hasher.update(&[bits]).update(window.as_bytes());
     hasher.update(&skip.to_le_bytes()).update(&len.to_le_bytes());
     ChunkId(*hasher.finalize().as_bytes())
 }

@@ -108,7 +108,8 @@ impl Making<'_> {
             let span = &self.spans[n];
             let skip = u32::try_from(at - span.plain).ok().filter(|skip| *skip <= limits::INNER);
             let skip = skip.ok_or(at_fault(&member.path, "it lies more than 64 MiB deep in a span"))?;
-            let id = sealed_chunk(&span.digest, span.bits, &self.windows[n], skip, len);
+            let place = span.begin..span.end;
+            let id = sealed_chunk(&span.digest, place, span.bits, &self.windows[n], skip, len);
             self.chunks.push(Chunk { len, id });
             let (begin, end) = (span.begin, span.end);
             self.pieces.push(Piece { begin, end, skip, blob: 0, packing: Packing::Inside });

@@ -298,6 +298,7 @@ fn rewritten(
     // What ordinary layers are made of has the tree of all last; they have theirs themselves.
     let tree = image.layers.last().filter(|last| top.is_none() && formats::is_top(&last.annotations));
     let stack = &image.layers[..image.layers.len() - usize::from(tree.is_some())];
+    let mut is_mapped = false;
     for old in stack {
         match made.get(&old.digest) {
             Some(Made::Another(layer, _)) => {
@@ -305,6 +306,7 @@ fn rewritten(
                 diff_ids.push(layer.diff_id);
             }
             Some(Made::Same(_)) | None => {
+                is_mapped |= old.is_erofs();
                 layers.push(None);
                 diff_ids.push(old.diff_id);
             }
@@ -323,8 +325,8 @@ fn rewritten(
     }
     match format.feature() {
         Some(feature) => config = rewrite::feature(&config, feature, true, what)?,
-        // What is asked for is for layers that are no more: none of this kind stays.
-        None if image.layers.iter().any(LayerBlob::is_erofs) => {
+        // What is asked for is for layers that are no more.
+        None if !is_mapped && image.layers.iter().any(LayerBlob::is_erofs) => {
             config = rewrite::feature(&config, EROFS_FEATURE, false, what)?;
         }
         None => {}

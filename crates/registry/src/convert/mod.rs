@@ -164,7 +164,7 @@ pub enum RecodeError {
     /// The format cannot hold it; it can stay as it is.
     #[error("{0}")]
     Inexpressible(String),
-    /// What has to be kept meanwhile could not be, in [a file](crate::scratch).
+    /// What has to be kept meanwhile could not be, in [a file](crate::scratch()).
     #[error("keeping it in a file")]
     Kept(#[source] std::io::Error),
     /// It failed.

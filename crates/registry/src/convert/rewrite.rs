@@ -234,7 +234,8 @@ pub(super) fn index<'a>(
                 changed = true;
                 let mut made = entry.clone();
                 replace(&mut made, &new.descriptor(), what)?;
-                unmark(&mut made, format);
+                let has_erofs = new.image(what).is_ok_and(|image| image.layers.iter().any(formats::is_erofs));
+                unmark(&mut made, has_erofs);
                 // What an earlier conversion said is not so any more.
                 if let Some(notes) = made.get_mut("annotations").and_then(Value::as_object_mut) {
                     notes.remove(CONVERTED_FROM);
@@ -326,8 +327,8 @@ fn mark(entry: &mut Value, from: &Digest, format: Format) {
     }
 }
 
-/// Takes from an entry what says that a client of Nydus is needed, or of EROFS, unless that is what it becomes.
-fn unmark(entry: &mut Value, format: Format) {
+/// Takes from an entry what says that a client of Nydus is needed, or of EROFS, unless there are such layers.
+fn unmark(entry: &mut Value, has_erofs: bool) {
     if entry["artifactType"] == media_type::NYDUS_IMAGE
         && let Some(entry) = entry.as_object_mut()
     {
@@ -335,8 +336,7 @@ fn unmark(entry: &mut Value, format: Format) {
     }
     if let Some(features) = entry.pointer_mut("/platform/os.features").and_then(Value::as_array_mut) {
         features.retain(|feature| {
-            feature != media_type::NYDUS_FEATURE
-                && (feature != formats::EROFS_FEATURE || format.feature() == Some(formats::EROFS_FEATURE))
+            feature != media_type::NYDUS_FEATURE && (feature != formats::EROFS_FEATURE || has_erofs)
         });
     }
 }
@@ -463,10 +463,10 @@ mod tests {
             "artifactType": media_type::NYDUS_IMAGE,
             "platform": { "os": "linux", "os.features": ["x", media_type::NYDUS_FEATURE] }
         });
-        unmark(&mut entry, Format::Oci);
+        unmark(&mut entry, false);
         assert_eq!(entry, json!({ "platform": { "os": "linux", "os.features": ["x"] } }));
         let mut other = json!({ "artifactType": "x", "platform": null });
-        unmark(&mut other, Format::Oci);
+        unmark(&mut other, false);
         assert_eq!(other, json!({ "artifactType": "x", "platform": null }));
     }
 

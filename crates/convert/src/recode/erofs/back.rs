@@ -33,9 +33,13 @@ const WINDOW: usize = 256 << 10;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// What overlayfs reads of attributes: of every mount, and of one that an ordinary user made.
+/// What overlayfs reads of attributes, and what makes a directory opaque. Of `user.overlay.` it reads nothing where containerd
+/// mounts it.
 const OVERLAY: &[u8] = b"trusted.overlay.";
-const OPAQUE_DIR: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
+const OPAQUE_DIR: &[u8] = b"trusted.overlay.opaque";
+
+/// Most bytes of the first paths of what says that it has several: of a million files, 64 each.
+const MOST_PATHS: usize = 64 << 20;
 
 /// What mkfs.erofs writes where a directory has something hidden in it: by this overlayfs numbers inodes, and shows nothing else.
 const ORIGIN: &[u8] = b"trusted.overlay.origin";
@@ -76,6 +80,7 @@ pub fn unpack(
         bytes,
         tar: TreeTar::new(most_plain(size).min(limits::LAYER), put),
         first: HashMap::new(),
+        paths: 0,
         dirs: HashSet::new(),
     };
     back.all()?;
@@ -90,8 +95,9 @@ struct Back<'a, F> {
     /// All of it.
     bytes: &'a [u8],
     tar: TreeTar<F>,
-    /// The first paths of what has several.
+    /// The first paths of what has several, and how long they are together.
     first: HashMap<Nid, Box<[u8]>>,
+    paths: usize,
     /// Directories that were entered: none may be in two places, nor in itself.
     dirs: HashSet<Nid>,
 }
@@ -149,6 +155,11 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
             return self.tar.member(&link);
         }
         if inode.links > 1 {
+            self.paths += path.len();
+            if self.paths > MOST_PATHS {
+                let limit = MOST_PATHS as u64;
+                return Err(RecodeError::Limit { what: "the names of files that have several", limit });
+            }
             self.first.insert(nid, path.into());
         }
         let device = decode_device(inode.device);
@@ -217,7 +228,7 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
             if len > limits::XATTR_TOTAL {
                 return Err(corrupt("more in extended attributes than a file may have").into());
             }
-            if inode.kind == Kind::Dir && xattr.value == b"y" && OPAQUE_DIR.contains(&&*name) {
+            if inode.kind == Kind::Dir && xattr.value == b"y" && name == OPAQUE_DIR {
                 opaque = true;
             } else if name == ORIGIN {
             } else if name.starts_with(OVERLAY) {
