@@ -234,7 +234,8 @@ pub(super) fn index<'a>(
                 changed = true;
                 let mut made = entry.clone();
                 replace(&mut made, &new.descriptor(), what)?;
-                let has_erofs = new.image(what).is_ok_and(|image| image.layers.iter().any(formats::is_erofs));
+                let is_erofs = |layer: &Descriptor| media_type::is_erofs(&layer.media_type);
+                let has_erofs = new.image(what).is_ok_and(|image| image.layers.iter().any(is_erofs));
                 unmark(&mut made, has_erofs);
                 // What an earlier conversion said is not so any more.
                 if let Some(notes) = made.get_mut("annotations").and_then(Value::as_object_mut) {

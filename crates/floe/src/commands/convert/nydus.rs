@@ -110,10 +110,8 @@ impl Recode for Packer {
 fn told(error: recode::RecodeError) -> RecodeError {
     use recode::nydus::NydusError::{Bootstrap, Tree};
     match error {
-        recode::RecodeError::Inexpressible { .. }
-        | recode::RecodeError::Limit { .. }
-        | recode::RecodeError::Nydus(Tree(_) | Bootstrap(_)) => RecodeError::Inexpressible(error.to_string()),
-        error => failed(error),
+        recode::RecodeError::Nydus(Tree(_) | Bootstrap(_)) => RecodeError::Inexpressible(error.to_string()),
+        error => super::told(error),
     }
 }
 

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::sync::Arc;
 
 use convert::recode::erofs::{ErofsError, unpack};
 use convert::recode::{self};
@@ -78,12 +77,7 @@ fn tar(layer: &LayerBlob, blob: &mut dyn Read) -> Result<(LayerBlob, File), Reco
 /// Says which errors are about what is in a layer.
 fn told(error: recode::RecodeError) -> RecodeError {
     match error {
-        recode::RecodeError::Inexpressible { .. }
-        | recode::RecodeError::Limit { .. }
-        | recode::RecodeError::Erofs(ErofsError::NoTar { .. }) => {
-            RecodeError::Inexpressible(error.to_string())
-        }
-        recode::RecodeError::Spool(error) | recode::RecodeError::Write(error) => RecodeError::Kept(error),
-        error => RecodeError::Failed(Arc::new(error)),
+        recode::RecodeError::Erofs(ErofsError::NoTar { .. }) => RecodeError::Inexpressible(error.to_string()),
+        error => super::told(error),
     }
 }
