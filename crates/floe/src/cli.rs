@@ -85,6 +85,7 @@ pub enum Command {
     /// As `floe convert`, with an order: the files that a recorded start has read mostly come first in their layers,
     /// eStargz and Nydus say where these end, and whoever knows that fetches them with a few requests. The files are the same, the
     /// tars are others, so the image is another one. The profile is the one recorded here, or the one shipped with the image.
+    /// SRC is read twice, so it cannot be standard input.
     #[command(
         after_help = "Example: floe optimize docker://registry.example/app:v1 docker://registry.example/app:v1-fast --format estargz"
     )]
@@ -256,15 +257,23 @@ pub enum Command {
 /// `floe convert`.
 #[derive(Debug, Args)]
 pub struct Convert {
+    /// What its layers are
+    #[arg(long)]
+    pub format: LayerFormat,
+    /// Of what, where to, and how
+    #[command(flatten)]
+    pub made: Made,
+}
+
+/// What is made of what, and how.
+#[derive(Debug, Args)]
+pub struct Made {
     /// The image: `docker://…`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]` or `dir:DIR`
     #[arg(value_name = "SRC")]
     pub from: String,
     /// Where the new one goes: one of the first three; it may be the same
     #[arg(value_name = "DST")]
     pub to: String,
-    /// What its layers are
-    #[arg(long)]
-    pub format: LayerFormat,
     /// How hard to compress: 1 to 12 for gzip, to 22 for zstd [default: as the format's own tools]
     #[arg(long, value_name = "N")]
     pub level: Option<i32>,
@@ -279,27 +288,15 @@ pub struct Convert {
 /// `floe optimize`.
 #[derive(Debug, Args)]
 pub struct Optimize {
-    /// The image, written in any way that `convert` takes but for standard input
-    #[arg(value_name = "SRC")]
-    pub from: String,
-    /// Where the new one goes; it may be the same
-    #[arg(value_name = "DST")]
-    pub to: String,
     /// What its layers are [default: what they were; ordinary ones that are written anew become gzip]
     #[arg(long)]
     pub format: Option<LayerFormat>,
     /// The profile, of this image or one like it [default: the recorded one, or the registry's]
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
-    /// How hard to compress: 1 to 12 for gzip, to 22 for zstd [default: as the format's own tools]
-    #[arg(long, value_name = "N")]
-    pub level: Option<i32>,
-    /// List the original before the new one, in one image index: who takes the first that fits gets that
-    #[arg(long)]
-    pub keep_original: bool,
-    /// Before anything is named, read what was made from the destination and compare all files
-    #[arg(long)]
-    pub verify: bool,
+    /// Of what, where to, and how
+    #[command(flatten)]
+    pub made: Made,
 }
 
 /// Format of layers.

@@ -40,20 +40,21 @@ struct Report {
 }
 
 pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<Code> {
-    made(session, args, FileOrder::AsBefore, Arc::default())
+    made(session, &args.made, args.format, FileOrder::AsBefore, Arc::default())
 }
 
 /// Converts an image, with files in this order.
 pub(super) fn made(
     session: &Session,
-    args: &cli::Convert,
+    args: &cli::Made,
+    format: cli::LayerFormat,
     order: FileOrder,
     orders: Arc<Orders>,
 ) -> anyhow::Result<Code> {
     let (from, to) = (parse(&args.from)?, parse(&args.to)?);
-    let recoder = recoder(args.format, args.level, orders)?;
+    let recoder = recoder(format, args.level, orders)?;
     let conversion = Conversion {
-        format: match args.format {
+        format: match format {
             cli::LayerFormat::Estargz => Format::EStargz,
             cli::LayerFormat::Zstdchunked => Format::ZstdChunked,
             cli::LayerFormat::Oci => Format::Oci,
@@ -62,7 +63,7 @@ pub(super) fn made(
         },
         order,
         // An image of Nydus alone under a name is none for most who ask for that.
-        originals: match args.keep_original || args.format == cli::LayerFormat::Nydus {
+        originals: match args.keep_original || format == cli::LayerFormat::Nydus {
             true => Originals::Kept,
             false => Originals::LeftOut,
         },

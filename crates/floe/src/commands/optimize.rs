@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ::convert::recode::First;
 use anyhow::{Context, bail};
 use format::{DiffId, Digest, limits};
-use registry::{FileOrder, Format, Manifest, Reference};
+use registry::{FileOrder, Format, Manifest, Reference, Source};
 
 use super::run::eprint;
 use super::transfer::{self, Bars};
@@ -73,7 +73,7 @@ fn comes_first(file: &ReadFile) -> bool {
 }
 
 pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Result<Code> {
-    let from = parse(&args.from)?;
+    let from = parse(&args.made.from)?;
     let whole = "a layer that is a file system is fetched whole, whatever comes first in it";
     if args.format == Some(cli::LayerFormat::Erofs) {
         return Err(misused(format!("--format: {whole}")));
@@ -109,15 +109,7 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
         Format::Oci => cli::LayerFormat::Oci,
         Format::Nydus => cli::LayerFormat::Nydus,
     });
-    let args = cli::Convert {
-        from: args.from.clone(),
-        to: args.to.clone(),
-        format,
-        level: args.level,
-        keep_original: args.keep_original,
-        verify: args.verify,
-    };
-    convert::made(session, &args, FileOrder::ByRecoder, Arc::new(orders))
+    convert::made(session, &args.made, format, FileOrder::ByRecoder, Arc::new(orders))
 }
 
 fn given(file: &Path) -> anyhow::Result<Profile> {
@@ -138,6 +130,7 @@ fn recorded(
     // Where the store cannot be asked the registry may have one.
     let here = here.context("asking the store for profiles").unwrap_or_else(|error| left_aside(&error));
     let mut here = here.into_iter();
+    let source = net.source(from).with_context(|| format!("looking for a profile of {from}"))?;
     let mut found = Vec::new();
     for image in images {
         let recorded = here.next().flatten().and_then(|text| {
@@ -146,7 +139,7 @@ fn recorded(
         });
         found.extend(match recorded {
             Some(profile) => Some(profile),
-            None => shipped(net, from, &image.digest).unwrap_or_else(|error| left_aside(&error)),
+            None => shipped(net, &source, &image.digest).unwrap_or_else(|error| left_aside(&error)),
         });
     }
     if found.is_empty() {
@@ -163,14 +156,13 @@ fn left_aside<T: Default>(error: &anyhow::Error) -> T {
 }
 
 /// Returns the profile that is shipped with an image, if there is one that can be read.
-fn shipped(net: &Net, from: &Reference, manifest: &Digest) -> anyhow::Result<Option<Profile>> {
-    let what = || format!("looking for a profile of {from}");
-    let source = net.source(from).with_context(what)?;
-    let artifacts = net.artifacts(&source, manifest, None).with_context(what)?;
+fn shipped(net: &Net, source: &Source, manifest: &Digest) -> anyhow::Result<Option<Profile>> {
+    let what = || format!("looking for a profile of {source}");
+    let artifacts = net.artifacts(source, manifest, None).with_context(what)?;
     let Some(descriptor) = artifacts.iter().find_map(|artifact| artifact.profile.as_ref()) else {
         return Ok(None);
     };
-    let bytes = net.blob(&source, descriptor, limits::MANIFEST).with_context(what)?;
+    let bytes = net.blob(source, descriptor, limits::MANIFEST).with_context(what)?;
     Ok(Some(Profile::parse(&bytes).with_context(what)?))
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use format::IndexId;
 
 use super::Engine;
 use super::mounts::Held;
@@ -41,11 +42,8 @@ impl Hold {
         };
         let reads = live.reads().filter(|_| ready.record);
         let lesson = reads.and_then(|reads| {
-            let profile = Profile::new(self.image.layer_ids(), &reads).of(self.image.diff_ids());
-            let profile = profile.to_json().map_err(Into::into).and_then(|profile| self.keep(profile));
-            let profile =
-                profile.inspect_err(|error| tracing::warn!("no profile is kept: {error:#}")).ok()?;
-            Some(Lesson { profile, meta: self.image.meta_path().to_owned() })
+            let lesson = self.lesson(&reads);
+            lesson.inspect_err(|error| tracing::warn!("no profile is kept: {error:#}")).ok()
         });
         live.end_start();
         if self.background {
@@ -54,14 +52,22 @@ impl Hold {
         Told { timings, lesson }
     }
 
-    /// Keeps a profile that has files.
-    pub fn learned(&self, learned: &Learned) -> anyhow::Result<()> {
-        let profile = Profile::parse(learned.profile.as_bytes()).context("reading the profile")?;
-        self.keep(profile.to_json()?).map(drop)
+    /// Keeps what was read, and returns it.
+    fn lesson(&self, reads: &[(IndexId, u32)]) -> anyhow::Result<Lesson> {
+        let profile = Profile::new(self.image.layer_ids(), reads).of(self.image.diff_ids());
+        let profile = String::from_utf8(profile.to_json()?)?;
+        self.keep(&profile)?;
+        Ok(Lesson { profile, meta: self.image.meta_path().to_owned() })
     }
 
-    fn keep(&self, profile: Vec<u8>) -> anyhow::Result<String> {
-        self.engine.store.put_profile(self.image.manifest(), &profile).context("keeping the profile")?;
-        Ok(String::from_utf8(profile)?)
+    /// Keeps a profile that has files.
+    pub fn learned(&self, learned: &Learned) -> anyhow::Result<()> {
+        Profile::parse(learned.profile.as_bytes()).context("reading the profile")?;
+        self.keep(&learned.profile)
+    }
+
+    fn keep(&self, profile: &str) -> anyhow::Result<()> {
+        let kept = self.engine.store.put_profile(self.image.manifest(), profile.as_bytes());
+        kept.context("keeping the profile")
     }
 }

@@ -420,10 +420,40 @@ impl Engine {
             bail!("the index is {}, where {} was announced", index.id(), claim.index);
         }
         tracing::info!(layer = %place.blob, index = %claim.index, ?verdict, "index from the registry");
+        self.take_index(place, index, IndexOrigin::Registry, bytes.len() as u64).map(Some)
+    }
+
+    /// Keeps an index, and opens the layer by it; `size` is what had to come for it.
+    pub(super) fn take_index(
+        &self,
+        place: &Place,
+        index: Index,
+        origin: IndexOrigin,
+        size: u64,
+    ) -> anyhow::Result<FoundLayer> {
         let _pin = self.store.put_index(&index).context("keeping the index")?;
         let hold = self.open_layer(place, index)?;
-        let index_size = bytes.len() as u64;
-        Ok(Some(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Registry, index_size }))
+        Ok(FoundLayer { place: place.clone(), hold, origin, index_size: size })
+    }
+
+    /// Takes in the layers that were opened by something, by their numbers; returns why not, for the first that could not be.
+    pub(super) fn take_opened(
+        by: &str,
+        places: &[Place],
+        opened: impl IntoIterator<Item = (usize, anyhow::Result<FoundLayer>)>,
+        layers: &mut [Option<FoundLayer>],
+    ) -> Option<String> {
+        let mut why_not = None;
+        for (n, opened) in opened {
+            match opened {
+                Ok(found) => layers[n] = Some(found),
+                Err(error) => {
+                    tracing::warn!(layer = %places[n].blob, "{by} is not used: {error:#}");
+                    why_not.get_or_insert(format!("{error:#}"));
+                }
+            }
+        }
+        why_not
     }
 
     fn shipped_profile(&self, source: &Source, shipped: &Shipped) -> Option<Profile> {

@@ -124,9 +124,7 @@ impl Engine {
     }
 
     fn take_nydus(&self, place: &Place, index: Index) -> anyhow::Result<FoundLayer> {
-        let _pin = self.store.put_index(&index).context("keeping the index")?;
-        let hold = self.open_layer(place, index)?;
-        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Contents, index_size: place.size })
+        self.take_index(place, index, IndexOrigin::Contents, place.size)
     }
 
     /// Fetches a bootstrap, and makes the index of the tree that it has.

@@ -264,7 +264,8 @@ impl Engine {
             .with_context(|| format!("opening {name}"))?;
         let index = begun.elapsed();
 
-        let recorded = self.profile_recorded(&resolved);
+        let recorded = self.recorded_profile(resolved.manifest);
+        let recorded = recorded.and_then(|bytes| super::Profile::parse(&bytes).ok());
         // One without files was cut short, or an earlier version recorded it.
         let unfinished = recorded.as_ref().is_some_and(|recorded| recorded.files().is_empty());
         // What was recorded here is nearer the truth than what somebody else recorded.
@@ -398,12 +399,12 @@ impl Engine {
         Ok(())
     }
 
-    fn profile_recorded(&self, resolved: &Resolved) -> Option<super::Profile> {
-        let recorded = self.store.profile(resolved.manifest).unwrap_or_else(|error| {
+    /// Returns the bytes of the profile that was recorded of an image here. One that cannot be read is told, and is none.
+    pub(super) fn recorded_profile(&self, manifest: Digest) -> Option<Vec<u8>> {
+        self.store.profile(manifest).unwrap_or_else(|error| {
             tracing::warn!("a recorded profile is left aside: {error}");
             None
-        });
-        recorded.and_then(|bytes| super::Profile::parse(&bytes).ok())
+        })
     }
 
     pub(super) fn report(&self, image: &OpenImage) -> ImageReport {

@@ -101,11 +101,10 @@ impl Engine {
     /// Returns what was recorded of starts of these images.
     pub(crate) fn profiles(&self, manifests: &[Digest]) -> anyhow::Result<Vec<Option<String>>> {
         let recorded = |manifest: &Digest| {
-            let recorded = self.store.profile(*manifest).unwrap_or_else(|error| {
-                tracing::warn!("a recorded profile is left aside: {error}");
-                None
-            });
-            recorded.map(String::from_utf8).transpose().context("a recorded profile is no text")
+            self.recorded_profile(*manifest)
+                .map(String::from_utf8)
+                .transpose()
+                .context("a recorded profile is no text")
         };
         manifests.iter().map(recorded).collect()
     }

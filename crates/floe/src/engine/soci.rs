@@ -63,15 +63,8 @@ impl Engine {
             let read = parallel(&missing, TABLES, |(n, table)| {
                 Ok(self.read_ztoc(source, &places[*n], table, line))
             })?;
-            for ((n, _), read) in missing.into_iter().zip(read) {
-                match read {
-                    Ok(found) => layers[n] = Some(found),
-                    Err(error) => {
-                        tracing::warn!(layer = %places[n].blob, "a zTOC is not used: {error:#}");
-                        why_not.get_or_insert(format!("{error:#}"));
-                    }
-                }
-            }
+            let opened = missing.into_iter().map(|(n, _)| n).zip(read);
+            why_not = why_not.or(Self::take_opened("a zTOC", places, opened, layers));
         }
         Ok(why_not)
     }
@@ -125,9 +118,6 @@ impl Engine {
         };
         let made = index(&ztoc, &whose).context("reading a layer by its zTOC")?;
         tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's zTOC");
-        let _pin = self.store.put_index(&made).context("keeping the index")?;
-        let hold = self.open_layer(place, made)?;
-        let index_size = ztoc.len() as u64;
-        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Soci, index_size })
+        self.take_index(place, made, IndexOrigin::Soci, ztoc.len() as u64)
     }
 }

@@ -49,20 +49,10 @@ impl Engine {
     ) -> anyhow::Result<Option<String>> {
         let lacks = |n: &usize| layers[*n].is_none() && places[*n].table.is_some();
         let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
-        let mut why_not = None;
         let elsewhere = Elsewhere::default();
         let read = |n: &usize| Ok(self.read_table(source, &places[*n], asked, line, &elsewhere));
         let read = parallel(&missing, TABLES, read)?;
-        for (n, read) in missing.into_iter().zip(read) {
-            match read {
-                Ok(found) => layers[n] = Some(found),
-                Err(error) => {
-                    tracing::warn!(layer = %places[n].blob, "a table of contents is not used: {error:#}");
-                    why_not.get_or_insert(format!("{error:#}"));
-                }
-            }
-        }
-        Ok(why_not)
+        Ok(Self::take_opened("a table of contents", places, missing.into_iter().zip(read), layers))
     }
 
     fn read_table(
@@ -112,10 +102,7 @@ impl Engine {
         let made =
             index(&table.open(&packed)?, &whose).context("reading a layer by its table of contents")?;
         tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's table of contents");
-        let _pin = self.store.put_index(&made).context("keeping the index")?;
-        let hold = self.open_layer(place, made)?;
-        let index_size = packed.len() as u64;
-        Ok(FoundLayer { place: place.clone(), hold, origin: IndexOrigin::Contents, index_size })
+        self.take_index(place, made, IndexOrigin::Contents, packed.len() as u64)
     }
 
     /// Returns a layer's table of contents out of the image that has the tables of all.

@@ -189,17 +189,7 @@ impl Walk<'_, '_> {
             let xattr = xattr?;
             xattrs.insert([xattr.prefix, xattr.suffix].concat().into(), xattr.value.into());
         }
-        Ok(Member {
-            path: path.into(),
-            payload: if kind == MemberKind::File { inode.size } else { 0 },
-            kind,
-            mode: inode.permissions,
-            uid: inode.uid,
-            gid: inode.gid,
-            mtime: inode.mtime,
-            xattrs: Arc::new(xattrs),
-            plain: 0,
-        })
+        Ok(inode.member(path, kind, Arc::new(xattrs)))
     }
 
     fn runs(&mut self, inode: &Inode) -> Result<Runs, LayerError> {

@@ -9,7 +9,8 @@ use format::stargz::{
 use format::{DiffId, Digest};
 
 use super::FileOrder;
-use super::rewrite::{self, ORDERED_BY};
+use super::image::spares;
+use super::rewrite::ORDERED_BY;
 use crate::copy::plan::Plan;
 use crate::error::Error;
 use crate::manifest::media_type::{
@@ -206,8 +207,7 @@ pub(super) fn ordered_by(annotations: &BTreeMap<String, String>) -> Option<Diges
 
 /// Returns the format of what a source has: where an image is there beside one that was made of it, of the latter.
 pub(super) fn of_source(plan: &Plan) -> Result<Format, Error> {
-    let spare: Vec<Digest> =
-        plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect();
+    let spare = spares(plan);
     let mut found = Format::Oci;
     for manifest in plan.manifests.iter().filter(|one| !one.is_index()) {
         let parsed = manifest.image(&format!("manifest {}", manifest.digest))?;

@@ -282,7 +282,7 @@ async fn tables_elsewhere(source: &Source, plan: &Plan, format: Format) -> Resul
 }
 
 /// Returns the manifests that were made of others beside them: those are looked at instead.
-fn spares(plan: &Plan) -> HashSet<Digest> {
+pub(super) fn spares(plan: &Plan) -> HashSet<Digest> {
     plan.manifests.iter().filter(|one| one.is_index()).flat_map(rewrite::spares).collect()
 }
 

@@ -123,7 +123,7 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
         let (xattrs, opaque) = self.xattrs(b"", &root)?;
         let usual = (root.permissions, root.uid, root.gid) == (0o755, 0, 0) && xattrs.is_empty();
         if !usual {
-            self.tar.member(&member(b"./", MemberKind::Dir, &root, xattrs))?;
+            self.tar.member(&root.member(b"./", MemberKind::Dir, xattrs))?;
         }
         if opaque { self.hides(OPAQUE) } else { Ok(()) }
     }
@@ -147,11 +147,11 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
             if !self.dirs.insert(nid) {
                 return wrong("a directory in two places");
             }
-            self.tar.member(&member(path, MemberKind::Dir, &inode, xattrs))?;
+            self.tar.member(&inode.member(path, MemberKind::Dir, xattrs))?;
             return if opaque { self.hides(&[path, b"/", OPAQUE].concat()) } else { Ok(()) };
         }
         if let Some(first) = self.first.get(&nid) {
-            let link = member(path, MemberKind::Link(first.clone()), &inode, Xattrs::default());
+            let link = inode.member(path, MemberKind::Link(first.clone()), Xattrs::default());
             return self.tar.member(&link);
         }
         if inode.links > 1 {
@@ -173,7 +173,7 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
             Kind::File | Kind::Dir => MemberKind::File,
         };
         let is_file = kind == MemberKind::File;
-        self.tar.member(&member(path, kind, &inode, xattrs))?;
+        self.tar.member(&inode.member(path, kind, xattrs))?;
         if is_file { self.file(&inode) } else { Ok(()) }
     }
 
@@ -238,20 +238,6 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
             }
         }
         Ok((Arc::new(found), opaque))
-    }
-}
-
-fn member(path: &[u8], kind: MemberKind, inode: &Inode, xattrs: Xattrs) -> Member {
-    Member {
-        path: path.into(),
-        payload: if kind == MemberKind::File { inode.size } else { 0 },
-        kind,
-        mode: inode.permissions,
-        uid: inode.uid,
-        gid: inode.gid,
-        mtime: inode.mtime,
-        xattrs,
-        plain: 0,
     }
 }
 

@@ -5,7 +5,8 @@ use zerocopy::FromBytes;
 use super::super::disk::{self, InodeCompact, InodeExtended, layout, mode};
 use super::{Corrupt, Image, Nid};
 use crate::limits;
-use crate::tree::Time;
+use crate::tar::{Member, MemberKind};
+use crate::tree::{Time, Xattrs};
 
 /// What an inode is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,21 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Returns it as a member of a tar, of this kind and by this path; a file has its bytes there whole.
+    pub fn member(&self, path: &[u8], kind: MemberKind, xattrs: Xattrs) -> Member {
+        Member {
+            path: path.into(),
+            payload: if kind == MemberKind::File { self.size } else { 0 },
+            kind,
+            mode: self.permissions,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime,
+            xattrs,
+            plain: 0,
+        }
+    }
+
     pub(crate) fn corrupt(&self, what: &'static str) -> Corrupt {
         Corrupt { nid: self.nid, what }
     }
