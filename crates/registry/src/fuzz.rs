@@ -91,9 +91,11 @@ mod tests {
         let image = format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[{descriptor}]}}"#);
         let config = format!(r#"{{"rootfs":{{"diff_ids":["sha256:{zeros}"]}}}}"#);
         let list = format!(r#"{{"schemaVersion":2,"manifests":[{descriptor},{{}}]}}"#);
+        let odd = r#"{"schemaVersion":2,"manifests":[{"size":7.5555555555555545e+96}]}"#;
         for good in [
             format!("\0{image}"),
             format!("\0{list}"),
+            format!("\0{odd}"),
             format!("\u{3}{image}\0{config}"),
             "\u{4}server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\n".into(),
         ] {
