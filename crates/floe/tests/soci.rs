@@ -187,6 +187,20 @@ fn an_index_that_the_image_names() {
     let node = Node::new("");
     assert!(node.json(&["inspect", &reference])["why"].as_str().unwrap().starts_with("full for 1 of 2"));
     node.stop();
+
+    // One that is not there keeps nobody from what refers to the image.
+    let mut gone = image.clone();
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    manifest["annotations"] = json!({ INDEX_DIGEST: Digest::of(b"gone").to_string() });
+    gone.manifest = manifest.to_string().into();
+    let reference = format!("{}/team/app:gone", registry.host());
+    push_v1(&gone, &reference, &table(&image).encode());
+    let node = Node::new("");
+    let (at, origin) = origins(&node, &reference);
+    assert_eq!(origin, ["soci", "streamed"], "{}", node.log());
+    node.umount(&at);
+    let digest = format!("{}/team/app@{}", registry.host(), gone.digest());
+    assert_eq!(origins(&Node::new(""), &digest).1, ["streamed"; 2]);
 }
 
 #[test]
@@ -263,8 +277,14 @@ fn an_index_that_lies_spoils_nothing_else() {
     assert_eq!(origin, ["soci", "streamed"]);
     assert!(fs::read(at.join("data/long")).is_err());
     assert_eq!(fs::read(at.join("small/7")).unwrap(), b"7777777");
-    let (at, origin) = origins(&node, &format!("{host}/good:v1"));
+    let (beside, origin) = origins(&node, &format!("{host}/good:v1"));
     assert_eq!(origin[0], "soci", "another index altogether");
+    assert_same(&beside, &wanted);
+    // It is not believed twice, and the layer is read whole.
+    node.umount(&at);
+    node.stop();
+    let (at, origin) = origins(&node, &format!("{host}/lies:v1"));
+    assert_eq!(origin, ["streamed", "local"], "{}", node.log());
     assert_same(&at, &wanted);
     unmount_below(&node.path(""));
 

@@ -294,14 +294,60 @@ fn a_lie_about_a_hash_denies_and_never_deceives() {
     let error = support::read(&at.join(GOOD)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "EIO: {error}");
     let status = node.status();
-    assert!(!status["alerts"].as_array().unwrap().is_empty(), "{status}");
-    let complaint = node.fails(&["pull", &reference]);
-    assert!(complaint.contains(&image.layers[0].digest().to_string()), "{complaint}");
+    let alerts = status["alerts"].to_string();
+    assert!(alerts.contains(&rehashed(&image).id().to_string()), "{status}");
     assert_eq!(fs::read(beside.join("data/0")).unwrap(), image::noise(3000, 1_500_000));
     assert_eq!(
         fs::read(at.join("data/other")).unwrap_or_else(|_| image::noise(6, 700_000)),
         image::noise(6, 700_000)
     );
+
+    // It is believed once: the layer itself knows better, and what it says is kept.
+    let pulled = node.json(&["pull", &reference]);
+    assert_eq!(pulled["layers"][0]["proved"], true, "{pulled}");
+    node.umount(&at);
+    let at = node.mount(&reference);
+    assert_ne!(why(&node, &reference).0, "registry");
+    assert_eq!(fs::read(at.join(GOOD)).unwrap(), image::noise(5, 1_500_000));
+}
+
+/// Returns an index of the honest layer, of the same identity, that says another place where its stream is entered.
+fn misplaced(image: &TestImage) -> Index {
+    let truth = image::index_of(&image.layers[0]);
+    let mut source = truth.source().clone();
+    let start = source.starts.last_mut().unwrap();
+    start.packed += 1;
+    let index =
+        Index::new(truth.facts().clone(), truth.skeleton().into(), truth.chunks().to_vec(), source).unwrap();
+    assert_eq!(index.id(), truth.id());
+    index
+}
+
+#[test]
+fn an_index_that_says_wrong_places_is_used_once() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let image = honest();
+    let reference = format!("{}/team/app:v1", registry.host());
+    image.push(&reference);
+    plant(&reference, &image, &misplaced(&image));
+
+    let node = Node::new("[fetch]\nbackground = false\n");
+    let at = node.mount(&reference);
+    assert_eq!(why(&node, &reference).0, "registry");
+    let wrong = [GOOD, "data/other"].map(|name| fs::read(at.join(name)).is_err());
+    assert!(wrong.contains(&true), "{}", node.log());
+    node.umount(&at);
+    // Nor is it taken again from the registry, which has not changed; what the layer gives has the same identity.
+    node.kill_daemon();
+    for origin in ["streamed", "local"] {
+        let at = node.mount(&reference);
+        assert_eq!(why(&node, &reference).0, origin, "{}", node.log());
+        assert_eq!(fs::read(at.join(GOOD)).unwrap(), image::noise(5, 1_500_000));
+        assert_eq!(fs::read(at.join("data/other")).unwrap(), image::noise(6, 700_000));
+        node.umount(&at);
+        node.stop();
+    }
 }
 
 #[test]

@@ -400,6 +400,7 @@ impl<'a> Fill<'a> {
             DecodeError::Undecodable { segment, .. } | DecodeError::Truncated { segment } => *segment,
             _ => self.span().start,
         };
+        held.open.doubt(segment);
         self.inner.observer.corrupt(held.open.id(), segment);
         let chunk = if let DecodeError::Corrupt(corrupt) = &error { Some(corrupt.chunk) } else { None };
         let blob = held.layer.blob_of(segment, chunk);

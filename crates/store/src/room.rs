@@ -23,7 +23,7 @@ use crate::error::StoreError;
 use crate::fs::{Entry, EntryKind};
 use crate::guard;
 use crate::record::{self, Kind};
-use crate::standing::{self, Proof, STATE, Stage, Standing, directory};
+use crate::standing::{self, Proof, STATE, Standing, directory};
 use crate::store::{Pin, Store};
 
 /// The segments of a store as something that takes room.
@@ -172,7 +172,7 @@ impl Room {
     fn rest(&self, proof: Proof) -> Option<PathBuf> {
         let (store, dir) = (&self.store, self.store.temporary());
         let state =
-            standing::state(store, Standing { stage: Stage::Filling, proof }, standing::new_generation());
+            standing::state(store.era(), Standing { proof, ..Standing::NEW }, standing::new_generation());
         let disk = store.disk();
         let made = disk
             .create_dir(&dir)

@@ -424,12 +424,15 @@ impl OpenLayer {
         Ok(true)
     }
 
-    /// Changes what is known of the layer and records it, and that its segments are good in this era.
+    /// Changes what is known of the layer and records it, and that its segments are good in this era if that has been
+    /// looked at.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Standing)) -> Result<(), StoreError> {
         let _one = guard::lock(&self.saving);
         let mut standing = self.standing();
         change(&mut standing);
-        let state = standing::state(&self.store, standing, self.generation());
+        let settled = self.suspects.load(Ordering::Acquire) == 0;
+        let era = if settled { self.store.era() } else { "" };
+        let state = standing::state(era, standing, self.generation());
         record::write(&self.store, Kind::Layer, &self.dir.join(STATE), &state)?;
         *guard::lock(&self.standing) = standing;
         Ok(())

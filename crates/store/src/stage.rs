@@ -17,7 +17,7 @@ use crate::error::StoreError;
 use crate::guard;
 use crate::record::{self, Kind};
 use crate::segments::{Content, OpenLayer};
-use crate::standing::{self, Proof, STATE, Stage, Standing};
+use crate::standing::{self, Proof, STATE, Standing};
 use crate::store::{Pin, Store};
 
 /// Segments without a name yet; dropping it removes them.
@@ -70,9 +70,9 @@ impl Staging {
         if *closed {
             return Err(StoreError::Closed { root: store.root().to_owned() });
         }
-        let proved = Standing { stage: Stage::Filling, proof: Proof::Proved };
         let state = self.dir.join(STATE);
-        let bytes = record::encode(Kind::Layer, &standing::state(&store, proved, standing::new_generation()));
+        let bytes = standing::state(store.era(), Standing::PROVED, standing::new_generation());
+        let bytes = record::encode(Kind::Layer, &bytes);
         let disk = store.disk();
         disk.create(&state)
             .and_then(|file| disk.append(&file, 0, &bytes))
@@ -141,7 +141,10 @@ impl Staging {
                 Err(FillError::Io(error)) => return Err(failed(error)),
             }
         }
-        if all { layer.update(|standing| standing.proof = Proof::Proved) } else { Ok(()) }
+        if !all {
+            return Ok(());
+        }
+        layer.update(|standing| (standing.proof, standing.doubt) = (Proof::Proved, None))
     }
 }
 

@@ -52,10 +52,14 @@ pub struct Standing {
     pub stage: Stage,
     /// Whether its index is true.
     pub proof: Proof,
+    /// A segment that came wrong twice ([`crate::OpenLayer::is_doubted`]); older programs do not tell.
+    #[serde(default)]
+    pub(crate) doubt: Option<u32>,
 }
 
 impl Standing {
-    pub(crate) const NEW: Self = Self { stage: Stage::Filling, proof: Proof::Open };
+    pub(crate) const NEW: Self = Self { stage: Stage::Filling, proof: Proof::Open, doubt: None };
+    pub(crate) const PROVED: Self = Self { proof: Proof::Proved, ..Self::NEW };
 }
 
 /// A standing and the era in which the segments were last good.
@@ -78,9 +82,9 @@ pub(crate) fn of(store: &Store, id: IndexId) -> Result<Option<Standing>, StoreEr
     Ok(load(store, &directory(id))?.map(|state| state.standing))
 }
 
-/// Returns the body of the record of what is known of a layer in this era.
-pub(crate) fn state(store: &Store, standing: Standing, generation: u64) -> Vec<u8> {
-    record::json(&State { era: store.era().to_owned(), standing, generation })
+/// Returns the body of the record of what is known of a layer whose segments are good in an era.
+pub(crate) fn state(era: &str, standing: Standing, generation: u64) -> Vec<u8> {
+    record::json(&State { era: era.to_owned(), standing, generation })
 }
 
 /// Returns a generation for a layer of which none is known: another one than any before, or a mount that has outlived

@@ -70,6 +70,11 @@ impl FoundLayer {
         self.hold.files().standing().proof == Proof::Proved
     }
 
+    /// Says whether its index has to be doubted, and the layer could be read whole instead.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.place.role.is_none() && self.hold.files().is_doubted()
+    }
+
     pub(super) fn files(&self) -> Arc<OpenLayer> {
         self.hold.files().clone()
     }

@@ -55,6 +55,9 @@ const LARGE: u64 = 256 << 20;
 /// And larger ones still beyond 1 GiB.
 const HUGE: u64 = 1 << 30;
 
+/// Why an index is passed over that says where nothing right was found.
+const DOUBTED: &str = "what lies where it says came wrong twice";
+
 /// All layers of an image.
 pub(super) struct Found {
     pub(super) layers: Vec<FoundLayer>,
@@ -165,8 +168,9 @@ impl Engine {
         let asker = Asker::of(reference, purpose);
         let asked = asker.question();
         let images = self.known_images();
+        let alone = resolved.source.is_none();
         let mut layers =
-            parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked))?;
+            parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked, alone))?;
         let mut profile = None;
         let line = Line::default();
         let mut why_not = WhyNot::default();
@@ -211,12 +215,13 @@ impl Engine {
         contents.flat_map(|contents| &contents.blobs).for_each(|blob| self.net.know(blob.digest, source));
     }
 
-    /// Returns a layer whose index is in the store and believed for this reference.
+    /// Returns a layer whose index is in the store and believed for this reference; `alone` if no registry can be asked.
     fn local_layer(
         &self,
         place: &Place,
         images: &[ImageRef],
         asked: &Question<'_>,
+        alone: bool,
     ) -> anyhow::Result<Option<FoundLayer>> {
         if place.role.is_some() && asked.by_blob {
             return Ok(None);
@@ -266,6 +271,10 @@ impl Engine {
             if proved || believed || vouched || (at_home && verdict.accepted()) {
                 let place = place.clone();
                 let found = FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: size };
+                if found.is_doubted() && !alone {
+                    tracing::warn!(index = %id, "an index in the store is left aside: {DOUBTED}");
+                    continue;
+                }
                 if proved {
                     return Ok(Some(found));
                 }
@@ -433,7 +442,11 @@ impl Engine {
     ) -> anyhow::Result<FoundLayer> {
         let _pin = self.store.put_index(&index).context("keeping the index")?;
         let hold = self.open_layer(place, index)?;
-        Ok(FoundLayer { place: place.clone(), hold, origin, index_size: size })
+        let found = FoundLayer { place: place.clone(), hold, origin, index_size: size };
+        if found.is_doubted() {
+            bail!(DOUBTED);
+        }
+        Ok(found)
     }
 
     /// Takes in the layers that were opened by something, by their numbers; returns why not, for the first that could not be.
@@ -471,7 +484,7 @@ impl Engine {
     ) -> anyhow::Result<FoundLayer> {
         let _one = self.building.hold(place.blob);
         // Somebody else may have streamed it while we waited; then it is proved, whoever asks.
-        if let Some(found) = self.local_layer(place, &self.known_images(), asked)? {
+        if let Some(found) = self.local_layer(place, &self.known_images(), asked, false)? {
             return Ok(found);
         }
         let size = segment_size(place.size);

@@ -544,7 +544,8 @@ impl Alerts {
 impl store::Observer for Alerts {
     fn corrupt(&self, index: IndexId, segment: u32) {
         self.raise(format!(
-            "the registry sent wrong bytes twice for segment {segment} of layer index {index}"
+            "wrong bytes came twice for segment {segment} of layer index {index}; the next start reads the layer whole, and \
+             will tell whether they or the index are to blame"
         ));
     }
 }

@@ -109,6 +109,7 @@ impl OpenImage {
             && self.manifest == manifest
             && self.meta.exists()
             && !self.layers.iter().any(refused)
+            && !self.layers.iter().any(FoundLayer::is_doubted)
     }
 
     pub(super) fn key(&self) -> MetaKey {

@@ -77,19 +77,25 @@ impl Engine {
         asked: &Question<'_>,
     ) -> anyhow::Result<Vec<SociIndex>> {
         let verdict = self.rule.judge_unsigned(asked.asked);
-        match SociIndex::named_by(&resolved.manifest_bytes) {
-            Some(named) if verdict.accepted() || vouched(verdict, asked) => {
-                let found = self.net.run(source.soci_named(&named));
-                Ok(vec![found.context("fetching the SOCI index that the image names")?])
+        let named = SociIndex::named_by(&resolved.manifest_bytes);
+        if let Some(named) = &named {
+            match verdict {
+                _ if verdict.accepted() || vouched(verdict, asked) => {}
+                Verdict::UnsignedForDigest => bail!(NotSigned::Shared),
+                _ => bail!(NotSigned::UnderPolicy),
             }
-            Some(_) if verdict == Verdict::UnsignedForDigest => bail!(NotSigned::Shared),
-            Some(_) => bail!(NotSigned::UnderPolicy),
-            None if verdict.accepted() => {
-                let found = self.net.run(source.soci_about(&resolved.manifest));
-                Ok(found.context("asking whether there is a SOCI index")?)
+            let found = self.net.run(source.soci_named(named));
+            match found.context("fetching the SOCI index that the image names") {
+                Ok(found) => return Ok(vec![found]),
+                Err(error) if !verdict.accepted() => return Err(error),
+                Err(error) => tracing::warn!(manifest = %resolved.manifest, "{error:#}"),
             }
-            None => Ok(Vec::new()),
         }
+        if !verdict.accepted() {
+            return Ok(Vec::new());
+        }
+        let found = self.net.run(source.soci_about(&resolved.manifest));
+        found.context("asking whether there is a SOCI index")
     }
 
     fn read_ztoc(

@@ -12,6 +12,22 @@ use crate::error::StoreError;
 const COMPARE: usize = 256 << 10;
 
 impl OpenLayer {
+    /// Says whether a segment came wrong twice, and is missing to this day: either whoever sends it is to blame, or the
+    /// index, whose word of where bytes lie nobody has hashed. Read whole the layer tells which.
+    pub fn is_doubted(&self) -> bool {
+        self.standing().doubt.is_some_and(|segment| !self.is_whole(segment))
+    }
+
+    /// Notes that a segment came wrong twice.
+    pub(crate) fn doubt(&self, segment: u32) {
+        if self.is_doubted() {
+            return;
+        }
+        if let Err(error) = self.update(|standing| standing.doubt = Some(segment)) {
+            tracing::warn!(layer = %self.id, %error, "cannot note that a segment came wrong twice");
+        }
+    }
+
     /// Checks a segment if it is suspect; one that is wrong is emptied. Returns whether it is whole.
     pub(crate) fn settle(&self, segment: u32) -> io::Result<bool> {
         let Some(owned) = self.own(segment) else { return Ok(self.claim(segment) == Some(Claim::Whole)) };

@@ -150,3 +150,40 @@ fn a_full_disk_does_not_keep_the_store_from_opening() {
     let layer = OpenLayer::open(&store, content).unwrap();
     assert_eq!(layer.claim(0), Some(Claim::Suspect), "and the unclean one after it");
 }
+
+#[test]
+fn what_came_wrong_is_remembered_and_makes_nothing_else_right() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, store) = simulated(home.path(), "boot");
+    let content = Fake::new(1);
+    assert!(content.segments() > 1);
+    let layer = OpenLayer::open(&store, content.clone()).unwrap();
+    layer.fill(0, &content.bytes(0)).unwrap();
+    drop((layer, store));
+    let again = || {
+        let store = Store::open_on(home.path(), disk.clone(), "boot after power loss".to_owned()).unwrap();
+        let layer = OpenLayer::open(&store, content.clone()).unwrap();
+        (store, layer)
+    };
+    let (store, layer) = again();
+    assert!(!layer.is_doubted());
+    layer.doubt(1);
+    drop((layer, store));
+    let (store, layer) = again();
+    assert!(layer.is_doubted());
+    assert_eq!(layer.claim(0), Some(Claim::Suspect), "nobody has looked at it");
+
+    // Read whole the layer is as good as new.
+    let mut staging = store.stage().unwrap();
+    for segment in 0..content.segments() {
+        staging.write(segment, &content.bytes(segment)).unwrap();
+    }
+    staging.commit_as(content.clone()).unwrap();
+    assert_eq!(layer.missing(), 0);
+    layer.scrub(1).unwrap();
+    std::fs::write(layer.path(1), b"rotten").unwrap();
+    assert_eq!(layer.scrub(1).unwrap(), Some(false));
+    assert!(!layer.is_doubted(), "it can be fetched by what is known now");
+    drop((layer, store));
+    assert!(!again().1.is_doubted());
+}
