@@ -52,7 +52,7 @@ pub struct Standing {
     pub stage: Stage,
     /// Whether its index is true.
     pub proof: Proof,
-    /// A segment that came wrong twice ([`crate::OpenLayer::is_doubted`]); older programs do not tell.
+    /// A segment that came wrong twice ([`crate::OpenLayer::doubted`]); older programs do not tell.
     #[serde(default)]
     pub(crate) doubt: Option<u32>,
 }

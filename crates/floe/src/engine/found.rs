@@ -70,9 +70,9 @@ impl FoundLayer {
         self.hold.files().standing().proof == Proof::Proved
     }
 
-    /// Says whether its index has to be doubted, and the layer could be read whole instead.
-    pub(super) fn is_doubted(&self) -> bool {
-        self.place.role.is_none() && self.hold.files().is_doubted()
+    /// Returns a segment by which its index has to be doubted, where the layer could be read whole instead.
+    pub(super) fn doubted(&self) -> Option<u32> {
+        self.hold.files().doubted().filter(|_| self.place.role.is_none())
     }
 
     pub(super) fn files(&self) -> Arc<OpenLayer> {

@@ -11,7 +11,7 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, RefName, Urgency};
+use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, ReadError, RefName, Segments, Urgency};
 
 use super::asker::{Asker, Question, is_in};
 use super::found::{FoundLayer, Place};
@@ -56,7 +56,7 @@ const LARGE: u64 = 256 << 20;
 const HUGE: u64 = 1 << 30;
 
 /// Why an index is passed over that says where nothing right was found.
-const DOUBTED: &str = "what lies where it says came wrong twice";
+const WRONG: &str = "what lies where it says came wrong, again and again";
 
 /// All layers of an image.
 pub(super) struct Found {
@@ -271,8 +271,8 @@ impl Engine {
             if proved || believed || vouched || (at_home && verdict.accepted()) {
                 let place = place.clone();
                 let found = FoundLayer { place, hold, origin: IndexOrigin::Local, index_size: size };
-                if found.is_doubted() && !alone {
-                    tracing::warn!(index = %id, "an index in the store is left aside: {DOUBTED}");
+                if !alone && self.is_wrong(&found) {
+                    tracing::warn!(index = %id, "an index in the store is left aside: {WRONG}");
                     continue;
                 }
                 if proved {
@@ -443,10 +443,18 @@ impl Engine {
         let _pin = self.store.put_index(&index).context("keeping the index")?;
         let hold = self.open_layer(place, index)?;
         let found = FoundLayer { place: place.clone(), hold, origin, index_size: size };
-        if found.is_doubted() {
-            bail!(DOUBTED);
+        if self.is_wrong(&found) {
+            bail!(WRONG);
         }
         Ok(found)
+    }
+
+    /// Says whether a segment that came wrong twice does so again: then its index is passed over. Whoever sent it then
+    /// need not be whom we ask now.
+    fn is_wrong(&self, found: &FoundLayer) -> bool {
+        let deadline = Instant::now() + self.config.fetch.deadline();
+        let again = |segment| self.through.fetch(found.id(), segment, deadline);
+        matches!(found.doubted().map(again), Some(Err(ReadError::Corrupt { .. })))
     }
 
     /// Takes in the layers that were opened by something, by their numbers; returns why not, for the first that could not be.

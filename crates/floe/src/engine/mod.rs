@@ -544,8 +544,8 @@ impl Alerts {
 impl store::Observer for Alerts {
     fn corrupt(&self, index: IndexId, segment: u32) {
         self.raise(format!(
-            "wrong bytes came twice for segment {segment} of layer index {index}; the next start reads the layer whole, and \
-             will tell whether they or the index are to blame"
+            "wrong bytes came twice for segment {segment} of layer index {index}; the next start asks once more, and then reads \
+             the layer whole, which tells whether they or the index are to blame"
         ));
     }
 }

@@ -109,7 +109,7 @@ impl OpenImage {
             && self.manifest == manifest
             && self.meta.exists()
             && !self.layers.iter().any(refused)
-            && !self.layers.iter().any(FoundLayer::is_doubted)
+            && !self.layers.iter().any(|found| found.doubted().is_some())
     }
 
     pub(super) fn key(&self) -> MetaKey {

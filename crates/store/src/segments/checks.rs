@@ -12,15 +12,15 @@ use crate::error::StoreError;
 const COMPARE: usize = 256 << 10;
 
 impl OpenLayer {
-    /// Says whether a segment came wrong twice, and is missing to this day: either whoever sends it is to blame, or the
+    /// Returns a segment that came wrong twice, and is missing to this day: either whoever sends it is to blame, or the
     /// index, whose word of where bytes lie nobody has hashed. Read whole the layer tells which.
-    pub fn is_doubted(&self) -> bool {
-        self.standing().doubt.is_some_and(|segment| !self.is_whole(segment))
+    pub fn doubted(&self) -> Option<u32> {
+        self.standing().doubt.filter(|segment| !self.is_whole(*segment))
     }
 
     /// Notes that a segment came wrong twice.
     pub(crate) fn doubt(&self, segment: u32) {
-        if self.is_doubted() {
+        if self.doubted().is_some() {
             return;
         }
         if let Err(error) = self.update(|standing| standing.doubt = Some(segment)) {

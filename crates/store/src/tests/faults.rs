@@ -166,11 +166,11 @@ fn what_came_wrong_is_remembered_and_makes_nothing_else_right() {
         (store, layer)
     };
     let (store, layer) = again();
-    assert!(!layer.is_doubted());
+    assert!(layer.doubted().is_none());
     layer.doubt(1);
     drop((layer, store));
     let (store, layer) = again();
-    assert!(layer.is_doubted());
+    assert!(layer.doubted().is_some());
     assert_eq!(layer.claim(0), Some(Claim::Suspect), "nobody has looked at it");
 
     // Read whole the layer is as good as new.
@@ -183,7 +183,7 @@ fn what_came_wrong_is_remembered_and_makes_nothing_else_right() {
     layer.scrub(1).unwrap();
     std::fs::write(layer.path(1), b"rotten").unwrap();
     assert_eq!(layer.scrub(1).unwrap(), Some(false));
-    assert!(!layer.is_doubted(), "it can be fetched by what is known now");
+    assert!(layer.doubted().is_none(), "it can be fetched by what is known now");
     drop((layer, store));
-    assert!(!again().1.is_doubted());
+    assert!(again().1.doubted().is_none());
 }

@@ -154,10 +154,10 @@ fn wrong_bytes_are_asked_for_once_more_and_never_served() {
             let files = _hold.files();
             assert_eq!(std::fs::metadata(files.path(0)).map_or(0, |file| file.len()), 0);
             // Right again: what was remembered no longer counts.
-            assert!(files.is_doubted(), "{what}");
+            assert!(files.doubted().is_some(), "{what}");
             bench.origin.answer(|_, _, bytes| Ok(bytes));
             bench.check(&sample, 0);
-            assert!(!files.is_doubted(), "{what}");
+            assert!(files.doubted().is_none(), "{what}");
         }
     }
 }
