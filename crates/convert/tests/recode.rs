@@ -47,7 +47,7 @@ fn everything() -> Vec<Entry> {
         Entry::file("d/small", "content").xattr("user.a", b"\xff\0"),
         Entry::file("d/one", [1; 512]),
         Entry::file("implied/large", dice.content((9 << 20) + 5)).mtime(1_700_000_000, 600_000_000),
-        Entry::file("four", dice.content(4 << 20)),
+        Entry::file("four", dice.content(512 << 10)),
         Entry::file("zeros", vec![0; (2 << 20) + 1]),
         Entry::link("d/hard", "d/one"),
         Entry::symlink("soft", "d/hard"),

@@ -13,7 +13,7 @@
 //! skippable  footer, 64 bytes
 //! ```
 //!
-//! Pieces have 1 MiB, counted from the beginning of the file; the reference cuts by content, 64 KiB on average. Who has one
+//! Pieces have 512 KiB, what one segment of Floe's takes, counted from the beginning of the file; the reference cuts by content, 64 KiB on average. Who has one
 //! version of a file already finds more of the next one by such cuts, but what layers have in common is mostly whole
 //! files, which are found in either; and frames of 64 KiB are some per cent longer, and take a rolling sum over all.
 //! A piece of nothing but zeros is said to be one, so that nobody fetches it.
@@ -34,7 +34,7 @@ use super::split::{Crc64, Split};
 use super::table::{Style, Table, bounded};
 
 /// Longest piece of a file.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 512 << 10;
 
 /// Longest frame of what is no content, in plain bytes.
 pub(super) const FRAME: usize = 8 << 20;

@@ -7,7 +7,7 @@
 //! member     header of ".no.prefetch.landmark"
 //! member     its payload, its padding; headers of the first members of the source …
 //!            (or, where it is known what is read first: that, and behind it ".prefetch.landmark")
-//! member     a piece of a file, at most 4 MiB; after the last one padding, and headers up to the next payload
+//! member     a piece of a file, at most 512 KiB; after the last one padding, and headers up to the next payload
 //! …
 //! member     header of "stargz.index.json", the table, padding; the tail of the source
 //! footer
@@ -37,8 +37,9 @@ use super::names::clean;
 use super::pipe::Pipe;
 use super::table::{Style, Table};
 
-/// Longest piece of a file: what the reference takes unless told otherwise.
-pub(super) const PIECE: usize = 4 << 20;
+/// Longest piece of a file: what one segment of Floe's takes, so that who reads a segment fetches no more. The reference
+/// takes 4 MiB unless told otherwise, of which every reader has to have the whole.
+pub(super) const PIECE: usize = 512 << 10;
 
 /// Longest member, in plain bytes.
 pub(super) const MEMBER: usize = 8 << 20;
