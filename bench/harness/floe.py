@@ -122,10 +122,15 @@ def fresh_store(binary, root, path="auto", containerd=None, layers=None):
             machine.retire(place)
 
 
+def mounted_root(home):
+    """Returns the root of the store of `mounted`."""
+    return os.path.join(home, "floe-mounted")
+
+
 @contextmanager
 def mounted(binary, home, image, path="auto"):
     """Pulls an image of the lab and mounts it, everything local; yields the mount point."""
-    with fresh_store(binary, os.path.join(home, "floe-mounted"), path) as store:
+    with fresh_store(binary, mounted_root(home), path) as store:
         reference = f"oci:{image.layout}:{image.tag}"
         store.command("pull", reference)
         store.command("mount", reference, store.point)

@@ -9,7 +9,7 @@ certificate, and everything that can be asked for in the clear, as the other sys
 import os
 from contextlib import closing, contextmanager
 
-from harness import containerd, machine, procfs, registry
+from harness import containerd, floe, machine, procfs, registry
 from harness.process import Child, Failed, run, until
 
 PACKAGES = ["openssl", "fuse3"]  # of this Debian
@@ -26,7 +26,8 @@ class Soci:
     title = "containerd with SOCI, index in the registry"
     MORE = ""  # configuration
 
-    def __init__(self, home, deadline, programs):
+    def __init__(self, home, deadline, programs, name=None):
+        self.name = name or self.name
         self.repositories = (self.name,)
         self._home, self._deadline, self._programs = os.path.join(home, self.name), deadline, programs
         self._certificate = None
@@ -97,6 +98,19 @@ class Session(containerd.Session):
 
 
 Soci.SESSION = Session
+
+
+class ByFloe(floe.Floe):
+    """Floe, with no index but SOCI's."""
+
+    TITLES = {"floe-soci": "Floe, SOCI's index in the registry"}
+
+    def __init__(self, name, binary, home, deadline, path, programs):
+        super().__init__(name, binary, home, deadline, path)
+        self._maker = Soci(os.path.join(home, "maker"), deadline, programs, name)
+
+    def prepare(self, images, registry_):
+        self._maker.prepare(images, registry_)
 
 
 @contextmanager
