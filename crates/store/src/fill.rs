@@ -29,7 +29,12 @@ pub(crate) fn run(inner: &Inner, job: Job) {
         Err(error) => fill.finish_rest(&Outcome::Failed(error)),
         Ok(held) => {
             fill.shorten(&held);
-            fill.run(&held);
+            let hurried = fill.job.priority == Priority::Demand;
+            // Before its flights begin: a reader who comes meanwhile takes one out of the job.
+            match inner.memory.take(fill.holds(&held), hurried, fill.job.deadline) {
+                Some(_room) => fill.run(&held),
+                None => fill.finish_rest(&Outcome::Abandoned),
+            }
         }
     }
 }
@@ -77,6 +82,12 @@ impl<'a> Fill<'a> {
         let rest = self.job.spans.split_off(count);
         guard::lock(&self.inner.flights).put_back(&self.job, &rest);
         self.inner.work.notify_one();
+    }
+
+    /// Returns how much of its spans a decoder holds at most.
+    fn holds(&self, held: &Held) -> u64 {
+        let all = self.job.spans.first().zip(self.job.spans.last());
+        all.map_or(0, |(first, last)| held.layer.holds(first.start..last.end))
     }
 
     fn run(&mut self, held: &Held) {

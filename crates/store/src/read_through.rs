@@ -25,6 +25,7 @@ use crate::error::StoreError;
 use crate::fill;
 use crate::flights::{Ahead, Flights, Key, Outcome, Signal};
 use crate::guard;
+use crate::held::Memory;
 use crate::known::learn;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
@@ -108,6 +109,8 @@ pub(crate) struct Inner {
     pub(crate) flights: Mutex<Flights>,
     /// Decoders that stand inside a span. Held for a look only.
     pub(crate) parked: Mutex<Parked>,
+    /// What decoders hold of what comes out whole or not at all.
+    pub(crate) memory: Memory,
     /// How fast the origin has been. Held for a look only.
     pub(crate) pace: Mutex<Pace>,
     /// How long answers have been arriving. Held for a look only.
@@ -182,6 +185,7 @@ impl ReadThrough {
             layers: RwLock::default(),
             flights: Mutex::default(),
             parked: Mutex::default(),
+            memory: Memory::default(),
             pace: Mutex::default(),
             arriving: Mutex::default(),
             work: Condvar::new(),
@@ -462,6 +466,7 @@ impl Inner {
 
     fn close(&self) {
         guard::lock(&self.flights).close();
+        self.memory.close();
         self.work.notify_all();
     }
 }

@@ -8,5 +8,6 @@ mod flight;
 mod known;
 mod locking;
 mod room;
+mod sealed;
 mod snapshots;
 mod spans;
