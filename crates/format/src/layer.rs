@@ -190,6 +190,24 @@ impl Layer {
         pieces[chunks.clone()].iter().zip(&self.index.chunks()[chunks]).map(of).max().unwrap_or(0)
     }
 
+    /// Returns what is needed to decode these chunks of a layer that has a table of contents.
+    pub(crate) fn parts_of(&self, chunks: Range<usize>) -> Vec<Part> {
+        let contents = self.source().contents.as_ref();
+        contents.map_or_else(Vec::new, |contents| contents.parts(chunks, self.index.chunks()))
+    }
+
+    /// Returns these chunks, and all others of the ranges of the blob that they come out of.
+    pub(crate) fn of_spans(&self, chunks: Range<usize>) -> Range<usize> {
+        let Some(pieces) = self.pieces().filter(|pieces| chunks.end <= pieces.len()) else { return chunks };
+        let same = |a: &Piece, b: &Piece| (a.blob, a.begin) == (b.blob, b.begin);
+        let (before, from) = pieces.split_at(chunks.start);
+        let first =
+            from.first().map_or(0, |first| before.iter().rev().take_while(|p| same(p, first)).count());
+        let (until, behind) = pieces.split_at(chunks.end);
+        let last = until.last().map_or(0, |last| behind.iter().take_while(|p| same(p, last)).count());
+        chunks.start - first..chunks.end + last
+    }
+
     /// Returns the blob that a segment's bytes are in, or those of one of its chunks.
     pub fn blob_of(&self, segment: u32, chunk: Option<u32>) -> Digest {
         let piece = chunk.and_then(|chunk| self.pieces()?.get(chunk as usize));

@@ -5,7 +5,7 @@ mod soci;
 
 use std::sync::Arc;
 
-use format::decode::{DecodeError, SpanDecoder};
+use format::decode::{DecodeError, Half, SpanDecoder};
 use format::index::{Hash, Index};
 use format::layer::{Layer, LayerError};
 use format::payload::SegmentSize;
@@ -97,6 +97,31 @@ impl Made {
         }
         decoder.finish()?;
         Ok(out)
+    }
+
+    /// Decodes what holds a group of segments, and keeps halves; returns how many bytes that took.
+    fn decode_all(&self, layer: &Arc<Layer>, group: u32, space: &mut Space, halves: &mut Vec<Half>) -> usize {
+        let wanted = layer.span(group).unwrap().segments;
+        let edges = [wanted.start, wanted.end - 1];
+        let known = halves.extract_if(.., |half| edges.contains(&half.segment())).collect();
+        let mut decoder = SpanDecoder::with_neighbours(Arc::clone(layer), wanted, known).unwrap();
+        let mut took = 0;
+        for part in decoder.parts() {
+            let range = usize::try_from(part.range.start).unwrap()..usize::try_from(part.range.end).unwrap();
+            took += range.len();
+            let mut input = &self.blob[range];
+            while let Some((number, verified)) = decoder.push(&mut input).unwrap() {
+                space.put(number, verified.as_slice());
+            }
+        }
+        decoder.finish().unwrap();
+        for half in decoder.halves() {
+            match halves.iter().find_map(|other| half.join(other, layer)) {
+                Some(whole) => space.put(half.segment(), whole.as_slice()),
+                None => halves.push(half),
+            }
+        }
+        took
     }
 
     /// Says that what has come of each file is somewhere in the tar: where, only the zTOC knows.
@@ -399,6 +424,27 @@ proptest! {
             space.resize(space.len().next_multiple_of(usize::try_from(SEGMENT).unwrap()), 0);
         }
         made.assert_same(&layer, &space);
+    }
+
+    /// Whoever comes first for whatever segments, all of them come, and no span more often than once.
+    #[test]
+    fn what_comes_with_its_neighbours_is_the_same_in_any_order(
+        span in 20_000_u64..200_000,
+        order in prop::collection::vec(any::<prop::sample::Index>(), 20),
+    ) {
+        let made = Made::of(&entries(), 6, span);
+        let layer = made.open();
+        let (mut space, mut halves, mut took) = (Space::default(), Vec::new(), 0);
+        let picked = order.iter().map(|at| u32::try_from(at.index(layer.segments() as usize)).unwrap());
+        for segment in picked.chain(0..layer.segments()) {
+            if !space.has.contains(&segment) {
+                took += made.decode_all(&layer, segment, &mut space, &mut halves);
+            }
+        }
+        made.assert_same(&layer, &space.bytes);
+        // A segment that lies in three spans or more has those between by itself.
+        let spans = made.ztoc.digests.len();
+        prop_assert!(span < 2 * SEGMENT || took <= made.blob.len() + spans, "{} of {}", took, made.blob.len());
     }
 
     /// A changed byte anywhere in a zTOC is an error, or makes an index that opens. What comes out then of the blob as it is are

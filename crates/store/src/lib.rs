@@ -18,6 +18,7 @@ mod fs;
 pub mod fuzz;
 mod gc;
 mod guard;
+mod halves;
 mod held;
 mod known;
 mod lock;

@@ -14,8 +14,10 @@ use sys::deflate::compress;
 use sys::inflate::Wrap;
 
 use super::fixture::{Bench, Sample, later, noise, tar};
+use crate::flights::Ahead;
+use crate::origin::Priority;
 use crate::read_error::ReadError;
-use crate::read_through::Segments;
+use crate::read_through::{Segments, Workers};
 
 /// Plain bytes of a span: a segment is a quarter of that.
 const SPAN: u64 = 1 << 20;
@@ -30,11 +32,11 @@ fn hex(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// Returns a layer that has a zTOC, of which every fifth segment or so lies in two spans.
-fn sample(seed: u64, files: usize, len: usize) -> Sample {
+fn sample(seed: u64, span: u64, files: usize, len: usize) -> Sample {
     let files: Vec<_> = (0..files as u64).map(|n| hex(seed << 16 | n, len)).collect();
     let tar = tar(&files);
     let blob = compress(&tar, Wrap::Gzip, 6).unwrap();
-    let raw = soci::ztoc(&blob, &tar, SPAN).encode();
+    let raw = soci::ztoc(&blob, &tar, span).encode();
     let whose = Whose {
         blob: Digest::of(&blob),
         size: blob.len() as u64,
@@ -61,9 +63,109 @@ fn sample(seed: u64, files: usize, len: usize) -> Sample {
     Sample { layer: Arc::new(layer), blob, files }
 }
 
+impl Bench {
+    fn bytes(&self) -> u64 {
+        self.origin.asked.lock().unwrap().iter().map(|(range, _)| range.end - range.start).sum()
+    }
+}
+
+/// Says that what was asked for is the blob but once, give or take a byte that spans share and what precedes the first.
+fn assert_once(sample: &Sample, bench: &Bench, what: &str) {
+    let (bytes, all) = (bench.bytes(), sample.blob.len() as u64);
+    assert!(bytes <= all + 200 && bytes + 200 >= all, "{what}: {bytes} of {all}");
+}
+
+#[test]
+fn all_of_a_layer_takes_each_span_once() {
+    let sample = sample(1, 4 * SPAN, 40, 1_000_000);
+    let all = 0..sample.layer.segments();
+    // One request after the other, so that it does not matter who is first.
+    let bench = Bench::watched(&[&sample], Arc::new(()), Workers { all: 1, unhurried: 1 });
+    let _hold = bench.add(&sample);
+    bench.read.complete(sample.id(), later()).unwrap();
+    assert_once(&sample, &bench, "complete");
+    all.clone().for_each(|segment| bench.check(&sample, segment));
+
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.read.limit(1, Some(Ahead { requests: 1, bytes: 5 << 20 }));
+    assert!(bench.read.want(sample.id(), all.clone(), Priority::Background));
+    bench.settle();
+    assert_once(&sample, &bench, "limited");
+    assert!(bench.origin.count() <= 10, "{} requests", bench.origin.count());
+    all.for_each(|segment| bench.check(&sample, segment));
+}
+
+#[test]
+fn requests_at_the_same_time_take_few_spans_twice() {
+    let sample = sample(3, SPAN, 40, 1_000_000);
+    let bench = Bench::new(&[&sample]);
+    let _hold = bench.add(&sample);
+    bench.read.complete(sample.id(), later()).unwrap();
+    let (bytes, all) = (bench.bytes(), sample.blob.len() as u64);
+    assert!(bytes <= all + all / 8, "{bytes} of {all}");
+    (0..sample.layer.segments()).for_each(|segment| bench.check(&sample, segment));
+}
+
+#[test]
+fn segments_by_themselves_take_each_span_once_in_any_order() {
+    let sample = sample(4, SPAN, 12, 1_000_000);
+    let count = sample.layer.segments();
+    let mut shared = 0;
+    for first in 0..count {
+        // The first one costs what it lies in.
+        let bench = Bench::new(&[&sample]);
+        let _hold = bench.add(&sample);
+        bench.check(&sample, first);
+        bench.settle();
+        let span = sample.layer.span(first).unwrap();
+        let parts: u64 = span.parts.iter().map(|part| part.range.end - part.range.start).sum();
+        assert_eq!(bench.bytes(), parts);
+        shared += u32::from(span.segments.len() == 1);
+    }
+    assert!(shared > 8, "{shared} lie in two");
+    // 37 and the number of segments have no divisor in common.
+    assert_ne!(count % 37, 0);
+    for step in [1, count - 1, 37] {
+        let bench = Bench::new(&[&sample]);
+        let _hold = bench.add(&sample);
+        for n in 0..count {
+            bench.check(&sample, n * step % count);
+            bench.settle();
+        }
+        assert_once(&sample, &bench, &format!("every {step}th"));
+    }
+}
+
+#[test]
+fn halves_that_are_lost_or_wrong_come_again() {
+    let sample = sample(5, SPAN, 6, 1_000_000);
+    let two =
+        (1..sample.layer.segments()).find(|n| sample.layer.span(*n).unwrap().segments.len() == 1).unwrap();
+    let range = |n: u32| sample.layer.span(n).unwrap().parts[0].range.clone();
+    let bench = Bench::new(&[&sample]);
+    let hold = bench.add(&sample);
+    bench.check(&sample, two - 1);
+    bench.settle();
+    // Out of use, nothing is kept.
+    drop(hold);
+    let _hold = bench.add(&sample);
+    bench.origin.answer(|read, _, mut bytes| {
+        if read == 1 {
+            *bytes.last_mut().unwrap() ^= 1;
+        }
+        Ok(bytes)
+    });
+    bench.check(&sample, two);
+    bench.settle();
+    let asked: Vec<_> = bench.origin.asked.lock().unwrap().iter().map(|(range, _)| range.clone()).collect();
+    assert_eq!(asked, [range(two - 1), range(two), range(two)]);
+    (0..sample.layer.segments()).for_each(|segment| bench.check(&sample, segment));
+}
+
 #[test]
 fn a_span_is_not_asked_for_while_there_is_no_room_for_it() {
-    let sample = sample(2, 3, 1_000_000);
+    let sample = sample(2, SPAN, 3, 1_000_000);
     let segments = 0..sample.layer.segments();
     let spans = segments.clone().map(|n| sample.layer.span(n).unwrap());
     let widest =
