@@ -32,12 +32,16 @@ impl Halves {
         self.retain(|of, other| !(of == id && other.segment() == segment && other.begins(layer) == begins));
         self.bytes += half.len();
         self.kept.push_back((id, half));
-        while self.bytes > ROOM
+        self.shrink_to(ROOM);
+        None
+    }
+
+    fn shrink_to(&mut self, room: usize) {
+        while self.bytes > room
             && let Some((_, oldest)) = self.kept.pop_front()
         {
             self.bytes -= oldest.len();
         }
-        None
     }
 
     /// Takes what is here of a segment.
@@ -66,5 +70,34 @@ impl Halves {
     fn retain(&mut self, keep: impl Fn(IndexId, &Half) -> bool) {
         self.kept.retain(|(of, half)| keep(*of, half));
         self.bytes = self.kept.iter().map(|(_, half)| half.len()).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::sealed;
+
+    #[test]
+    fn what_has_been_here_longest_goes_first_and_two_halves_are_a_segment() {
+        let (layer, found) = sealed::halves(0);
+        let mut halves = Halves::default();
+        let segments: Vec<_> = found.iter().map(Half::segment).collect();
+        let lens: Vec<_> = found.iter().map(Half::len).collect();
+        assert!(segments.len() >= 4 && segments[0] != segments[1], "{segments:?}");
+        for half in found {
+            assert!(halves.put(&layer, half).is_none());
+        }
+        assert_eq!(halves.bytes, lens.iter().sum::<usize>());
+        halves.shrink_to(halves.bytes - 1);
+        assert!(halves.take(layer.id(), segments[0]).is_none(), "it was the first");
+        // Of the same spans again: a half takes the place of its like, and is whole with its other.
+        let again = sealed::halves(0).1;
+        let wholes = again.into_iter().filter_map(|half| halves.put(&layer, half)).count();
+        assert_eq!((wholes, halves.kept.len()), (0, segments.len()));
+        let others = sealed::halves(1).1;
+        let wholes = others.into_iter().filter_map(|half| halves.put(&layer, half)).count();
+        assert_eq!((wholes, halves.bytes), (segments.len(), 0));
+        halves.forget_layer(layer.id());
     }
 }

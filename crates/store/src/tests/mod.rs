@@ -8,6 +8,6 @@ mod flight;
 mod known;
 mod locking;
 mod room;
-mod sealed;
+pub(crate) mod sealed;
 mod snapshots;
 mod spans;

@@ -6,6 +6,7 @@ mod soci;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use format::decode::{Half, SpanDecoder};
 use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::soci::index::{Whose, index};
@@ -61,6 +62,25 @@ fn sample(seed: u64, span: u64, files: usize, len: usize) -> Sample {
         })
         .collect();
     Sample { layer: Arc::new(layer), blob, files }
+}
+
+/// Returns what every other span of a layer has of segments that lie in the spans between.
+pub(crate) fn halves(first: usize) -> (Arc<Layer>, Vec<Half>) {
+    let sample = sample(6, SPAN, 8, 1_000_000);
+    let mut spans: Vec<_> = sample.layer.source().contents.as_ref().unwrap().pieces.iter().collect();
+    spans.dedup_by_key(|piece| piece.begin);
+    let mut halves = Vec::new();
+    for span in spans.iter().skip(first).step_by(2) {
+        let lies_in = |n: &u32| sample.layer.span(*n).unwrap().parts[0].range == (span.begin..span.end);
+        let one = (0..sample.layer.segments()).find(lies_in).unwrap();
+        let mut decoder =
+            SpanDecoder::with_neighbours(sample.layer.clone(), one..one + 1, Vec::new()).unwrap();
+        let mut input =
+            &sample.blob[usize::try_from(span.begin).unwrap()..usize::try_from(span.end).unwrap()];
+        while decoder.push(&mut input).unwrap().is_some() {}
+        halves.extend(decoder.halves());
+    }
+    (sample.layer, halves)
 }
 
 impl Bench {
