@@ -19,7 +19,7 @@ mod stream;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use self::assembly::Assembly;
+pub use self::assembly::{Assembly, Half};
 use crate::index::{Chunk, Codec, Hash, Packing, Part, Piece};
 use crate::layer::{Corrupt, Layer};
 use crate::limits;
@@ -90,6 +90,28 @@ impl SpanDecoder {
             None => Way::Stream(Box::new(StreamDecoder::new(layer, wanted)?)),
             Some(_) => Way::Pieces(Box::new(PieceDecoder::new(layer, wanted)?)),
         }))
+    }
+
+    /// Returns a decoder of these segments and, where only what holds them is hashed ([`Hash::Sealed`]), of all else that
+    /// comes out of that: segments around them, and halves of those that lie in something else as well. What is `known` of
+    /// the first and of the last one need not come again.
+    pub fn with_neighbours(
+        layer: Arc<Layer>,
+        wanted: Range<u32>,
+        known: Vec<Half>,
+    ) -> Result<Self, DecodeError> {
+        if layer.hash() != Hash::Sealed {
+            return Self::new(layer, wanted);
+        }
+        Ok(Self(Way::Pieces(Box::new(PieceDecoder::with_neighbours(layer, wanted, known)?))))
+    }
+
+    /// Returns the halves that have come out so far, each once.
+    pub fn halves(&mut self) -> Vec<Half> {
+        match &mut self.0 {
+            Way::Stream(_) => Vec::new(),
+            Way::Pieces(pieces) => pieces.halves(),
+        }
     }
 
     /// Returns what is to be pushed, in order and from its beginning.

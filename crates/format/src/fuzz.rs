@@ -265,6 +265,7 @@ mod tests {
         super::nydus(b"noise");
         super::soci(b"noise");
         super::soci(&testkit::soci::Ztoc::sample(1 << 20).encode());
+        super::soci(&zstd::decode_all(&include_bytes!("../tests/ztoc/layer.ztoc.zst")[..]).unwrap());
         let bootstrap = include_bytes!("../tests/nydus/none.boot.zst");
         super::nydus(&zstd::decode_all(&bootstrap[..]).unwrap());
         let bootstrap = include_bytes!("../tests/nydus/none5.boot.zst");

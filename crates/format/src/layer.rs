@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use crate::digest::{ChunkId, Digest, IndexId};
-use crate::index::{Basis, Contents, Facts, Hash, Index, Part, Piece, Source};
+use crate::index::{Basis, Chunk, Contents, Facts, Hash, Index, Packing, Part, Piece, Source};
 use crate::limits;
 use crate::payload::Layout;
 use crate::skeleton::{SkeletonError, SkeletonReader};
@@ -177,6 +177,35 @@ impl Layer {
             Some(contents) => Some(contents.parts(self.chunks_of(segments)?, self.index.chunks())),
             None => Some(vec![Part { blob: 0, range: self.packed(segments)?, chunks: 0 }]),
         }
+    }
+
+    /// Returns how many bytes a decoder of these segments holds at most of what comes out whole or not at all: the longest
+    /// chunk, and beside it what it comes out of where that is held, too. 0 of a layer that has starts.
+    pub fn holds(&self, segments: Range<u32>) -> u64 {
+        let Some((pieces, chunks)) = self.pieces().zip(self.chunks_of(segments)) else { return 0 };
+        let of = |(piece, chunk): (&Piece, &Chunk)| {
+            let whole = self.hash() == Hash::Sealed || piece.packing == Packing::Lz4;
+            u64::from(chunk.len) + if whole { piece.end - piece.begin } else { 0 }
+        };
+        pieces[chunks.clone()].iter().zip(&self.index.chunks()[chunks]).map(of).max().unwrap_or(0)
+    }
+
+    /// Returns what is needed to decode these chunks of a layer that has a table of contents.
+    pub(crate) fn parts_of(&self, chunks: Range<usize>) -> Vec<Part> {
+        let contents = self.source().contents.as_ref();
+        contents.map_or_else(Vec::new, |contents| contents.parts(chunks, self.index.chunks()))
+    }
+
+    /// Returns these chunks, and all others of the ranges of the blob that they come out of.
+    pub(crate) fn of_spans(&self, chunks: Range<usize>) -> Range<usize> {
+        let Some(pieces) = self.pieces().filter(|pieces| chunks.end <= pieces.len()) else { return chunks };
+        let same = |a: &Piece, b: &Piece| (a.blob, a.begin) == (b.blob, b.begin);
+        let (before, from) = pieces.split_at(chunks.start);
+        let first =
+            from.first().map_or(0, |first| before.iter().rev().take_while(|p| same(p, first)).count());
+        let (until, behind) = pieces.split_at(chunks.end);
+        let last = until.last().map_or(0, |last| behind.iter().take_while(|p| same(p, last)).count());
+        chunks.start - first..chunks.end + last
     }
 
     /// Returns the blob that a segment's bytes are in, or those of one of its chunks.

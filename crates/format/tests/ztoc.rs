@@ -5,7 +5,7 @@ mod soci;
 
 use std::sync::Arc;
 
-use format::decode::{DecodeError, SpanDecoder};
+use format::decode::{DecodeError, Half, SpanDecoder};
 use format::index::{Hash, Index};
 use format::layer::{Layer, LayerError};
 use format::payload::SegmentSize;
@@ -99,6 +99,49 @@ impl Made {
         Ok(out)
     }
 
+    /// Decodes what holds a group of segments, and keeps halves; returns how many bytes that took.
+    fn decode_all(&self, layer: &Arc<Layer>, group: u32, space: &mut Space, halves: &mut Vec<Half>) -> usize {
+        let wanted = layer.span(group).unwrap().segments;
+        let edges = [wanted.start, wanted.end - 1];
+        let known = halves.extract_if(.., |half| edges.contains(&half.segment())).collect();
+        let mut decoder = SpanDecoder::with_neighbours(Arc::clone(layer), wanted, known).unwrap();
+        let mut took = 0;
+        for part in decoder.parts() {
+            let range = usize::try_from(part.range.start).unwrap()..usize::try_from(part.range.end).unwrap();
+            took += range.len();
+            let mut input = &self.blob[range];
+            while let Some((number, verified)) = decoder.push(&mut input).unwrap() {
+                space.put(number, verified.as_slice());
+            }
+        }
+        decoder.finish().unwrap();
+        for half in decoder.halves() {
+            match halves.iter().find_map(|other| half.join(other, layer)) {
+                Some(whole) => space.put(half.segment(), whole.as_slice()),
+                None => halves.push(half),
+            }
+        }
+        took
+    }
+
+    /// Says that what has come of each file is somewhere in the tar: where, only the zTOC knows.
+    fn assert_of_tar(&self, layer: &Arc<Layer>, space: &Space) {
+        let same = |member: Member, runs: Runs| {
+            let (MemberKind::File, Runs::Whole(at)) = (&member.kind, runs) else { return Ok(()) };
+            let has = |n: &u64| space.has.contains(&u32::try_from((at + n) / SEGMENT).unwrap());
+            let found: Vec<_> = (0..member.payload).filter(has).collect();
+            let is_at = |start: usize| {
+                found.iter().all(|n| {
+                    let byte = space.bytes[usize::try_from(at + n).unwrap()];
+                    self.tar.get(start + usize::try_from(*n).unwrap()) == Some(&byte)
+                })
+            };
+            assert!((0..self.tar.len()).step_by(512).any(is_at), "{member:?}");
+            Ok::<_, LayerError>(())
+        };
+        layer.members(same).unwrap();
+    }
+
     /// Holds every file of a layer against the tar.
     fn assert_same(&self, layer: &Arc<Layer>, space: &[u8]) {
         let same = |member: Member, runs: Runs| {
@@ -112,6 +155,25 @@ impl Made {
             Ok::<_, LayerError>(())
         };
         layer.members(same).unwrap();
+    }
+}
+
+/// The segments of a layer that have come.
+#[cfg(test)]
+#[derive(Default)]
+struct Space {
+    bytes: Vec<u8>,
+    has: std::collections::BTreeSet<u32>,
+}
+
+#[cfg(test)]
+impl Space {
+    fn put(&mut self, segment: u32, bytes: &[u8]) {
+        let at = usize::try_from(u64::from(segment) * SEGMENT).unwrap();
+        self.bytes.resize(self.bytes.len().max(at + bytes.len()), 0);
+        let is_new = self.has.insert(segment);
+        assert!(is_new || self.bytes[at..at + bytes.len()] == *bytes, "{segment} is another one");
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 }
 
@@ -218,10 +280,15 @@ fn members_of_gzip_may_follow_each_other() {
     let blob: Vec<u8> = tar.chunks(70_000).flat_map(|part| compress(part, Wrap::Gzip, 6).unwrap()).collect();
     let made = Made { ztoc: ztoc(&blob, &tar, 100_000), tar, blob };
     let layer = made.open();
-    for segment in 0..layer.segments() {
-        let span = layer.span(segment).unwrap();
-        made.decode(&layer, span.segments, 500).unwrap();
+    let mut space = Space::default();
+    let mut next = 0;
+    while next < layer.segments() {
+        for segment in made.decode(&layer, layer.span(next).unwrap().segments, 500).unwrap() {
+            space.put(next, &segment);
+            next += 1;
+        }
     }
+    made.assert_same(&layer, &space.bytes);
 }
 
 #[test]
@@ -359,18 +426,55 @@ proptest! {
         made.assert_same(&layer, &space);
     }
 
-    /// A changed byte anywhere in a zTOC is an error, or makes an index that opens; what that decodes to has its hash, so
-    /// with the blob as it is it is right, or nothing.
+    /// Whoever comes first for whatever segments, all of them come, and no span more often than once.
+    #[test]
+    fn what_comes_with_its_neighbours_is_the_same_in_any_order(
+        span in 20_000_u64..200_000,
+        order in prop::collection::vec(any::<prop::sample::Index>(), 20),
+    ) {
+        let made = Made::of(&entries(), 6, span);
+        let layer = made.open();
+        let (mut space, mut halves, mut took) = (Space::default(), Vec::new(), 0);
+        let picked = order.iter().map(|at| u32::try_from(at.index(layer.segments() as usize)).unwrap());
+        for segment in picked.chain(0..layer.segments()) {
+            if !space.has.contains(&segment) {
+                took += made.decode_all(&layer, segment, &mut space, &mut halves);
+            }
+        }
+        made.assert_same(&layer, &space.bytes);
+        // A segment that lies in three spans or more has those between by itself.
+        let spans = made.ztoc.digests.len();
+        prop_assert!(span < 2 * SEGMENT || took <= made.blob.len() + spans, "{} of {}", took, made.blob.len());
+    }
+
+    /// A changed byte anywhere in a zTOC is an error, or makes an index that opens. What comes out then of the blob as it is are
+    /// the bytes of the tar where the zTOC says that files are. Only where the stream is entered wrongly it may be anything,
+    /// and then the index is another one.
     #[test]
     fn damage_is_an_error_or_harmless(at in any::<prop::sample::Index>(), bit in 0..8, tables in any::<bool>()) {
         let made = Made::of(&entries()[..14], 6, 100_000);
         let mut raw = made.ztoc.encode();
         let within = if tables { raw.len() - made.ztoc.checkpoints.len() } else { raw.len() };
-        raw[at.index(within)] ^= 1_u8 << bit;
+        let at = at.index(within);
+        raw[at] ^= 1_u8 << bit;
         if let Ok(index) = made.read(&raw) {
+            let enters = at >= raw.len() - made.ztoc.checkpoints.len();
+            let is_another = index.id() != made.index().unwrap().id();
             let layer = Arc::new(Layer::open(index).unwrap());
+            let mut space = Space::default();
             for segment in 0..layer.segments() {
-                let _ = made.decode(&layer, layer.span(segment).unwrap().segments, 4096);
+                let span = layer.span(segment).unwrap().segments;
+                match made.decode(&layer, span.clone(), 4096) {
+                    Ok(segments) => span.zip(segments).for_each(|(n, bytes)| space.put(n, &bytes)),
+                    Err(DecodeError::Corrupt(_) | DecodeError::Undecodable { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            if !enters || !is_another {
+                made.assert_of_tar(&layer, &space);
+            }
+            if !is_another && space.has.len() == layer.segments() as usize {
+                made.assert_same(&layer, &space.bytes);
             }
         }
     }

@@ -8,8 +8,8 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
-use format::decode::{DecodeError, SpanDecoder};
-use format::index::Codec;
+use format::decode::{DecodeError, Half, SpanDecoder, Verified};
+use format::index::{Codec, Hash};
 
 use crate::claim::{Claim, FillError};
 use crate::flights::{Job, Outcome};
@@ -17,7 +17,7 @@ use crate::guard;
 use crate::known::Asker;
 use crate::origin::{Blob, OriginError, Priority, Urgency};
 use crate::pace::Clock;
-use crate::plan::{known_from, packed_len, request, units};
+use crate::plan::{Request, fitting, has_half, known_from, request, units};
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
 
@@ -29,7 +29,12 @@ pub(crate) fn run(inner: &Inner, job: Job) {
         Err(error) => fill.finish_rest(&Outcome::Failed(error)),
         Ok(held) => {
             fill.shorten(&held);
-            fill.run(&held);
+            let hurried = fill.job.priority == Priority::Demand;
+            // Before its flights begin: a reader who comes meanwhile takes one out of the job.
+            match inner.memory.take(fill.holds(&held), hurried, fill.job.deadline) {
+                Some(_room) => fill.run(&held),
+                None => fill.finish_rest(&Outcome::Abandoned),
+            }
         }
     }
 }
@@ -68,15 +73,16 @@ impl<'a> Fill<'a> {
         if self.job.priority < Priority::Hint {
             return;
         }
-        let mut bytes = 0;
-        let fits = |span: &&Range<u32>| {
-            bytes += held.layer.parts((*span).clone()).map_or(0, |parts| packed_len(&parts));
-            bytes <= ahead.bytes
-        };
-        let count = self.job.spans.iter().take_while(fits).count().max(1);
+        let count = fitting(&held.layer, &self.job.spans, ahead.bytes);
         let rest = self.job.spans.split_off(count);
         guard::lock(&self.inner.flights).put_back(&self.job, &rest);
         self.inner.work.notify_one();
+    }
+
+    /// Returns how much of its spans a decoder holds at most.
+    fn holds(&self, held: &Held) -> u64 {
+        let all = self.job.spans.first().zip(self.job.spans.last());
+        all.map_or(0, |(first, last)| held.layer.holds(first.start..last.end))
     }
 
     fn run(&mut self, held: &Held) {
@@ -130,7 +136,7 @@ impl<'a> Fill<'a> {
         for segment in self.job.spans.iter().cloned().flatten() {
             if matches!(held.open.claim(segment), Some(Claim::Suspect | Claim::Busy)) {
                 match held.open.settle(segment) {
-                    Ok(true) => self.announce(segment),
+                    Ok(true) => self.announce(held, segment),
                     Ok(false) => {}
                     Err(error) => {
                         tracing::warn!(layer = %held.open.id(), segment, %error, "cannot check a segment")
@@ -212,7 +218,7 @@ impl<'a> Fill<'a> {
                 taken += len;
                 self.inner.observer.filled(held.open.id(), segment, len, self.job.priority);
             }
-            self.announce(segment);
+            self.announce(held, segment);
             Ok(())
         })?;
         if all {
@@ -224,7 +230,9 @@ impl<'a> Fill<'a> {
 
     /// Reads the run of missing spans that begins here, as far as it goes.
     fn attempt(&mut self, held: &Held) -> Stop {
-        let request = request(&held.layer, &self.job.spans, self.at, |segment| self.is_here(held, segment));
+        let mut request =
+            request(&held.layer, &self.job.spans, self.at, |segment| self.is_here(held, segment));
+        self.leave_half(held, &mut request);
         let past = request.spans.end;
         let mut decoder = match self.decoder(held, request.segments.end) {
             Ok(decoder) => decoder,
@@ -265,10 +273,16 @@ impl<'a> Fill<'a> {
                 break;
             }
         }
+        if let Err((segment, error)) = self.keep(held, decoder.halves()) {
+            return Stop::Unwritten(segment, error);
+        }
         match (stop, read) {
             (Some(Stop::Complete), _) if decoder.is_done() => {
-                self.park(held, decoder);
-                self.land();
+                // What other layers have of its end is yet to be copied.
+                if self.span().clone().all(|segment| is_whole(held, segment)) {
+                    self.park(held, decoder);
+                    self.land();
+                }
                 Stop::Complete
             }
             (Some(stop), _) => stop,
@@ -291,7 +305,60 @@ impl<'a> Fill<'a> {
         {
             return Ok(decoder);
         }
-        SpanDecoder::new(Arc::clone(&held.layer), self.span().start..end)
+        let wanted = self.span().start..end;
+        let known = if held.layer.hash() == Hash::Sealed {
+            let mut halves = guard::lock(&self.inner.halves);
+            let edges = [wanted.start, wanted.end - 1];
+            edges.into_iter().filter_map(|segment| halves.take(held.open.id(), segment)).collect()
+        } else {
+            Vec::new()
+        };
+        SpanDecoder::with_neighbours(Arc::clone(&held.layer), wanted, known)
+    }
+
+    /// Leaves the last segment of a request for later that lies in a span of another flight's as well: that brings the other
+    /// half of it.
+    fn leave_half(&self, held: &Held, request: &mut Request) {
+        let Some([.., before, last]) = self.job.spans.get(request.spans.clone()) else { return };
+        if !has_half(&held.layer, before.clone(), last.clone()) {
+            return;
+        }
+        let Some(other) = held.layer.span(last.end).map(|span| self.job.key(&span.segments)) else { return };
+        // In the background that is begun sooner or later, if it has not been.
+        if self.job.priority == Priority::Background
+            || guard::lock(&self.inner.flights).signal(other).is_some()
+        {
+            request.segments.end = before.end;
+            request.spans.end -= 1;
+        }
+    }
+
+    /// Keeps halves of segments, or writes those whose other half is here.
+    fn keep(&self, held: &Held, halves: Vec<Half>) -> Result<(), (u32, FillError)> {
+        for half in halves {
+            let segment = half.segment();
+            if !is_whole(held, segment)
+                && let Some(verified) = self.inner.keep(held, half)
+            {
+                self.write(held, segment, &verified).map_err(|error| (segment, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a segment, and tells whoever waits for it.
+    fn write(&self, held: &Held, segment: u32, verified: &Verified) -> Result<(), FillError> {
+        let bytes = verified.as_slice();
+        let known = is_whole(held, segment);
+        held.open.fill(segment, bytes)?;
+        if !known {
+            self.inner.observer.filled(held.open.id(), segment, bytes.len() as u64, self.job.priority);
+        }
+        if held.layer.hash() == Hash::Sealed {
+            guard::lock(&self.inner.halves).forget(held.open.id(), segment);
+        }
+        self.announce(held, segment);
+        Ok(())
     }
 
     /// Keeps a decoder that can go on, if anybody may yet want what comes next.
@@ -317,26 +384,26 @@ impl<'a> Fill<'a> {
         loop {
             let (segment, verified) = match decoder.push(&mut piece) {
                 Ok(Some(found)) => found,
+                Ok(None) if decoder.is_done() => return Some(Stop::Complete),
                 Ok(None) if guard::lock(&self.inner.flights).is_wanted(self.key()) => return None,
                 Ok(None) => return Some(Stop::Unwanted),
                 Err(error) => return Some(Stop::Corrupt(error)),
             };
-            let bytes = verified.as_slice();
-            let known = is_whole(held, segment);
-            if let Err(error) = held.open.fill(segment, bytes) {
+            // Somebody may be about to ask for the other half of what this lot begins with.
+            let kept = self.keep(held, decoder.halves());
+            let written =
+                kept.and_then(|()| self.write(held, segment, &verified).map_err(|error| (segment, error)));
+            if let Err((segment, error)) = written {
                 return Some(Stop::Unwritten(segment, error));
             }
-            if !known {
-                self.inner.observer.filled(held.open.id(), segment, bytes.len() as u64, self.job.priority);
-            }
             decoder.reuse(verified);
-            self.announce(segment);
-            if segment + 1 < self.span().end {
-                continue;
-            }
-            if self.at + 1 == past {
+            if decoder.is_done() {
                 // Its flight ends when the decoder waits for whoever comes next.
                 return Some(Stop::Complete);
+            }
+            // Around what is wanted more may come out: of the spans before the first flight, or behind the last.
+            if segment + 1 != self.span().end || self.at + 1 == past {
+                continue;
             }
             self.land();
             if !self.begin() {
@@ -388,9 +455,11 @@ impl<'a> Fill<'a> {
         self.inner.work.notify_one();
     }
 
-    fn announce(&self, segment: u32) {
-        if let Some(span) = self.job.spans.iter().find(|span| span.contains(&segment)) {
-            guard::lock(&self.inner.flights).announce(self.job.key(span));
+    fn announce(&self, held: &Held, segment: u32) {
+        let mine = self.job.spans.iter().find(|span| span.contains(&segment)).cloned();
+        let span = mine.or_else(|| Some(held.layer.span(segment)?.segments));
+        if let Some(span) = span {
+            guard::lock(&self.inner.flights).announce(self.job.key(&span));
         }
     }
 

@@ -18,6 +18,8 @@ mod fs;
 pub mod fuzz;
 mod gc;
 mod guard;
+mod halves;
+mod held;
 mod known;
 mod lock;
 mod open_files;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use format::index::{Chunk, Codec, Part};
+use format::index::{Chunk, Codec, Hash, Part};
 use format::layer::Layer;
 
 /// Packed bytes that are asked for at once when no reader waits: large enough for a full-speed stream, small
@@ -36,8 +36,7 @@ pub(crate) fn splits(layer: &Layer, span: &Range<u32>) -> bool {
 /// `whole` says which segments are here.
 pub(crate) fn runs(layer: &Layer, segments: Range<u32>, whole: impl Fn(u32) -> bool) -> Vec<Vec<Range<u32>>> {
     let mut runs: Vec<Vec<Range<u32>>> = Vec::new();
-    // Where the last run is, and how long.
-    let (mut last, mut len): (Option<Part>, u64) = (None, 0);
+    let mut length = Length::default();
     let mut next = segments.start;
     while next < segments.end {
         let Some(mut span) = layer.span(next) else { break };
@@ -53,21 +52,70 @@ pub(crate) fn runs(layer: &Layer, segments: Range<u32>, whole: impl Fn(u32) -> b
                 // Where a part of a span is there, a decoder waits behind it: the run ends, so that one goes on.
                 if run.last().is_some_and(|last| last.end == span.segments.start)
                     && !whole(span.segments.start)
-                    && span.parts.first().is_some_and(|part| goes_on(last.as_ref(), part))
-                    && len + further(last.as_ref(), &span.parts) <= COALESCED
+                    && span.parts.first().is_some_and(|part| goes_on(length.last.as_ref(), part))
+                    && length.fits(layer, &span.parts, COALESCED)
                     && run.len() < RUN =>
             {
                 run.push(span.segments);
-                len += further(last.as_ref(), &span.parts);
             }
             _ => {
-                len = packed_len(&span.parts);
+                length = Length::default();
                 runs.push(vec![span.segments]);
             }
         }
-        last = span.parts.pop();
+        length.add(span.parts);
     }
     runs
+}
+
+/// Returns how many spans, one at least, are as many bytes as may be asked for at a time.
+pub(crate) fn fitting(layer: &Layer, spans: &[Range<u32>], most: u64) -> usize {
+    let mut length = Length::default();
+    let fits = |span: &&Range<u32>| {
+        let parts = layer.parts((*span).clone()).unwrap_or_default();
+        let fits = length.fits(layer, &parts, most);
+        length.add(parts);
+        fits
+    };
+    spans.iter().take_while(fits).count().max(1)
+}
+
+/// How many bytes some spans are, one after the other: what two of them have in common counts once.
+#[derive(Debug, Default)]
+struct Length {
+    bytes: u64,
+    /// The last of their parts.
+    last: Option<Part>,
+}
+
+impl Length {
+    fn add(&mut self, mut parts: Vec<Part>) {
+        self.bytes += further(self.last.as_ref(), &parts);
+        self.last = parts.pop().or(self.last.take());
+    }
+
+    /// Says whether some parts belong to what is asked for at a time: so many bytes, and behind them what begins in the same
+    /// span and ends in another. Half of that is there then; elsewhere the span would come again for it.
+    fn fits(&self, layer: &Layer, parts: &[Part], most: u64) -> bool {
+        let further = further(self.last.as_ref(), parts);
+        self.bytes + further <= most || (self.bytes <= most && self.has_half(layer, parts))
+    }
+
+    fn has_half(&self, layer: &Layer, parts: &[Part]) -> bool {
+        // Two ranges that are hashed can have one byte in common.
+        let begins = |last: &Part, part: &Part| part.range.start + 1 < last.range.end;
+        let both = self.last.as_ref().zip(parts.first());
+        layer.hash() == Hash::Sealed
+            && both.is_some_and(|(last, part)| begins(last, part))
+            && further(self.last.as_ref(), parts) > 0
+    }
+}
+
+/// Says whether some segments lie in what those before them do, and in something else: half of them is there with these.
+pub(crate) fn has_half(layer: &Layer, before: Range<u32>, segments: Range<u32>) -> bool {
+    let mut length = Length::default();
+    length.add(layer.parts(before).unwrap_or_default());
+    length.has_half(layer, &layer.parts(segments).unwrap_or_default())
 }
 
 /// Says whether a part is worth no request of its own behind another: all that is of one blob and in its order.
@@ -142,7 +190,7 @@ pub(crate) fn request(
 /// Returns the packed bytes that all of a layer takes of which nothing is here and other layers have these chunks.
 pub fn fetched(layer: &Layer, has: impl Fn(&Chunk) -> bool) -> u64 {
     let mut known = vec![false; layer.segments() as usize];
-    let mut bytes = 0;
+    let (mut bytes, mut last) = (0, None);
     for spans in runs(layer, 0..layer.segments(), |_| false) {
         for span in &spans {
             let from = known_from(layer, span, |_| false, |unit| all_of(layer, unit, &has));
@@ -156,7 +204,10 @@ pub fn fetched(layer: &Layer, has: impl Fn(&Chunk) -> bool) -> u64 {
                 continue;
             }
             let request = request(layer, &spans, at, here);
-            bytes += layer.parts(request.segments).map_or(0, |parts| packed_len(&parts));
+            let mut parts = layer.parts(request.segments).unwrap_or_default();
+            // Halves are kept of what only spans are hashed of.
+            bytes += further(last.as_ref().filter(|_| layer.hash() == Hash::Sealed), &parts);
+            last = parts.pop();
             at = request.spans.end;
         }
     }

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use format::IndexId;
-use format::decode::SpanDecoder;
+use format::decode::{Half, SpanDecoder, Verified};
 use format::layer::Layer;
 use format::proof::Mismatch;
 
@@ -25,6 +25,8 @@ use crate::error::StoreError;
 use crate::fill;
 use crate::flights::{Ahead, Flights, Key, Outcome, Signal};
 use crate::guard;
+use crate::halves::Halves;
+use crate::held::Memory;
 use crate::known::learn;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
@@ -102,12 +104,16 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) origin: Arc<dyn Origin>,
     pub(crate) observer: Arc<dyn Observer>,
-    /// Layers in use and how often. Not held across I/O; `parked` is locked under it.
+    /// Layers in use and how often. Not held across I/O; `parked` and `halves` are locked under it.
     layers: RwLock<HashMap<IndexId, (Arc<Held>, usize)>>,
     /// Not held across I/O. Under it only what an [`Urgency`](crate::Urgency) tells is locked, for a look.
     pub(crate) flights: Mutex<Flights>,
     /// Decoders that stand inside a span. Held for a look only.
     pub(crate) parked: Mutex<Parked>,
+    /// What spans had of segments that lie in another one, too. Held for a look, and to copy one.
+    pub(crate) halves: Mutex<Halves>,
+    /// What decoders hold of what comes out whole or not at all.
+    pub(crate) memory: Memory,
     /// How fast the origin has been. Held for a look only.
     pub(crate) pace: Mutex<Pace>,
     /// How long answers have been arriving. Held for a look only.
@@ -156,6 +162,7 @@ impl Drop for Hold {
             if *count == 0 {
                 layers.remove(&self.held.open.id());
                 guard::lock(&self.inner.parked).forget(&self.held.layer);
+                guard::lock(&self.inner.halves).forget_layer(self.held.open.id());
             }
         }
     }
@@ -182,6 +189,8 @@ impl ReadThrough {
             layers: RwLock::default(),
             flights: Mutex::default(),
             parked: Mutex::default(),
+            halves: Mutex::default(),
+            memory: Memory::default(),
             pace: Mutex::default(),
             arriving: Mutex::default(),
             work: Condvar::new(),
@@ -437,6 +446,13 @@ impl Inner {
         }
     }
 
+    /// Keeps a half of a segment, unless its layer is out of use; returns the segment if the other half was here.
+    pub(crate) fn keep(&self, held: &Held, half: Half) -> Option<Verified> {
+        let layers = guard::read(&self.layers);
+        layers.get(&held.open.id())?;
+        guard::lock(&self.halves).put(&held.layer, half)
+    }
+
     /// What a worker thread does.
     fn work(&self, unhurried: usize) {
         loop {
@@ -462,6 +478,7 @@ impl Inner {
 
     fn close(&self) {
         guard::lock(&self.flights).close();
+        self.memory.close();
         self.work.notify_all();
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::assembly::Assembly;
+use super::assembly::{Assembly, Half};
 use super::{DecodeError, PIECE, Verified, small};
 use crate::digest::Digest;
 use crate::index::{Codec, Contents, Entry, Hash, Packing, Part, Piece, sealed_chunk};
@@ -69,16 +69,36 @@ struct Sealed {
 impl PieceDecoder {
     /// Returns a decoder of these segments.
     pub(super) fn new(layer: Arc<Layer>, wanted: Range<u32>) -> Result<Self, DecodeError> {
-        let Some(parts) = layer.parts(wanted.clone()) else { return Err(DecodeError::NoSuchSegment(wanted)) };
-        Ok(Self {
+        Ok(Self::of(Assembly::new(Arc::clone(&layer), wanted)?, layer))
+    }
+
+    /// Returns a decoder of all that comes out of whatever holds these segments: [`SpanDecoder::with_neighbours`].
+    ///
+    /// [`SpanDecoder::with_neighbours`]: super::SpanDecoder::with_neighbours
+    pub(super) fn with_neighbours(
+        layer: Arc<Layer>,
+        wanted: Range<u32>,
+        known: Vec<Half>,
+    ) -> Result<Self, DecodeError> {
+        Ok(Self::of(Assembly::with_neighbours(Arc::clone(&layer), wanted, known)?, layer))
+    }
+
+    fn of(assembly: Assembly, layer: Arc<Layer>) -> Self {
+        let parts = layer.parts_of(assembly.chunks());
+        Self {
             at: parts.first().map_or(0, |part| part.range.start),
             parts: parts.into(),
-            assembly: Assembly::new(Arc::clone(&layer), wanted)?,
+            assembly,
             open: None,
             chunk: Vec::new(),
             passed: Vec::new(),
             layer,
-        })
+        }
+    }
+
+    /// Returns what has come of segments that lie in other spans as well.
+    pub(super) fn halves(&mut self) -> Vec<Half> {
+        self.assembly.halves()
     }
 
     /// Returns what is to be pushed.

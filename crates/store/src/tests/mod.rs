@@ -8,5 +8,6 @@ mod flight;
 mod known;
 mod locking;
 mod room;
+pub(crate) mod sealed;
 mod snapshots;
 mod spans;
