@@ -412,6 +412,27 @@ async fn what_fails_names_nothing_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_layer_whose_table_is_elsewhere_is_not_in_the_format_already() {
+    // By whatever name: the image with the tables has a tag, and a digest does not tell that.
+    let scene = Scene::new().await;
+    let footer =
+        b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC\x01\0\0\xff\xff\0\0\0\0\0\0\0\0";
+    let elsewhere = [&b"a layer"[..], footer].concat();
+    scene.layout.put_blob(&Content::bytes(elsewhere.clone().into())).await.unwrap();
+    let image = scene.image("amd64", false, &["with a table of its own", "short"]).await;
+    let mut value: Value = serde_json::from_slice(&image.bytes).unwrap();
+    value["layers"][1] = descriptor(GZIP, &elsewhere);
+    for layer in value["layers"].as_array_mut().unwrap() {
+        layer["annotations"] = json!({ TOC_DIGEST: Digest::of(b"a table").to_string() });
+    }
+    scene.name(&manifest(media_type::MANIFEST, &value)).await;
+    let converted = scene.convert(Originals::LeftOut, false).await.unwrap();
+    assert_eq!(how(&converted), [How::Kept, How::Recoded], "{converted:?}");
+    assert_eq!(converted.layers[0].why.as_deref(), Some("it is eStargz already"));
+    assert_eq!(converted.layers[1].from, Digest::of(&elsewhere));
+}
+
+#[tokio::test]
 async fn a_tag_that_moves_after_the_first_look_changes_nothing() {
     let scene = Scene::new().await;
     let image = scene.image("amd64", false, &["base", "one"]).await;
