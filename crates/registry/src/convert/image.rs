@@ -15,6 +15,7 @@ use crate::copy::plan::Plan;
 use crate::error::Error;
 use crate::limits;
 use crate::manifest::{Descriptor, Image, LayerBlob, Manifest, is_manifest, media_type};
+use crate::soci::SociIndex;
 use crate::source::Source;
 
 /// The images of a source.
@@ -195,6 +196,12 @@ impl Images {
                     rewritten(image, made, tops.get(&old.digest), conversion.format, &what)?
             {
                 configs.push(config);
+                if let Some(index) = SociIndex::named_by(&old.bytes) {
+                    watch.left_out(&format!(
+                        "that manifest {} names the SOCI index {index}: it is about layers that are replaced",
+                        old.digest
+                    ));
+                }
                 become_of = Some(manifest);
             }
             manifests.push(old.clone());

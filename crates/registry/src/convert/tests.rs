@@ -422,6 +422,7 @@ async fn a_layer_whose_table_is_elsewhere_is_not_in_the_format_already() {
     let image = scene.image("amd64", false, &["with a table of its own", "short"]).await;
     let mut value: Value = serde_json::from_slice(&image.bytes).unwrap();
     value["layers"][1] = descriptor(GZIP, &elsewhere);
+    value["annotations"] = json!({ "com.amazon.soci.index-digest": Digest::of(b"soci").to_string() });
     for layer in value["layers"].as_array_mut().unwrap() {
         layer["annotations"] = json!({ TOC_DIGEST: Digest::of(b"a table").to_string() });
     }
@@ -430,6 +431,12 @@ async fn a_layer_whose_table_is_elsewhere_is_not_in_the_format_already() {
     assert_eq!(how(&converted), [How::Kept, How::Recoded], "{converted:?}");
     assert_eq!(converted.layers[0].why.as_deref(), Some("it is eStargz already"));
     assert_eq!(converted.layers[1].from, Digest::of(&elsewhere));
+    // Nothing names an index of what was, and that is told.
+    let root = scene.there().await.root().await.unwrap();
+    let made: Value = serde_json::from_slice(&root.bytes).unwrap();
+    assert_eq!(made["annotations"], json!({}));
+    let heard = scene.heard.0.lock().unwrap();
+    assert!(heard.iter().any(|line| line.contains("names the SOCI index")), "{heard:?}");
 }
 
 #[tokio::test]
