@@ -100,6 +100,46 @@ fn a_profile_orders_every_format() {
 }
 
 #[test]
+fn a_layer_that_is_a_file_system_stays_beside_others_that_are_ordered() {
+    let node = node!("");
+    let host = Embedded::start(&node.path("registry"));
+    let mut layers = image().layers;
+    let below =
+        Layer::of(&[Entry::file("below", "in a file system"), Entry::file("data/f2", "hidden")], Pack::Plain);
+    let mut out = std::io::Cursor::new(Vec::new());
+    let expected = convert::Expected { blob: below.digest(), diff_id: format::DiffId::new(below.diff_id()) };
+    convert::recode::erofs::image(&below.blob[..], &expected, below.blob.len() as u64, &mut out).unwrap();
+    layers.insert(0, Layer::new(out.into_inner(), Pack::Plain));
+    let mut mixed = TestImage::new(layers, &json!({}));
+    let mut manifest: Value = serde_json::from_slice(&mixed.manifest).unwrap();
+    manifest["layers"][0]["mediaType"] = "application/vnd.erofs.layer.v1".into();
+    mixed.manifest = manifest.to_string().into();
+    let from = format!("{}/team/mixed:v1", host.host());
+    mixed.push(&from);
+    let order = node.path("order.json");
+    fs::write(&order, profile(&mixed, &[(0, "below"), (1, "data/f17"), (3, "hot")])).unwrap();
+    let order = order.to_str().unwrap();
+    let place = |name: &str| format!("docker://{}/{name}:v1", host.host());
+    // The layers of an image of Nydus are all in its format.
+    for (more, why) in [(&[][..], "fetched whole"), (&["--format", "nydus"], "order of their names")] {
+        let text = node.fails(&[&["optimize", &from, &place("none"), "--profile", order][..], more].concat());
+        assert!(text.contains(why), "{text}");
+    }
+    let to = place("ordered");
+    let optimize = ["optimize", &from, &to, "--profile", order, "--format", "estargz", "--verify"];
+    let report = node.json(&optimize);
+    assert_eq!(hows(&report), ["kept", "recoded", "recoded", "recoded"], "{report}");
+    assert!(report["layers"][0]["why"].as_str().unwrap().contains("EROFS file system"), "{report}");
+    assert_eq!(hows(&node.json(&optimize)), ["kept", "reused", "reused", "reused"]);
+    // What both are as ordinary images is the same.
+    let [was, is] = [(&from, "was"), (&to, "is")].map(|(from, name)| {
+        node.ok(&["convert", from, &place(name), "--format", "oci"]);
+        place(name)
+    });
+    node.ok(&["check", &was, &is]);
+}
+
+#[test]
 fn an_archive_on_stdin_is_read_once_and_ordered() {
     let node = node!("");
     let host = Embedded::start(&node.path("registry"));

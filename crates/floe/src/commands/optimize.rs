@@ -71,11 +71,13 @@ fn comes_first(file: &ReadFile) -> bool {
     file.read.saturating_mul(2) >= file.size && file.size.saturating_sub(file.read) <= UNREAD
 }
 
+/// Why file systems are not ordered.
+const WHOLE: &str = "a layer that is a file system is fetched whole, whatever comes first in it";
+
 pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Result<Code> {
     let (from, to) = (parse(&args.made.from)?, parse(&args.made.to)?);
-    let whole = "a layer that is a file system is fetched whole, whatever comes first in it";
     if args.format == Some(cli::LayerFormat::Erofs) {
-        return Err(misused(format!("--format: {whole}")));
+        return Err(misused(format!("--format: {WHOLE}")));
     }
     let given = args.profile.as_deref().map(given).transpose()?;
     let net = Net::new(&session.config, None)?;
@@ -93,18 +95,26 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
         let what = format!("the profile of {from} {why}");
         bail!(anyhow::Error::msg(what).context(Hint::new("ordering files", RECORD)));
     }
-    let format = args.format.unwrap_or(match original.format()? {
+    let format = match args.format {
+        Some(format) => format,
+        None => kept(&from, original.format()?)?,
+    };
+    let recoder = convert::recoder(format, args.made.level, Arc::new(orders))?;
+    let conversion = convert::conversion(&args.made, format, FileOrder::ByRecoder);
+    convert::made(session, &net, &original, (&args.made, &to), conversion, recoder)
+}
+
+/// Returns the format that an image has, for one that is to keep it.
+fn kept(from: &Reference, format: Format) -> anyhow::Result<cli::LayerFormat> {
+    Ok(match format {
         Format::Erofs => bail!(
-            "optimizing {from}: {whole}; floe convert makes other layers of it, and these can be ordered"
+            "optimizing {from}: {WHOLE}; floe convert makes other layers of it, and these can be ordered"
         ),
         Format::EStargz => cli::LayerFormat::Estargz,
         Format::ZstdChunked => cli::LayerFormat::Zstdchunked,
         Format::Oci => cli::LayerFormat::Oci,
         Format::Nydus => cli::LayerFormat::Nydus,
-    });
-    let recoder = convert::recoder(format, args.made.level, Arc::new(orders))?;
-    let conversion = convert::conversion(&args.made, format, FileOrder::ByRecoder);
-    convert::made(session, &net, &original, (&args.made, &to), conversion, recoder)
+    })
 }
 
 fn given(file: &Path) -> anyhow::Result<Profile> {
