@@ -4,7 +4,6 @@
 //! Cuts the output into batches of [`BATCH`] plain bytes. What is in a batch, and so in the index, depends on
 //! the blob alone: not on the sizes of the pieces it came in, nor on threads.
 
-use format::erofs::disk::{MAGIC, SUPER_OFFSET};
 use format::index::{Codec, most_plain};
 use format::unpack::{UnpackError, Unpacker};
 use format::{Digest, DigestHasher, limits};
@@ -169,7 +168,7 @@ impl Inflow {
     }
 
     fn begin(&mut self, emit: Emit<'_>) -> Result<(), BuildError> {
-        let codec = Magic::codec(&self.head)?;
+        let codec = Magic::codec(&self.head);
         self.unpacker = Some((codec, Unpacker::new(codec)?));
         self.batch.codec = codec;
         let head = std::mem::take(&mut self.head);
@@ -261,22 +260,16 @@ impl Inflow {
 pub(crate) struct Magic;
 
 impl Magic {
-    /// A file system has its magic behind the first 1024 bytes.
-    pub(crate) const LEN: usize = SUPER_OFFSET + size_of_val(&MAGIC);
+    /// Bytes that are enough to tell.
+    pub(crate) const LEN: usize = 4;
 
-    /// Anything that is neither gzip nor zstd is taken for a tar: the tar parser has the last word. But to it a file system is an
-    /// archive of nothing, for that begins with zeros.
-    pub(crate) fn codec(head: &[u8]) -> Result<Codec, UnpackError> {
-        Ok(match head {
+    /// Anything that is neither gzip nor zstd is taken for a tar: the tar parser has the last word.
+    pub(crate) fn codec(head: &[u8]) -> Codec {
+        match head {
             [0x1f, 0x8b, ..] => Codec::Gzip,
             // A frame, or a skippable frame before the first one (RFC 8878, 3.1).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Codec::Zstd,
-            _ => match head.split_at_checked(SUPER_OFFSET) {
-                Some((zeros, magic)) if magic == MAGIC.to_le_bytes() && zeros.iter().all(|b| *b == 0) => {
-                    return Err(UnpackError::FileSystem);
-                }
-                _ => Codec::Plain,
-            },
-        })
+            _ => Codec::Plain,
+        }
     }
 }

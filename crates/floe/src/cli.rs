@@ -85,7 +85,7 @@ pub enum Command {
     /// As `floe convert`, with an order: the files that a recorded start has read mostly come first in their layers,
     /// eStargz and Nydus say where these end, and whoever knows that fetches them with a few requests. The files are the same, the
     /// tars are others, so the image is another one. The profile is the one recorded here, or the one shipped with the image.
-    /// SRC is read twice, so it cannot be standard input.
+    /// As SRC oci-archive:- and docker-archive:- are stdin.
     #[command(
         after_help = "Example: floe optimize docker://registry.example/app:v1 docker://registry.example/app:v1-fast --format estargz"
     )]

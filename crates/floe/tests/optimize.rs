@@ -60,12 +60,8 @@ fn a_profile_orders_every_format() {
     fs::write(&old, profile(&image, &[(0, "data/f1")]).replace("\"read\":9", "\"read\":1")).unwrap();
     let text = node.fails(&["optimize", &from, &place("none"), "--profile", old.to_str().unwrap()]);
     assert!(text.contains("most of which was read"), "{text}");
-    for (source, format, why) in
-        [("oci-archive:-", "oci", "standard input"), (&from, "erofs", "fetched whole")]
-    {
-        let outcome = node.run(&["optimize", source, &place("none"), "--format", format]);
-        assert!(outcome.status.code() == Some(2) && outcome.stderr.contains(why), "{outcome:?}");
-    }
+    let outcome = node.run(&["optimize", &from, &place("none"), "--format", "erofs"]);
+    assert!(outcome.status.code() == Some(2) && outcome.stderr.contains("fetched whole"), "{outcome:?}");
 
     let [one, other] = ["one.json", "other.json"].map(|name| node.path(name));
     fs::write(&one, profile(&image, &[(0, "data/f17"), (2, "hot"), (0, "data/f3")])).unwrap();
@@ -101,6 +97,75 @@ fn a_profile_orders_every_format() {
     let again = node.json(&["optimize", &to, &place("again"), "--profile", other, "--verify"]);
     assert_eq!(hows(&again), ["recoded"; 3], "{again}");
     node.ok(&["check", &from, &place("again")]);
+}
+
+#[test]
+fn a_layer_that_is_a_file_system_stays_beside_others_that_are_ordered() {
+    let node = node!("");
+    let host = Embedded::start(&node.path("registry"));
+    let mut layers = image().layers;
+    let below =
+        Layer::of(&[Entry::file("below", "in a file system"), Entry::file("data/f2", "hidden")], Pack::Plain);
+    let mut out = std::io::Cursor::new(Vec::new());
+    let expected = convert::Expected { blob: below.digest(), diff_id: format::DiffId::new(below.diff_id()) };
+    convert::recode::erofs::image(&below.blob[..], &expected, below.blob.len() as u64, &mut out).unwrap();
+    layers.insert(0, Layer::new(out.into_inner(), Pack::Plain));
+    let mut mixed = TestImage::new(layers, &json!({}));
+    let mut manifest: Value = serde_json::from_slice(&mixed.manifest).unwrap();
+    manifest["layers"][0]["mediaType"] = "application/vnd.erofs.layer.v1".into();
+    mixed.manifest = manifest.to_string().into();
+    let from = format!("{}/team/mixed:v1", host.host());
+    mixed.push(&from);
+    let order = node.path("order.json");
+    fs::write(&order, profile(&mixed, &[(0, "below"), (1, "data/f17"), (3, "hot")])).unwrap();
+    let order = order.to_str().unwrap();
+    let place = |name: &str| format!("docker://{}/{name}:v1", host.host());
+    // The layers of an image of Nydus are all in its format.
+    for (more, why) in [(&[][..], "fetched whole"), (&["--format", "nydus"], "order of their names")] {
+        let text = node.fails(&[&["optimize", &from, &place("none"), "--profile", order][..], more].concat());
+        assert!(text.contains(why), "{text}");
+    }
+    let to = place("ordered");
+    let optimize = ["optimize", &from, &to, "--profile", order, "--format", "estargz", "--verify"];
+    let report = node.json(&optimize);
+    assert_eq!(hows(&report), ["kept", "recoded", "recoded", "recoded"], "{report}");
+    assert!(report["layers"][0]["why"].as_str().unwrap().contains("EROFS file system"), "{report}");
+    assert_eq!(hows(&node.json(&optimize)), ["kept", "reused", "reused", "reused"]);
+    // What both are as ordinary images is the same.
+    let [was, is] = [(&from, "was"), (&to, "is")].map(|(from, name)| {
+        node.ok(&["convert", from, &place(name), "--format", "oci"]);
+        place(name)
+    });
+    node.ok(&["check", &was, &is]);
+}
+
+#[test]
+fn an_archive_on_stdin_is_read_once_and_ordered() {
+    let node = node!("");
+    let host = Embedded::start(&node.path("registry"));
+    let (image, from) = (image(), format!("{}/team/app:v1", host.host()));
+    image.push(&from);
+    let (archive, order) = (node.path("app.tar"), node.path("order.json"));
+    node.ok(&["copy", &from, &format!("oci-archive:{}", archive.display())]);
+    fs::write(&order, profile(&image, &[(0, "data/f17"), (2, "hot")])).unwrap();
+    let order = order.to_str().unwrap();
+    let place = |name: &str| format!("docker://{}/{name}:v1", host.host());
+    let (there, piped) = (place("there"), place("piped"));
+    let report = node.json(&["optimize", &from, &there, "--format", "estargz", "--profile", order]);
+    let arguments = ["--output", "json", "optimize", "oci-archive:-", &piped, "--format", "estargz"];
+    let run = |more: &[&str]| {
+        let mut command = node.command(&[&arguments[..], more].concat());
+        command.stdin(fs::File::open(&archive).unwrap());
+        node.spawn(command).end()
+    };
+    let outcome = run(&["--profile", order, "--verify"]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    let made: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    assert_eq!((&made["digest"], hows(&made)), (&report["digest"], vec!["recoded"; 3]));
+    node.ok(&["check", &from, &piped]);
+    // Where nobody names a profile the same archive is asked for one.
+    let outcome = run(&[]);
+    assert!(outcome.stderr.contains("neither this store nor the registry has a profile"), "{outcome:?}");
 }
 
 /// The files that a container has read, by either way of reading, and what is made of them.

@@ -229,6 +229,11 @@ fn estargz_is_lazy_by_a_table_in_another_image() {
         }
         assert_eq!(dump::difference(&found, &wanted), None, "{format}");
     }
+    // The footer tells it where the name does not.
+    let to = format!("{}/team/by-digest:v1", registry.host());
+    let made = first.json(&["convert", "--format", "estargz", "--verify", &digest, &to]);
+    assert!(made["verified"] == 2, "{made}");
+    assert_eq!(origins(&node, &to).1, ["contents"; 2]);
     let copied = first.run(&["copy", &reference, &format!("{}/team/copy:v1", registry.host())]);
     assert!(copied.status.success() && copied.stderr.contains("in the image v1-esgztoc"), "{copied:?}");
 
@@ -243,6 +248,24 @@ fn estargz_is_lazy_by_a_table_in_another_image() {
         let why = node.json(&["inspect", &reference])["why"].as_str().unwrap().to_owned();
         assert!(why.contains("which has none for it"), "{why}");
     }
+
+    // A table that says that it is the layer's, in which something else is said of a file.
+    let reference = format!("{}/team/app:v4", registry.host());
+    image.push(&reference);
+    let changed = tables.layers.iter().map(|table| {
+        let mut tar = table.tar.to_vec();
+        let at = tar.windows(7).position(|word| word == b"sha256:").unwrap() + 7;
+        tar[at] = if tar[at] == b'0' { b'1' } else { b'0' };
+        let changed = Layer::new(tar, Pack::Gzip);
+        Layer { annotations: table.annotations.clone(), ..changed }
+    });
+    TestImage::new(changed.collect(), &json!({})).push(&format!("{reference}-esgztoc"));
+    let node = Node::new("");
+    let (at, streamed) = origins(&node, &reference);
+    assert_eq!(streamed, ["streamed"; 2]);
+    assert_same(&at, &wanted);
+    let why = node.json(&["inspect", &reference])["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("the table of contents should be sha256:"), "{why}");
 }
 
 #[test]

@@ -155,6 +155,9 @@ pub enum TarProblem {
     /// One zero block with something else after it.
     #[error("a single zero block is followed by other data")]
     LoneZeroBlock,
+    /// It begins as a file system does, and as a tar of nothing.
+    #[error("it is an EROFS file system and no tar, and its media type does not say so")]
+    FileSystem,
     /// Larger than a limit.
     #[error("{what} exceeds the limit of {limit}")]
     TooLarge {

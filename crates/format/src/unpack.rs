@@ -33,9 +33,6 @@ pub enum UnpackError {
     /// The window of a start is not what it should be.
     #[error("the window of a start is damaged")]
     Window,
-    /// It is no tar, packed or not.
-    #[error("it is an EROFS file system and no tar, and its media type does not say so")]
-    FileSystem,
 }
 
 /// What an [`Unpacker::step`] did.

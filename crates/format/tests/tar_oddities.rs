@@ -398,3 +398,19 @@ fn no_byte_of_a_small_tar_panics() {
         }
     }
 }
+
+#[test]
+fn a_file_system_is_no_tar_of_nothing() {
+    let magic = 0xe0f5_e1e2_u32.to_le_bytes();
+    let image = [&[0; 1024][..], &magic, &[7; 3068]].concat();
+    for step in [1, 3, 1026, usize::MAX] {
+        for len in [1028, image.len()] {
+            assert_eq!(read(&image[..len], step).unwrap_err().problem, TarProblem::FileSystem, "{step}");
+        }
+        // Shorter, or later: it says nothing.
+        assert!(read(&image[..1027], step).is_ok());
+        let member = tar(file);
+        assert!(read(&[&member[..], &magic].concat(), step).is_ok());
+        assert!(read(&[&[0; 1536][..], &magic].concat(), step).is_ok());
+    }
+}

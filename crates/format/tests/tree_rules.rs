@@ -216,7 +216,14 @@ fn whiteouts_hide_lower_layers_only() {
     let rows: &[(&[Entry], &[&str])] = &[
         (&[file("d/.wh.a")], &["d/", "d/b=1", "d/e/", "d/e/x=1"]),
         (&[file(".wh.d")], &[]),
-        (&[file(".wh.nothing"), file("x/.wh.y")], &["d/", "d/a=1", "d/b=1", "d/e/", "d/e/x=1"]),
+        (&[file(".wh.nothing")], &["d/", "d/a=1", "d/b=1", "d/e/", "d/e/x=1"]),
+        // What one stands in is there, as the parents of all members are.
+        (&[file("x/.wh.y")], &["d/", "d/a=1", "d/b=1", "d/e/", "d/e/x=1", "x/"]),
+        (&[file("x/y/.wh..wh..opq"), file("d/.wh..wh..opq")], &["d/", "x/", "x/y/"]),
+        (&[file("d/e/.wh.x"), file(".wh.d")], &["d/", "d/e/"]),
+        (&[file(".wh.d"), file("d/e/.wh.x")], &["d/", "d/e/"]),
+        (&[file("d/e/.wh.x"), file("d/.wh..wh..opq")], &["d/", "d/e/"]),
+        (&[file("x/.wh.y"), file2("x")], &["d/", "d/a=1", "d/b=1", "d/e/", "d/e/x=1", "x=2"]),
         (&[file("d/.wh..wh..opq")], &["d/"]),
         (&[file(".wh..wh..opq")], &[]),
         // Of this layer: stays, wherever the whiteout stands.
@@ -242,7 +249,11 @@ fn whiteouts_hide_lower_layers_only() {
     for (upper, want) in rows {
         assert_eq!(list(&[lower, upper]), *want, "{upper:?}");
     }
-    for order in [[file("d/e/y"), file("d/.wh..wh..opq")], [file("d/.wh..wh..opq"), file("d/e/y")]] {
+    for order in [
+        [file("d/e/y"), file("d/.wh..wh..opq")],
+        [file("d/.wh..wh..opq"), file("d/e/y")],
+        [file("d/e/.wh.x"), file("d/.wh..wh..opq")],
+    ] {
         let (_, dump) = build(&[lower, &order]).unwrap();
         assert_eq!(dump[&b"d/e"[..]].mode, 0o755, "what is left of a hidden directory is a missing parent");
     }

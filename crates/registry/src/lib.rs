@@ -47,7 +47,7 @@ pub use config::{Budgets, Config, HostConfig, Kubelet};
 pub use content::Content;
 pub use convert::{
     CONVERTED_FROM, Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LAYER_TAIL,
-    Originals, Recode, RecodeError, Recoded, TopLayer,
+    Original, Originals, Recode, RecodeError, Recoded, TopLayer,
 };
 pub use copy::{Copied, Watch};
 pub use credentials::{Handed, Login, Offer};

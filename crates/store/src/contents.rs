@@ -22,7 +22,7 @@ use crate::refs::RefLayer;
 use crate::store::{Pin, Store};
 
 /// Raised when the writer of metadata images makes other bytes of the same layers.
-const META_VERSION: u32 = 1;
+const META_VERSION: u32 = 2;
 
 /// Profiles: some 100,000 reads of 40 bytes.
 const PROFILE: u64 = 4 << 20;

@@ -1,6 +1,7 @@
 //! A model of what a stack of layers amounts to, written for plainness: whole paths in maps, each layer in two passes.
 //!
-//! Whiteouts come first, whatever their place in the layer, then the members in order. Symbolic links are not
+//! Whiteouts come first, whatever their place in the layer, then the members in order, and the directories that
+//! whiteouts stand in. Symbolic links are not
 //! followed: a path through one is refused.
 
 use std::collections::BTreeMap;
@@ -23,8 +24,12 @@ pub fn flatten(layers: &[Vec<Entry>]) -> Result<Dump, String> {
         }
         for entry in layer {
             let path = tidy(&entry.path);
-            if !path.is_empty() && !name(&path).starts_with(b".wh.") {
-                model.put(&path, entry)?;
+            match name(&path) {
+                b"" => {}
+                b".wh..wh..opq" => model.parents(&path)?,
+                name if name.starts_with(b".wh..wh.") => {} // aufs' own
+                name if name.starts_with(b".wh.") => model.parents(&path)?,
+                _ => model.put(&path, entry)?,
             }
         }
     }

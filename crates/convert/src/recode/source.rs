@@ -71,7 +71,7 @@ impl Source {
     }
 
     fn begin(&mut self, each: Each<'_>) -> Result<(), RecodeError> {
-        self.unpacker = Some(Unpacker::new(Magic::codec(&self.head)?)?);
+        self.unpacker = Some(Unpacker::new(Magic::codec(&self.head))?);
         let head = std::mem::take(&mut self.head);
         self.decode(&head, each)
     }

@@ -1,5 +1,7 @@
 //! A tar made of a tree, for layers that are no tars themselves: members in the order in which they are told, headers as
 //! [`write_header`] has them, two blocks of zeros at the end. The same members are always the same bytes.
+//!
+//! Zeros of a hole are said as such: who writes to a file leaves them out.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,7 +15,37 @@ use crate::builder::read_all;
 /// Block of a tar.
 const BLOCK: usize = 512;
 
-/// A tar on its way; `F` takes its bytes.
+/// Zeros that are hashed at once.
+const WINDOW: usize = 256 << 10;
+
+/// The next of a tar.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part<'a> {
+    Bytes(&'a [u8]),
+    /// So many zeros.
+    Zeros(u64),
+}
+
+impl Part<'_> {
+    /// Hands on its bytes, a piece at a time.
+    pub(super) fn each(
+        self,
+        mut take: impl FnMut(&[u8]) -> Result<(), RecodeError>,
+    ) -> Result<(), RecodeError> {
+        let mut left = match self {
+            Self::Bytes(bytes) => return take(bytes),
+            Self::Zeros(len) => len,
+        };
+        while left > 0 {
+            let now = left.min(WINDOW as u64);
+            take(&[0; WINDOW][..usize::try_from(now).unwrap_or(WINDOW)])?;
+            left -= now;
+        }
+        Ok(())
+    }
+}
+
+/// A tar on its way; `F` takes its parts.
 pub(super) struct TreeTar<F> {
     put: F,
     hasher: DigestHasher,
@@ -25,7 +57,7 @@ pub(super) struct TreeTar<F> {
     headers: u64,
 }
 
-impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> TreeTar<F> {
+impl<F: FnMut(Part<'_>) -> Result<(), RecodeError>> TreeTar<F> {
     pub(super) fn new(most: u64, put: F) -> Self {
         Self { put, hasher: DigestHasher::new(), len: 0, most, header: Vec::new(), headers: 0 }
     }
@@ -53,12 +85,28 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> TreeTar<F> {
 
     /// Writes bytes of the member that was begun.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RecodeError> {
-        self.len += bytes.len() as u64;
+        self.pass(bytes.len() as u64)?;
+        self.hasher.update(bytes);
+        (self.put)(Part::Bytes(bytes))
+    }
+
+    /// Writes zeros of the member that was begun.
+    pub(super) fn zeros(&mut self, len: u64) -> Result<(), RecodeError> {
+        self.pass(len)?;
+        let zeros = Part::Zeros(len);
+        zeros.each(|piece| {
+            self.hasher.update(piece);
+            Ok(())
+        })?;
+        (self.put)(zeros)
+    }
+
+    fn pass(&mut self, len: u64) -> Result<(), RecodeError> {
+        self.len = self.len.saturating_add(len);
         if self.len > self.most {
             return Err(RecodeError::Limit { what: "the tar, for a blob of its length,", limit: self.most });
         }
-        self.hasher.update(bytes);
-        (self.put)(bytes)
+        Ok(())
     }
 
     /// Ends the tar; returns its digest and its length.

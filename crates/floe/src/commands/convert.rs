@@ -15,8 +15,8 @@ use convert::compare::{Side, compare};
 use convert::recode::{self, First, Order, Recoding, Target};
 use format::{DiffId, Digest};
 use registry::{
-    Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LayerBlob, Originals, Recode,
-    RecodeError, Recoded,
+    Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LayerBlob, Original, Originals,
+    Recode, RecodeError, Recoded, Reference,
 };
 use serde::Serialize;
 
@@ -40,20 +40,28 @@ struct Report {
 }
 
 pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<Code> {
-    made(session, &args.made, args.format, FileOrder::AsBefore, Arc::default())
+    let (to, recoder) = (parse(&args.made.to)?, recoder(args.format, args.made.level, Arc::default())?);
+    let conversion = conversion(&args.made, args.format, FileOrder::AsBefore);
+    conversion.check(&to).map_err(anyhow::Error::new)?;
+    let net = Net::new(&session.config, None)?;
+    let original = looked_at(&net, &parse(&args.made.from)?)?;
+    made(session, &net, &original, (&args.made, &to), conversion, recoder)
 }
 
-/// Converts an image, with files in this order.
-pub(super) fn made(
-    session: &Session,
-    args: &cli::Made,
-    format: cli::LayerFormat,
-    order: FileOrder,
-    orders: Arc<Orders>,
-) -> anyhow::Result<Code> {
-    let (from, to) = (parse(&args.from)?, parse(&args.to)?);
-    let recoder = recoder(format, args.level, orders)?;
-    let conversion = Conversion {
+/// Looks at what another image is to be made of.
+pub(super) fn looked_at(net: &Net, from: &Reference) -> anyhow::Result<Original> {
+    let bars = Bars::new("looking");
+    let found = net.run(transfer::until_ended("looking", async {
+        let found = net.client().original(from, &bars).await;
+        found.map_err(|error| transfer::advised(error, format!("looking at {from}")))
+    }));
+    bars.clear();
+    found
+}
+
+/// Returns what is to be made.
+pub(super) fn conversion(args: &cli::Made, format: cli::LayerFormat, order: FileOrder) -> Conversion {
+    Conversion {
         format: match format {
             cli::LayerFormat::Estargz => Format::EStargz,
             cli::LayerFormat::Zstdchunked => Format::ZstdChunked,
@@ -68,16 +76,27 @@ pub(super) fn made(
             false => Originals::LeftOut,
         },
         verify: args.verify,
-    };
-    let net = Net::new(&session.config, None)?;
+    }
+}
+
+/// Converts an image.
+pub(super) fn made(
+    session: &Session,
+    net: &Net,
+    original: &Original,
+    (args, to): (&cli::Made, &Reference),
+    conversion: Conversion,
+    recoder: Arc<dyn Recode>,
+) -> anyhow::Result<Code> {
+    let from = parse(&args.from)?;
     let bars = Arc::new(Bars::new("converting"));
     let converted = net.run(transfer::until_ended("converting", async {
-        let converted = net.client().convert((&from, &to), conversion, recoder, bars.clone()).await;
+        let converted = net.client().convert(original, to, conversion, recoder, bars.clone()).await;
         converted.map_err(|error| transfer::advised(error, format!("converting {from} to {to}")))
     }));
     bars.clear();
     let report = Report { source: from.to_string(), destination: to.to_string(), converted: converted? };
-    transfer::print(session, &to, &report, shown)?;
+    transfer::print(session, to, &report, shown)?;
     Ok(Code::Done)
 }
 
@@ -90,7 +109,7 @@ struct Recoder {
 }
 
 /// Returns who writes layers in a format, at a level.
-fn recoder(
+pub(super) fn recoder(
     format: cli::LayerFormat,
     level: Option<i32>,
     orders: Arc<Orders>,

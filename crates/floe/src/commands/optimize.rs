@@ -7,10 +7,9 @@ use std::sync::Arc;
 use ::convert::recode::First;
 use anyhow::{Context, bail};
 use format::{DiffId, Digest, limits};
-use registry::{FileOrder, Format, Manifest, Reference, Source};
+use registry::{FileOrder, Format, Original, Reference, Source};
 
 use super::run::eprint;
-use super::transfer::{self, Bars};
 use super::{Session, convert};
 use crate::cli;
 use crate::daemon::protocol::Call;
@@ -72,24 +71,20 @@ fn comes_first(file: &ReadFile) -> bool {
     file.read.saturating_mul(2) >= file.size && file.size.saturating_sub(file.read) <= UNREAD
 }
 
+/// Why file systems are not ordered.
+const WHOLE: &str = "a layer that is a file system is fetched whole, whatever comes first in it";
+
 pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Result<Code> {
-    let from = parse(&args.made.from)?;
-    let whole = "a layer that is a file system is fetched whole, whatever comes first in it";
+    let (from, to) = (parse(&args.made.from)?, parse(&args.made.to)?);
     if args.format == Some(cli::LayerFormat::Erofs) {
-        return Err(misused(format!("--format: {whole}")));
+        return Err(misused(format!("--format: {WHOLE}")));
     }
-    if from.is_standard() {
-        return Err(misused("SRC: it is read twice, so it cannot be standard input"));
-    }
+    let given = args.profile.as_deref().map(given).transpose()?;
     let net = Net::new(&session.config, None)?;
-    let bars = Arc::new(Bars::new("looking"));
-    let (images, format) = net.run(transfer::until_ended("optimizing", async {
-        let found = net.client().images_of(&from, bars).await;
-        found.map_err(|error| transfer::advised(error, format!("looking at {from}")))
-    }))?;
-    let profiles = match &args.profile {
-        Some(file) => vec![given(file)?],
-        None => recorded(session, &net, &from, &images)?,
+    let original = convert::looked_at(&net, &from)?;
+    let profiles = match given {
+        Some(profile) => vec![profile],
+        None => recorded(session, &net, &from, &original)?,
     };
     let orders = Orders::of(&profiles);
     if orders.is_empty() {
@@ -100,16 +95,26 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
         let what = format!("the profile of {from} {why}");
         bail!(anyhow::Error::msg(what).context(Hint::new("ordering files", RECORD)));
     }
-    let format = args.format.unwrap_or(match format {
+    let format = match args.format {
+        Some(format) => format,
+        None => kept(&from, original.format()?)?,
+    };
+    let recoder = convert::recoder(format, args.made.level, Arc::new(orders))?;
+    let conversion = convert::conversion(&args.made, format, FileOrder::ByRecoder);
+    convert::made(session, &net, &original, (&args.made, &to), conversion, recoder)
+}
+
+/// Returns the format that an image has, for one that is to keep it.
+fn kept(from: &Reference, format: Format) -> anyhow::Result<cli::LayerFormat> {
+    Ok(match format {
         Format::Erofs => bail!(
-            "optimizing {from}: {whole}; floe convert makes other layers of it, and these can be ordered"
+            "optimizing {from}: {WHOLE}; floe convert makes other layers of it, and these can be ordered"
         ),
         Format::EStargz => cli::LayerFormat::Estargz,
         Format::ZstdChunked => cli::LayerFormat::Zstdchunked,
         Format::Oci => cli::LayerFormat::Oci,
         Format::Nydus => cli::LayerFormat::Nydus,
-    });
-    convert::made(session, &args.made, format, FileOrder::ByRecoder, Arc::new(orders))
+    })
 }
 
 fn given(file: &Path) -> anyhow::Result<Profile> {
@@ -123,23 +128,23 @@ fn recorded(
     session: &Session,
     net: &Net,
     from: &Reference,
-    images: &[Manifest],
+    original: &Original,
 ) -> anyhow::Result<Vec<Profile>> {
-    let manifests: Vec<Digest> = images.iter().map(|image| image.digest).collect();
-    let here: anyhow::Result<Vec<Option<String>>> = session.ask(Call::Profiles { manifests });
+    let manifests: Vec<Digest> = original.images().map(|image| image.digest).collect();
+    let here: anyhow::Result<Vec<Option<String>>> =
+        session.ask(Call::Profiles { manifests: manifests.clone() });
     // Where the store cannot be asked the registry may have one.
     let here = here.context("asking the store for profiles").unwrap_or_else(|error| left_aside(&error));
     let mut here = here.into_iter();
-    let source = net.source(from).with_context(|| format!("looking for a profile of {from}"))?;
     let mut found = Vec::new();
-    for image in images {
+    for manifest in manifests {
         let recorded = here.next().flatten().and_then(|text| {
             let parsed = Profile::parse(text.as_bytes()).context("reading the recorded profile");
             parsed.map(Some).unwrap_or_else(|error| left_aside(&error))
         });
         found.extend(match recorded {
             Some(profile) => Some(profile),
-            None => shipped(net, &source, &image.digest).unwrap_or_else(|error| left_aside(&error)),
+            None => shipped(net, original.source(), &manifest).unwrap_or_else(|error| left_aside(&error)),
         });
     }
     if found.is_empty() {

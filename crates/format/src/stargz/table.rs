@@ -23,6 +23,9 @@ const OLD_HEADER: &[u8] = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x16\0";
 const ELSEWHERE: &[u8] =
     b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC\x01\0\0\xff\xff\0\0\0\0\0\0\0\0";
 
+/// Length of that footer: enough of a blob's end to tell.
+pub const ELSEWHERE_FOOTER: u64 = ELSEWHERE.len() as u64;
+
 /// Most that is fetched from the end of a blob in one go, 1 MiB: the table of some 10,000 files, and the footer.
 const MOST_GUESSED: u64 = 1 << 20;
 

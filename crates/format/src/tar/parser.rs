@@ -6,10 +6,14 @@ use super::header::{BLOCK, Block, Dialect, Header, number, text};
 use super::pax::{self, Records};
 use super::sparse::{self, TextMap};
 use super::{Member, MemberKind, TarError, TarProblem};
+use crate::erofs::disk::{MAGIC, SUPER_OFFSET};
 use crate::limits;
 use crate::name::printable;
 use crate::payload::Piece;
 use crate::tree::Time;
+
+/// Where the magic of a file system ends.
+const SUPER_END: u64 = (SUPER_OFFSET + size_of_val(&MAGIC)) as u64;
 
 /// What [`Parser::step`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,7 +227,17 @@ impl Parser {
             }
             State::Trailer => {
                 self.state = State::Trailer;
-                self.take(rest, usize::MAX)?;
+                let magic = SUPER_END.saturating_sub(self.plain);
+                if magic == 0 {
+                    return self.take(rest, usize::MAX).map(|_| None);
+                }
+                // Nothing but two blocks of zeros was before: a tar of nothing, or what a file system begins with.
+                let taken = self.take(rest, usize::try_from(magic).unwrap_or(0))?; // 4 at most
+                self.block[self.filled..self.filled + taken.len()].copy_from_slice(taken);
+                self.filled += taken.len();
+                if self.block[..self.filled] == MAGIC.to_le_bytes() {
+                    return Err(TarProblem::FileSystem);
+                }
                 Ok(None)
             }
         }

@@ -15,9 +15,9 @@
 //!   link itself included. Owner, mode and time of the linking member are the file's from then on, its attributes
 //!   come on top, as in containerd. No target, or a directory, is an error.
 //! - **Whiteouts** (OCI image spec, "Whiteouts"): `.wh.NAME` hides `NAME`, `.wh..wh..opq` all entries of its
-//!   directory. Both concern lower layers only, wherever they stand in their layer: they act as if they came first,
-//!   and create nothing, not even parents. A directory of a lower layer that stays only because something of this layer lies below it becomes a missing
-//!   parent. Other `.wh..wh.*` names are aufs' own and skipped with all that lies below them.
+//!   directory. Both concern lower layers only, wherever they stand in their layer: they act as if they came first.
+//!   Parents they have as all members do: the directory that one stands in is there, and if it is empty. A directory of a lower layer that stays only
+//!   because something of this layer lies below it, or hides something in it, becomes a missing parent. Other `.wh..wh.*` names are aufs' own and skipped with all that lies below them.
 //! - **Attributes** left out: those overlayfs would interpret (`trusted.overlay.*`, `user.overlay.*`); those of a namespace
 //!   that no image can hold (other than `user.`, `trusted.`, `security.`, `lustre.` and the two POSIX ACLs; a
 //!   kernel answers EOPNOTSUPP, which containerd ignores); `user.` on what is neither file nor directory, access ACLs of
@@ -125,6 +125,8 @@ pub struct Builder {
     described: HashSet<InodeNo>,
     /// Names this layer gives to inodes of lower ones.
     linked: HashSet<(InodeNo, Name)>,
+    /// Directories of lower layers that a whiteout of this layer stands in.
+    hiding: HashSet<InodeNo>,
     /// Directories of lower layers whose lower entries are hidden already.
     hidden: HashSet<InodeNo>,
     /// The parent of the latest member: neighbours in a tar mostly share it.
@@ -147,6 +149,7 @@ impl Builder {
             first: 1,
             described: HashSet::new(),
             linked: HashSet::new(),
+            hiding: HashSet::new(),
             hidden: HashSet::new(),
             parent: None,
             marks: None,
@@ -167,6 +170,7 @@ impl Builder {
         self.first = self.tree.next().0;
         self.described.clear();
         self.linked.clear();
+        self.hiding.clear();
         self.hidden.clear();
         Ok(layer)
     }
@@ -201,6 +205,9 @@ impl Builder {
             return Err(too_large("the number of members", limits::ENTRIES));
         }
         let Some((dir, name)) = self.locate(&member.path)? else { return Ok(()) };
+        if name.starts_with(WHITEOUT) && dir.0 < self.first {
+            self.hiding.insert(dir);
+        }
         if name == OPAQUE {
             match &mut self.marks {
                 Some(marks) => marks.opaque(dir),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
+use format::stargz::table::{Announced, ELSEWHERE_FOOTER};
 use format::{Digest, limits as sizes};
 
 use super::formats::{self, EROFS_FEATURE, Format};
@@ -14,6 +15,7 @@ use crate::copy::plan::Plan;
 use crate::error::Error;
 use crate::limits;
 use crate::manifest::{Descriptor, Image, LayerBlob, Manifest, is_manifest, media_type};
+use crate::soci::SociIndex;
 use crate::source::Source;
 
 /// The images of a source.
@@ -48,7 +50,9 @@ impl Images {
         let keeps = |layer: &Descriptor| format.keeps(layer, order);
         let mut found = Self::default();
         let is_layer = |layer: &Descriptor| formats::is_tar(layer) || formats::is_erofs(layer);
-        let elsewhere = tables_elsewhere(source, plan, format).await?;
+        let is_estargz =
+            |layer: &Descriptor| format == Format::EStargz && format.has(layer) && layer.urls.is_empty();
+        let mut footers = HashMap::new();
         let (spare, mut held, mut seen) = (spares(plan), 0, HashSet::new());
         let back = format == Format::Oci && are_all_nydus(source, plan)?;
         if back && order == FileOrder::ByRecoder {
@@ -60,9 +64,6 @@ impl Images {
         for manifest in plan.manifests.iter().filter(|one| !one.is_index() && !spare.contains(&one.digest)) {
             let what = format!("manifest {} of {source}", manifest.digest);
             let mut parsed = manifest.image(&what)?;
-            // What has its table elsewhere would have none at the destination.
-            let told = parsed.layers.iter_mut().filter(|layer| elsewhere.contains(&layer.digest));
-            told.for_each(|layer| layer.annotations = formats::lasting(&layer.annotations));
             // BuildKit's attestations look like images, with statements for layers.
             if !rewrite::is_image(&parsed) || !parsed.layers.iter().any(is_layer) {
                 continue;
@@ -77,6 +78,12 @@ impl Images {
             if parsed.layers.len() > sizes::LAYERS {
                 let why = format!("{} layers, the limit is {}", parsed.layers.len(), sizes::LAYERS);
                 return Err(Error::invalid(what, why));
+            }
+            // What has its table elsewhere would have none at the destination.
+            for layer in parsed.layers.iter_mut().filter(|layer| is_estargz(layer)) {
+                if is_elsewhere(source, layer, &mut footers).await? {
+                    layer.annotations = formats::lasting(&layer.annotations);
+                }
             }
             for layer in &parsed.layers {
                 if seen.insert(layer.digest) {
@@ -189,6 +196,12 @@ impl Images {
                     rewritten(image, made, tops.get(&old.digest), conversion.format, &what)?
             {
                 configs.push(config);
+                if let Some(index) = SociIndex::named_by(&old.bytes) {
+                    watch.left_out(&format!(
+                        "that manifest {} names the SOCI index {index}: it is about layers that are replaced",
+                        old.digest
+                    ));
+                }
                 become_of = Some(manifest);
             }
             manifests.push(old.clone());
@@ -272,13 +285,26 @@ fn are_all_nydus(source: &Source, plan: &Plan) -> Result<bool, Error> {
     Ok(all)
 }
 
-/// Returns the layers of eStargz whose tables are in an image of its own, if that matters.
-async fn tables_elsewhere(source: &Source, plan: &Plan, format: Format) -> Result<HashSet<Digest>, Error> {
-    if format != Format::EStargz || formats::of_source(plan)? != format {
-        return Ok(HashSet::new());
+/// Says whether a layer's footer has its table in an image of its own. That image is found by a tag, and the footer by whoever has
+/// the layer; `known` is what was seen.
+async fn is_elsewhere(
+    source: &Source,
+    layer: &Descriptor,
+    known: &mut HashMap<Digest, bool>,
+) -> Result<bool, Error> {
+    let Some(announced) = Announced::by(&layer.annotations) else { return Ok(false) };
+    if let Some(elsewhere) = known.get(&layer.digest) {
+        return Ok(*elsewhere);
     }
-    let tables = source.tables().await?.unwrap_or_default();
-    Ok(tables.into_iter().map(|(layer, _)| layer).collect())
+    let start = layer.size.saturating_sub(ELSEWHERE_FOOTER);
+    let mut reader = source.read_range(&layer.digest, layer.size, start..layer.size, stream::PRIORITY);
+    let mut tail = Vec::new();
+    while let Some(piece) = reader.chunk().await? {
+        tail.extend_from_slice(&piece); // a reader hands on no more than was asked for
+    }
+    let elsewhere = announced.elsewhere(&tail, layer.size).is_some();
+    known.insert(layer.digest, elsewhere);
+    Ok(elsewhere)
 }
 
 /// Returns the manifests that were made of others beside them: those are looked at instead.

@@ -63,6 +63,22 @@ pub struct Conversion {
     pub verify: bool,
 }
 
+impl Conversion {
+    /// Refuses what could only fail at its end: before anything is read.
+    pub fn check(&self, to: &Reference) -> Result<(), Error> {
+        let refused = |why: &str| Err(Error::Unsupported { what: to.to_string(), why: why.into() });
+        if to.digest().is_some() {
+            return refused("the digest of what is made is not known before; name a tag");
+        }
+        match to {
+            Reference::Archive(_) if self.verify => refused(
+                "an archive that is being written cannot be read again; verify a conversion to oci:DIR",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// In which order the files of layers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileOrder {
@@ -248,43 +264,64 @@ struct Work {
     watch: Arc<dyn Watch>,
 }
 
+/// What another image is made of: looked at once, so that a tag that moves meanwhile, or an archive on standard input, is one
+/// image from the first look to the last byte.
+#[derive(Debug)]
+pub struct Original {
+    source: Source,
+    plan: Plan,
+}
+
+impl Original {
+    /// Returns where it is.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Returns the manifests of its images.
+    pub fn images(&self) -> impl Iterator<Item = &Manifest> {
+        self.plan.manifests.iter().filter(|manifest| !manifest.is_index())
+    }
+
+    /// Returns the format of their layers.
+    pub fn format(&self) -> Result<Format, Error> {
+        formats::of_source(&self.plan)
+    }
+}
+
 impl Client {
-    /// Returns the manifests of the images of a source, and the format of their layers.
-    pub async fn images_of(
-        &self,
-        from: &Reference,
-        watch: Arc<dyn Watch>,
-    ) -> Result<(Vec<Manifest>, Format), Error> {
-        let plan = Plan::own_of(&self.source(from).await?, &*watch).await?;
-        let format = formats::of_source(&plan)?;
-        Ok((plan.manifests.into_iter().filter(|manifest| !manifest.is_index()).collect(), format))
+    /// Looks at what another image is to be made of.
+    pub async fn original(&self, from: &Reference, watch: &dyn Watch) -> Result<Original, Error> {
+        let source = self.source(from).await?;
+        let plan = Plan::own_of(&source, watch).await?;
+        Ok(Original { source, plan })
     }
 
     /// Makes another image of one, and names it.
     pub async fn convert(
         &self,
-        (from, to): (&Reference, &Reference),
+        original: &Original,
+        to: &Reference,
         conversion: Conversion,
         recode: Arc<dyn Recode>,
         watch: Arc<dyn Watch>,
     ) -> Result<Converted, Error> {
-        possible(to, conversion)?;
-        let source = self.source(from).await?;
-        let plan = Plan::own_of(&source, &*watch).await?;
-        let images = Images::of(&source, &plan, conversion, &*watch).await?;
+        conversion.check(to)?;
+        let Original { source, plan } = original;
+        let images = Images::of(source, plan, conversion, &*watch).await?;
         let target = Target::open(self, to).await?;
         let prior = match to {
             Reference::Archive(_) => Prior::none(),
             _ => Prior::of(&self.source(to).await?, conversion.format).await?,
         };
-        let work = Work { source, target, conversion, recode, watch };
+        let work = Work { source: source.clone(), target, conversion, recode, watch };
         let (made, mut sums) = Layers::new(&work, prior, images.wanted().to_vec()).make().await?;
         let tops = match conversion.format.has_top() {
             true => work.tops(&images, &made, &mut sums).await?,
             false => Tops::new(),
         };
-        let outcome = images.assemble(&plan, &made, &tops, conversion, &*work.watch)?;
-        work.carry(&outcome, &plan, &mut sums).await?;
+        let outcome = images.assemble(plan, &made, &tops, conversion, &*work.watch)?;
+        work.carry(&outcome, plan, &mut sums).await?;
         let verified = match conversion.verify {
             true => work.verify(&images, &made).await?,
             false => 0,
@@ -354,19 +391,5 @@ impl Work {
             count += 1;
         }
         Ok(count)
-    }
-}
-
-/// Refuses what could only fail at its end.
-fn possible(to: &Reference, conversion: Conversion) -> Result<(), Error> {
-    let refused = |why: &str| Err(Error::Unsupported { what: to.to_string(), why: why.into() });
-    if to.digest().is_some() {
-        return refused("the digest of what is made is not known before; name a tag");
-    }
-    match to {
-        Reference::Archive(_) if conversion.verify => {
-            refused("an archive that is being written cannot be read again; verify a conversion to oci:DIR")
-        }
-        _ => Ok(()),
     }
 }

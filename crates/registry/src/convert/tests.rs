@@ -226,7 +226,8 @@ impl Scene {
         let (from, to) = (place(&self.dir.path().join("from")), place(&self.to()));
         let conversion = Conversion { format, order, originals, verify };
         let client = Client::new(Config::isolated());
-        client.convert((&from, &to), conversion, self.marks.clone(), self.heard.clone()).await
+        let original = client.original(&from, &*self.heard).await?;
+        client.convert(&original, &to, conversion, self.marks.clone(), self.heard.clone()).await
     }
 
     /// Returns what is named at the destination.
@@ -411,22 +412,69 @@ async fn what_fails_names_nothing_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_end_well_is_refused_at_once() {
+async fn a_layer_whose_table_is_elsewhere_is_not_in_the_format_already() {
+    // By whatever name: the image with the tables has a tag, and a digest does not tell that.
+    let scene = Scene::new().await;
+    let footer =
+        b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC\x01\0\0\xff\xff\0\0\0\0\0\0\0\0";
+    let elsewhere = [&b"a layer"[..], footer].concat();
+    scene.layout.put_blob(&Content::bytes(elsewhere.clone().into())).await.unwrap();
+    let image = scene.image("amd64", false, &["with a table of its own", "short"]).await;
+    let mut value: Value = serde_json::from_slice(&image.bytes).unwrap();
+    value["layers"][1] = descriptor(GZIP, &elsewhere);
+    value["annotations"] = json!({ "com.amazon.soci.index-digest": Digest::of(b"soci").to_string() });
+    for layer in value["layers"].as_array_mut().unwrap() {
+        layer["annotations"] = json!({ TOC_DIGEST: Digest::of(b"a table").to_string() });
+    }
+    scene.name(&manifest(media_type::MANIFEST, &value)).await;
+    let converted = scene.convert(Originals::LeftOut, false).await.unwrap();
+    assert_eq!(how(&converted), [How::Kept, How::Recoded], "{converted:?}");
+    assert_eq!(converted.layers[0].why.as_deref(), Some("it is eStargz already"));
+    assert_eq!(converted.layers[1].from, Digest::of(&elsewhere));
+    // Nothing names an index of what was, and that is told.
+    let root = scene.there().await.root().await.unwrap();
+    let made: Value = serde_json::from_slice(&root.bytes).unwrap();
+    assert_eq!(made["annotations"], json!({}));
+    let heard = scene.heard.0.lock().unwrap();
+    assert!(heard.iter().any(|line| line.contains("names the SOCI index")), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_tag_that_moves_after_the_first_look_changes_nothing() {
+    let scene = Scene::new().await;
+    let image = scene.image("amd64", false, &["base", "one"]).await;
+    scene.name(&image).await;
+    let expected = scene.convert(Originals::LeftOut, false).await.unwrap();
     let client = Client::new(Config::isolated());
-    let convert = async |to: &str, verify| {
-        let (from, to) = ("oci:/missing".parse().unwrap(), to.parse().unwrap());
+    let place = |dir: &str| format!("oci:{}:v1", scene.dir.path().join(dir).display()).parse().unwrap();
+    let original = client.original(&place("from"), &*scene.heard).await.unwrap();
+    assert_eq!(original.images().map(|image| image.digest).collect::<Vec<_>>(), [image.digest]);
+    scene.name(&scene.image("amd64", false, &["another"]).await).await;
+    let conversion = Conversion {
+        format: Format::EStargz,
+        order: FileOrder::AsBefore,
+        originals: Originals::LeftOut,
+        verify: true,
+    };
+    let (to, marks) = (place("elsewhere"), scene.marks.clone());
+    let made = client.convert(&original, &to, conversion, marks, scene.heard.clone()).await.unwrap();
+    assert_eq!(made.digest, expected.digest);
+}
+
+#[test]
+fn what_cannot_end_well_is_refused_at_once() {
+    let convert = |to: &str, verify| {
         let conversion = Conversion {
             format: Format::Oci,
             order: FileOrder::AsBefore,
             originals: Originals::LeftOut,
             verify,
         };
-        let (marks, heard) = (Arc::new(Marks::default()), Arc::new(Heard::default()));
-        client.convert((&from, &to), conversion, marks, heard).await.unwrap_err().to_string()
+        conversion.check(&to.parse().unwrap()).unwrap_err().to_string()
     };
-    assert!(convert("oci-archive:-", true).await.contains("cannot be read again"));
+    assert!(convert("oci-archive:-", true).contains("cannot be read again"));
     let digest = Digest::of(b"x");
-    assert!(convert(&format!("localhost/a@{digest}"), false).await.contains("not known before"));
+    assert!(convert(&format!("localhost/a@{digest}"), false).contains("not known before"));
 }
 
 #[tokio::test]

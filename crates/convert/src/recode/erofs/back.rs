@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use format::{Digest, limits};
 use sys::map::Map;
 
 use super::super::RecodeError;
-use super::super::tree_tar::{TreeTar, keep};
+use super::super::tree_tar::{Part, TreeTar, keep};
 use super::ErofsError;
 
 /// Bytes that are handed on at once.
@@ -53,13 +53,14 @@ pub struct Unpacked {
     pub size: u64,
 }
 
-/// Makes a tar of an image of this digest and length. `file` is where the image goes meanwhile; nobody else changes it.
+/// Makes a tar of an image of this digest and length. `file` is where the image goes meanwhile; nobody else changes it. `tar` is
+/// empty: where files have holes nothing is written, so that a file has them, too.
 pub fn unpack(
     blob: impl Read,
     expected: Digest,
     size: u64,
     file: &File,
-    tar: impl Write,
+    tar: impl Write + Seek,
 ) -> Result<Unpacked, RecodeError> {
     keep(blob, expected, size, file)?;
     let map = Map::of(file).map_err(RecodeError::Read)?;
@@ -74,7 +75,7 @@ pub fn unpack(
     let meta = meta.ok_or_else(|| short(head.meta()))?;
     let image = head.open(meta).map_err(ErofsError::from)?;
     let mut out = BufWriter::with_capacity(WINDOW, tar);
-    let put = |bytes: &[u8]| out.write_all(bytes).map_err(RecodeError::Spool);
+    let put = |part: Part<'_>| put(&mut out, part);
     let mut back = Back {
         image: &image,
         bytes,
@@ -87,6 +88,17 @@ pub fn unpack(
     let (digest, size) = back.tar.finish()?;
     out.flush().map_err(RecodeError::Spool)?;
     Ok(Unpacked { digest, size })
+}
+
+/// Writes a part of a tar, or goes on behind it. What is behind a hole is written, for a tar ends with blocks of its own.
+fn put(out: &mut (impl Write + Seek), part: Part<'_>) -> Result<(), RecodeError> {
+    match part {
+        Part::Zeros(len) if len >= limits::BLOCK => {
+            let len = i64::try_from(len).unwrap_or(i64::MAX); // a tar is bounded
+            out.seek(SeekFrom::Current(len)).map(drop).map_err(RecodeError::Spool)
+        }
+        part => part.each(|bytes| out.write_all(bytes).map_err(RecodeError::Spool)),
+    }
 }
 
 /// A walk through an image.
@@ -102,7 +114,7 @@ struct Back<'a, F> {
     dirs: HashSet<Nid>,
 }
 
-impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
+impl<F: FnMut(Part<'_>) -> Result<(), RecodeError>> Back<'_, F> {
     fn all(&mut self) -> Result<(), RecodeError> {
         let image = self.image;
         let mut ended = self.root();
@@ -182,20 +194,19 @@ impl<F: FnMut(&[u8]) -> Result<(), RecodeError>> Back<'_, F> {
         for piece in self.image.pieces(inode, 0, inode.size).map_err(ErofsError::from)? {
             let piece = piece.map_err(ErofsError::from)?;
             match piece.source {
-                Source::Hole => {
-                    let mut left = piece.len;
-                    while left > 0 {
-                        let now = left.min(WINDOW as u64);
-                        self.tar.write(&[0; WINDOW][..usize::try_from(now).unwrap_or(WINDOW)])?;
-                        left -= now;
-                    }
-                }
+                Source::Hole => self.tar.zeros(piece.len)?,
                 Source::Device { offset, .. } => {
                     let range = usize::try_from(offset).ok().zip(usize::try_from(offset + piece.len).ok());
                     let bytes = range.and_then(|(from, to)| self.bytes.get(from..to));
                     let corrupt = Corrupt { nid: inode.nid, what: "bytes past the end" };
                     let bytes = bytes.ok_or(ErofsError::from(corrupt))?;
-                    bytes.chunks(WINDOW).try_for_each(|piece| self.tar.write(piece))?;
+                    // mkfs.erofs has zeros once, and says that they are everywhere.
+                    for piece in bytes.chunks(WINDOW) {
+                        match piece.iter().all(|byte| *byte == 0) {
+                            true => self.tar.zeros(piece.len() as u64)?,
+                            false => self.tar.write(piece)?,
+                        }
+                    }
                 }
             }
         }

@@ -20,7 +20,7 @@ use format::{DiffId, Digest, DigestHasher, decode, limits};
 
 use super::super::pack::Level;
 use super::super::pipe::Pipe;
-use super::super::tree_tar::{TreeTar, keep};
+use super::super::tree_tar::{Part, TreeTar, keep};
 use super::super::{RecodeError, Recoded, Recoding, flat};
 use super::{NydusError, PartsError, Toc};
 use crate::Expected;
@@ -45,7 +45,7 @@ pub fn unpack(
     let source = source.open(expected)?;
     thread::scope(|scope| {
         let mut pipe = Pipe::start(scope, level, recoding.threads, flat::GZIP, out)?;
-        let mut tar = TreeTar::new(limits::LAYER, |bytes: &[u8]| pipe.write(bytes));
+        let mut tar = TreeTar::new(limits::LAYER, |part: Part<'_>| part.each(|bytes| pipe.write(bytes)));
         let list = bootstrap.list().map_err(NydusError::from)?;
         let made = members(&bootstrap, &list, &source, &mut tar).and_then(|()| tar.finish());
         let diff_id = match made {
@@ -174,7 +174,7 @@ fn members<B: AsRef<[u8]>>(
     bootstrap: &Bootstrap<B>,
     list: &Listing<'_, B>,
     source: &Source<'_>,
-    tar: &mut TreeTar<impl FnMut(&[u8]) -> Result<(), RecodeError>>,
+    tar: &mut TreeTar<impl FnMut(Part<'_>) -> Result<(), RecodeError>>,
 ) -> Result<(), RecodeError> {
     for n in 0..list.len() {
         if list.is_implied(n).map_err(NydusError::from)? {

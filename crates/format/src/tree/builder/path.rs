@@ -36,13 +36,7 @@ impl Builder {
             return Ok(None);
         }
         let resolved = self.resolve(parents)?;
-        let hides = last.starts_with(WHITEOUT);
-        if hides && self.marks.is_none() && !resolved.missing.is_empty() {
-            return Ok(None);
-        }
-        if !hides || self.marks.is_some() {
-            fits(resolved.len, last.strip_prefix(WHITEOUT).unwrap_or(last))?;
-        }
+        fits(resolved.len, last.strip_prefix(WHITEOUT).unwrap_or(last))?;
         let mut dir = resolved.dir();
         for name in resolved.missing {
             let meta = Meta { mode: 0o755, xattrs: Arc::clone(&self.no_xattrs), ..Meta::default() };

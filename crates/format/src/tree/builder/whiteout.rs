@@ -47,7 +47,8 @@ impl Builder {
         if self.described.contains(&inode) {
             return true;
         }
-        if self.tree.entries_mut(inode).is_none_or(|entries| entries.is_empty()) {
+        let is_empty = self.tree.entries_mut(inode).is_none_or(|entries| entries.is_empty());
+        if is_empty && !self.hiding.contains(&inode) {
             return false;
         }
         let xattrs = Arc::clone(&self.no_xattrs);
