@@ -112,7 +112,7 @@ impl Job {
 /// How much is asked for at a time of what no reader waits for and no profile has told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ahead {
-    /// Requests under way at once, 1 or more.
+    /// Requests under way at once; 0 asks for nothing more.
     pub requests: usize,
     /// Packed bytes of each; one span at least.
     pub bytes: u64,
@@ -250,7 +250,7 @@ impl Flights {
     pub(crate) fn next(&mut self, most: usize) -> Option<Job> {
         for queue in 0..self.queues.len() {
             let limit = self.ahead().filter(|_| queue >= Priority::Hint as usize);
-            let most = limit.map_or(most, |ahead| most.min(ahead.requests.max(1)));
+            let most = limit.map_or(most, |ahead| most.min(ahead.requests));
             if queue != Priority::Demand as usize && self.unhurried >= most {
                 return None;
             }

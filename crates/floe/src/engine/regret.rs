@@ -43,6 +43,10 @@ const LEAST: Duration = Duration::from_millis(20);
 /// Bytes of a request of the rest.
 const REQUEST: RangeInclusive<u64> = 256 << 10..=8 << 20;
 
+/// Bytes of the first requests of the rest, more than a burst, and how many must have come since the first of them.
+const FIRST: u64 = 512 << 10;
+const SHOWING: f64 = 1024.0 * 1024.0;
+
 /// The part of the processors up to which there is room for more.
 const BUSY: f64 = 0.5;
 
@@ -99,7 +103,17 @@ impl Seen {
         self.bytes / self.arriving
     }
 
-    /// Returns how much of the rest may be under way beside what readers want; `all` is what was missing at first.
+    /// Returns what has been seen since.
+    fn since(&self, before: &Self) -> Self {
+        let (bytes, arriving) = (self.bytes - before.bytes, self.arriving - before.arriving);
+        Self { idle: self.idle - before.idle, bytes, arriving }
+    }
+
+    /// Returns how much of the rest may be under way beside what readers want; `all` is what was missing at first, and `before`
+    /// what had been seen when the first of the rest was asked for.
+    ///
+    /// Many lines carry a first burst at once (those behind token buckets), so single answers tell of a faster one than there
+    /// is. One request at a time, longer than a burst, shows how fast it is, and may show that there was nothing to regret.
     ///
     /// Each request takes the line for half a round trip, or [`LEAST`]: on a long line it is idle for two thirds of its time
     /// with one of them, full with three, and a reader whose request comes behind one waits that much longer.
@@ -108,13 +122,18 @@ impl Seen {
         clippy::cast_sign_loss,
         reason = "not negative, and bounded at once"
     )]
-    fn ahead(&self, all: f64, patience: f64, delay: Duration) -> Pace {
-        let lost = self.idle * self.rate() / all;
+    fn ahead(&self, all: f64, patience: f64, delay: Duration, before: Option<&Self>) -> Pace {
+        let busy = before.map_or(*self, |before| self.since(before));
+        if before.is_some() && busy.bytes < SHOWING {
+            return Pace::Some(Ahead { requests: 1, bytes: FIRST });
+        }
+        let rate = busy.rate().min(self.rate());
+        let lost = self.idle * rate / all;
         match (lost / patience) as usize {
             0 => Pace::Nothing,
             requests if requests > MOST => Pace::Everything,
             requests => {
-                let bytes = self.rate() * LEAST.max(delay / 2).as_secs_f64();
+                let bytes = rate * LEAST.max(delay / 2).as_secs_f64();
                 let bytes = (bytes.round() as u64).clamp(*REQUEST.start(), *REQUEST.end());
                 Pace::Some(Ahead { requests, bytes })
             }
@@ -143,11 +162,12 @@ impl<'a> Limit<'a> {
     }
 
     fn set(&self, pace: Pace) {
-        match pace {
-            Pace::Nothing => {}
-            Pace::Some(ahead) => self.through.limit(self.number, Some(ahead)),
-            Pace::Everything => self.through.limit(self.number, None),
-        }
+        let ahead = match pace {
+            Pace::Nothing => Some(Ahead { requests: 0, bytes: *REQUEST.start() }),
+            Pace::Some(ahead) => Some(ahead),
+            Pace::Everything => None,
+        };
+        self.through.limit(self.number, ahead);
     }
 }
 
@@ -191,6 +211,8 @@ struct Start<'a> {
     cores: f64,
     last: Gauges,
     seen: Seen,
+    /// What had been seen when the first of the rest was asked for.
+    before: Option<Seen>,
 }
 
 impl<'a> Start<'a> {
@@ -199,7 +221,7 @@ impl<'a> Start<'a> {
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         let all = mount.upgrade().map_or(0, |mount| mount.missing()) as f64;
         let last = gauges(engine, &mount);
-        Self { engine, mount, patience, all, cores, last, seen: Seen::default() }
+        Self { engine, mount, patience, all, cores, last, seen: Seen::default(), before: None }
     }
 
     /// Takes the next look; nothing if the start is over.
@@ -218,7 +240,7 @@ impl<'a> Start<'a> {
 
     fn pace(&self) -> Pace {
         let delay = self.engine.through.delay().unwrap_or_default();
-        self.seen.ahead(self.all, self.patience, delay)
+        self.seen.ahead(self.all, self.patience, delay, self.before.as_ref())
     }
 
     /// Waits until a start had better fetch more than it reads; false if it was over before.
@@ -237,6 +259,7 @@ impl<'a> Start<'a> {
         let _eager = self.engine.net.eager();
         let limit = Limit::new(&self.engine.through);
         let mut left: Vec<_> = image.upgrade().iter().flat_map(|image| image.layer_ids()).collect();
+        self.before = Some(self.seen);
         while self.is_starting() {
             if !at_once {
                 limit.set(self.pace());
@@ -292,7 +315,7 @@ mod tests {
     #[test]
     fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
         let nothing =
-            |seen: Seen| !seen.is_idle() || seen.ahead(150.0 * MB, PATIENCE, DELAY) == Pace::Nothing;
+            |seen: Seen| !seen.is_idle() || seen.ahead(150.0 * MB, PATIENCE, DELAY, None) == Pace::Nothing;
         // 100 Mbit/s, answers arrive most of the time.
         assert!(nothing(seen(400, 25, 18, 10, 216_000)));
         // The processors are busy.
@@ -308,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_more_is_lost_the_more_is_fetched_of_the_rest() {
-        let pace = |looks, patience| seen(looks, 25, 2, 2, 60_000).ahead(150.0 * MB, patience, DELAY);
+        let pace = |looks, patience| seen(looks, 25, 2, 2, 60_000).ahead(150.0 * MB, patience, DELAY, None);
         // A line of 30 MB/s and 48 ms holds 1.44 MB; all takes 5 s, and 23 ms are lost in a look.
         let some = |requests| Pace::Some(Ahead { requests, bytes: 720_000 });
         assert_eq!(
@@ -318,7 +341,29 @@ mod tests {
         // A profile has told most of it.
         assert_eq!([17, 22].map(|looks| pace(looks, PATIENCE_WITH_PROFILE)), [Pace::Nothing, some(1)]);
         // A short line holds less than a request should bring.
-        let short = seen(6, 25, 2, 2, 60_000).ahead(150.0 * MB, PATIENCE, Duration::from_millis(1));
+        let short = seen(6, 25, 2, 2, 60_000).ahead(150.0 * MB, PATIENCE, Duration::from_millis(1), None);
         assert_eq!(short, Pace::Some(Ahead { requests: 1, bytes: 600_000 }));
+    }
+
+    #[test]
+    fn what_a_burst_told_is_corrected_by_what_comes_after_it() {
+        // 40 ms lost while 700 kB came in 7 ms: a line of 100 MB/s.
+        let before = seen(2, 25, 4, 2, 350_000);
+        assert_ne!(before.ahead(71.0 * MB, PATIENCE, DELAY, None), Pace::Nothing);
+        let pace = |after: Seen| {
+            let now = Seen {
+                idle: before.idle + after.idle,
+                bytes: before.bytes + after.bytes,
+                arriving: before.arriving + after.arriving,
+            };
+            now.ahead(71.0 * MB, PATIENCE, DELAY, Some(&before))
+        };
+        let one = Pace::Some(Ahead { requests: 1, bytes: FIRST });
+        assert_eq!(pace(Seen::default()), one);
+        assert_eq!(pace(seen(1, 25, 25, 2, 300_000)), one, "too little to tell");
+        // It was one of 12.5 MB/s.
+        assert_eq!(pace(seen(4, 25, 24, 2, 300_000)), Pace::Nothing);
+        // It is as fast as that.
+        assert_ne!(pace(seen(2, 25, 24, 2, 2_500_000)), Pace::Nothing);
     }
 }
