@@ -182,7 +182,10 @@ impl Layer {
     /// Returns how many bytes a decoder of these segments holds at most of what comes out whole or not at all: the longest
     /// chunk, and beside it what it comes out of where that is held, too. 0 of a layer that has starts.
     pub fn holds(&self, segments: Range<u32>) -> u64 {
-        let Some((pieces, chunks)) = self.pieces().zip(self.chunks_of(segments)) else { return 0 };
+        let Some((pieces, mut chunks)) = self.pieces().zip(self.chunks_of(segments)) else { return 0 };
+        if self.hash() == Hash::Sealed {
+            chunks = self.of_spans(chunks);
+        }
         let of = |(piece, chunk): (&Piece, &Chunk)| {
             let whole = self.hash() == Hash::Sealed || piece.packing == Packing::Lz4;
             u64::from(chunk.len) + if whole { piece.end - piece.begin } else { 0 }

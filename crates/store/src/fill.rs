@@ -32,8 +32,9 @@ pub(crate) fn run(inner: &Inner, job: Job) {
             let hurried = fill.job.priority == Priority::Demand;
             // Before its flights begin: a reader who comes meanwhile takes one out of the job.
             match inner.memory.take(fill.holds(&held), hurried, fill.job.deadline) {
-                Some(_room) => fill.run(&held),
-                None => fill.finish_rest(&Outcome::Abandoned),
+                // It may have waited for long, and for what is no longer to be fetched.
+                Some(_room) if hurried || !guard::lock(&inner.flights).paused => fill.run(&held),
+                _ => fill.finish_rest(&Outcome::Abandoned),
             }
         }
     }
@@ -306,6 +307,10 @@ impl<'a> Fill<'a> {
             return Ok(decoder);
         }
         let wanted = self.span().start..end;
+        if self.retried == Some(self.at) {
+            // A neighbour may be what was wrong, and it is not what is waited for.
+            return SpanDecoder::new(Arc::clone(&held.layer), wanted);
+        }
         let known = if held.layer.hash() == Hash::Sealed {
             let mut halves = guard::lock(&self.inner.halves);
             let edges = [wanted.start, wanted.end - 1];
@@ -469,7 +474,9 @@ impl<'a> Fill<'a> {
             DecodeError::Undecodable { segment, .. } | DecodeError::Truncated { segment } => *segment,
             _ => self.span().start,
         };
-        held.open.doubt(segment);
+        // What is told may be of a neighbour that is here.
+        let missing = self.span().clone().find(|segment| !is_whole(held, *segment));
+        held.open.doubt(if is_whole(held, segment) { missing.unwrap_or(segment) } else { segment });
         self.inner.observer.corrupt(held.open.id(), segment);
         let chunk = if let DecodeError::Corrupt(corrupt) = &error { Some(corrupt.chunk) } else { None };
         let blob = held.layer.blob_of(segment, chunk);

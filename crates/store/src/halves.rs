@@ -98,6 +98,9 @@ mod tests {
         let others = sealed::halves(1).1;
         let wholes = others.into_iter().filter_map(|half| halves.put(&layer, half)).count();
         assert_eq!((wholes, halves.bytes), (segments.len(), 0));
+        sealed::halves(0).1.into_iter().for_each(|half| assert!(halves.put(&layer, half).is_none()));
+        assert_ne!(halves.bytes, 0);
         halves.forget_layer(layer.id());
+        assert_eq!((halves.kept.len(), halves.bytes), (0, 0));
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A chunk of a table of contents is handed out when all of it has passed its hash, and what is hashed packed is not even
 //! decoded before all of it is here. A worker takes room for the largest of its job before it begins with that, so whoever
-//! has room is never held up by whoever waits for it.
+//! has room is never held up by whoever waits for it. Those that wait get in one after the other, or small jobs would keep a
+//! large one out for ever.
 
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
@@ -29,6 +31,9 @@ struct Used {
     all: u64,
     unhurried: u64,
     closed: bool,
+    /// Who waits, by number: readers, and what no reader waits for.
+    lines: [VecDeque<u64>; 2],
+    numbers: u64,
 }
 
 impl Used {
@@ -42,15 +47,20 @@ impl Used {
 impl Memory {
     /// Waits until there is room; nothing if the deadline comes first, or the end.
     pub(crate) fn take(&self, bytes: u64, hurried: bool, deadline: Instant) -> Option<Room<'_>> {
-        let mut used = guard::lock(&self.used);
-        while !used.has(bytes, hurried) && !used.closed {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
+        let (mut used, line) = (guard::lock(&self.used), usize::from(!hurried));
+        let number = used.numbers;
+        used.numbers += 1;
+        used.lines[line].push_back(number);
+        let mut left = deadline.saturating_duration_since(Instant::now());
+        let may = |used: &Used| used.lines[line].front() == Some(&number) && used.has(bytes, hurried);
+        while !used.closed && !may(&used) && !left.is_zero() {
             used = guard::wait_at_most(&self.changed, used, left);
+            left = deadline.saturating_duration_since(Instant::now());
         }
-        if used.closed {
+        let had = !used.closed && may(&used);
+        used.lines[line].retain(|other| *other != number);
+        self.changed.notify_all();
+        if !had {
             return None;
         }
         used.all += bytes;
@@ -113,13 +123,23 @@ mod tests {
         let (memory, later) = (Memory::default(), Instant::now() + Duration::from_secs(600));
         let all = memory.take(ALL, true, later).unwrap();
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| memory.take(1, true, later).is_some());
+            let in_line = |count| {
+                while guard::lock(&memory.used).lines[0].len() < count {
+                    std::thread::yield_now();
+                }
+            };
+            let waits = scope.spawn(|| memory.take(ALL / 2, true, later));
+            in_line(1);
+            // There would be room for it, but somebody came before.
+            let small = scope.spawn(|| memory.take(ALL / 2 + 1, true, later).is_none());
+            in_line(2);
             drop(all);
-            assert!(waits.join().unwrap());
-            let _all = memory.take(ALL, true, later).unwrap();
-            let waits = scope.spawn(|| memory.take(1, true, later).is_none());
+            let half = waits.join().unwrap().unwrap();
+            in_line(1);
+            assert!(memory.take(1, true, Instant::now()).is_none(), "it would come before whoever waits");
             memory.close();
-            assert!(waits.join().unwrap());
+            assert!(small.join().unwrap());
+            drop(half);
         });
     }
 }

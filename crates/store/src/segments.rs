@@ -396,6 +396,7 @@ impl OpenLayer {
         }
         self.append_rest(segment, bytes)?;
         owned.becomes(Claim::Whole);
+        self.came_right(segment);
         Ok(())
     }
 

@@ -79,6 +79,9 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
     if args.format == Some(cli::LayerFormat::Erofs) {
         return Err(misused(format!("--format: {WHOLE}")));
     }
+    // What that looks at is the same whatever the format.
+    let hopeless = convert::conversion(&args.made, cli::LayerFormat::Oci, FileOrder::ByRecoder).check(&to);
+    hopeless.map_err(anyhow::Error::new)?;
     let given = args.profile.as_deref().map(given).transpose()?;
     let net = Net::new(&session.config, None)?;
     let original = convert::looked_at(&net, &from)?;

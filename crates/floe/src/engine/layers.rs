@@ -58,6 +58,12 @@ const HUGE: u64 = 1 << 30;
 /// Why an index is passed over that says where nothing right was found.
 const WRONG: &str = "what lies where it says came wrong, again and again";
 
+/// How long a segment is waited for that came wrong twice.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// For how long one that came wrong again is not asked for once more: an opening looks at an index in several places.
+const SURE: Duration = Duration::from_secs(60);
+
 /// All layers of an image.
 pub(super) struct Found {
     pub(super) layers: Vec<FoundLayer>,
@@ -168,7 +174,7 @@ impl Engine {
         let asker = Asker::of(reference, purpose);
         let asked = asker.question();
         let images = self.known_images();
-        let alone = resolved.source.is_none();
+        let alone = resolved.source.is_none() || resolved.unasked.is_some();
         let mut layers =
             parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked, alone))?;
         let mut profile = None;
@@ -450,11 +456,20 @@ impl Engine {
     }
 
     /// Says whether a segment that came wrong twice does so again: then its index is passed over. Whoever sent it then
-    /// need not be whom we ask now.
+    /// need not be whom we ask now. Nobody who cannot be reached is waited for.
     fn is_wrong(&self, found: &FoundLayer) -> bool {
-        let deadline = Instant::now() + self.config.fetch.deadline();
-        let again = |segment| self.through.fetch(found.id(), segment, deadline);
-        matches!(found.doubted().map(again), Some(Err(ReadError::Corrupt { .. })))
+        let Some(segment) = found.doubted() else { return false };
+        let (id, now) = (found.id(), Instant::now());
+        let asked = || self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        asked().retain(|_, when| now.duration_since(*when) < SURE);
+        if asked().contains_key(&id) {
+            return true;
+        }
+        let wrong = matches!(self.through.fetch(id, segment, now + AGAIN), Err(ReadError::Corrupt { .. }));
+        if wrong {
+            asked().insert(id, now);
+        }
+        wrong
     }
 
     /// Takes in the layers that were opened by something, by their numbers; returns why not, for the first that could not be.

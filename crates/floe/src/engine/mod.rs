@@ -118,6 +118,8 @@ pub struct Engine {
     streams: places::Places<8>,
     /// The indexes of the layers streamed by this daemon: some hundred bytes for each. Held for a look only.
     built: Mutex<HashMap<(format::Digest, format::DiffId), IndexId>>,
+    /// Indexes by which bytes have just come wrong once more, and when. Held for a look only.
+    wrong: Mutex<HashMap<IndexId, Instant>>,
     /// Layers streamed for want of an index, by reason. Held for a look only.
     fallbacks: Mutex<BTreeMap<Fallback, u64>>,
     alerts: Arc<Alerts>,
@@ -186,6 +188,7 @@ impl Engine {
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
             built: Mutex::default(),
+            wrong: Mutex::default(),
             fallbacks: Mutex::default(),
             alerts,
             stopping: AtomicBool::new(false),
@@ -544,8 +547,8 @@ impl Alerts {
 impl store::Observer for Alerts {
     fn corrupt(&self, index: IndexId, segment: u32) {
         self.raise(format!(
-            "wrong bytes came twice for segment {segment} of layer index {index}; the next start asks once more, and then reads \
-             the layer whole, which tells whether they or the index are to blame"
+            "wrong bytes came twice for segment {segment} of layer index {index}; where the layer can be read whole, \
+             the next start asks once more and then does so, which tells whether they or the index are to blame"
         ));
     }
 }

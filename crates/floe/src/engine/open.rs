@@ -222,7 +222,7 @@ pub(super) struct Resolved {
     /// The question for its index artifacts, if it was asked already.
     pub(super) artifacts: Option<Artifacts>,
     /// Why this is what the store knew, if it is and the registry could know better.
-    unasked: Option<String>,
+    pub(super) unasked: Option<String>,
     /// The image indexes that led to it, the outermost first.
     indexes: Vec<Manifest>,
 }

@@ -215,7 +215,9 @@ impl PieceDecoder {
             Ok((unpacker, entry.bits, Digest::of(&window)))
         };
         let (unpacker, bits, window) = begin().map_err(|why| self.undecodable(why))?;
-        Ok(Sealed { packed: shared.into_iter().collect(), read: 0, unpacker, bits, window, digest: None })
+        let mut packed = Vec::with_capacity(small(piece.end - piece.begin));
+        packed.extend(shared);
+        Ok(Sealed { packed, read: 0, unpacker, bits, window, digest: None })
     }
 
     fn entry(&self, piece: &Piece) -> Result<&Entry, UnpackError> {

@@ -28,6 +28,15 @@ impl OpenLayer {
         }
     }
 
+    /// Forgets that a segment came wrong twice.
+    pub(super) fn came_right(&self, segment: u32) {
+        if self.standing().doubt == Some(segment)
+            && let Err(error) = self.update(|standing| standing.doubt = None)
+        {
+            tracing::warn!(layer = %self.id, %error, "cannot note that a segment has come right");
+        }
+    }
+
     /// Checks a segment if it is suspect; one that is wrong is emptied. Returns whether it is whole.
     pub(crate) fn settle(&self, segment: u32) -> io::Result<bool> {
         let Some(owned) = self.own(segment) else { return Ok(self.claim(segment) == Some(Claim::Whole)) };

@@ -123,7 +123,8 @@ fn requests_at_the_same_time_take_few_spans_twice() {
     let _hold = bench.add(&sample);
     bench.read.complete(sample.id(), later()).unwrap();
     let (bytes, all) = (bench.bytes(), sample.blob.len() as u64);
-    assert!(bytes <= all + all / 8, "{bytes} of {all}");
+    // How many depends on who is first: runs of spans, and each can meet the next one's first.
+    assert!(bytes <= all + all / 2, "{bytes} of {all}");
     (0..sample.layer.segments()).for_each(|segment| bench.check(&sample, segment));
 }
 
@@ -181,6 +182,29 @@ fn halves_that_are_lost_or_wrong_come_again() {
     let asked: Vec<_> = bench.origin.asked.lock().unwrap().iter().map(|(range, _)| range.clone()).collect();
     assert_eq!(asked, [range(two - 1), range(two), range(two)]);
     (0..sample.layer.segments()).for_each(|segment| bench.check(&sample, segment));
+}
+
+#[test]
+fn a_segment_is_doubted_whose_span_comes_wrong_although_all_else_of_that_is_here() {
+    let sample = sample(7, SPAN, 6, 1_000_000);
+    let two =
+        (1..sample.layer.segments()).find(|n| sample.layer.span(*n).unwrap().segments.len() == 1).unwrap();
+    let bench = Bench::new(&[&sample]);
+    let hold = bench.add(&sample);
+    bench.check(&sample, two - 1);
+    bench.settle();
+    drop(hold);
+    let hold = bench.add(&sample);
+    bench.origin.answer(|_, _, mut bytes| {
+        *bytes.last_mut().unwrap() ^= 1;
+        Ok(bytes)
+    });
+    let error = bench.read.fetch(sample.id(), two, later()).unwrap_err();
+    assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+    assert_eq!(hold.files().doubted(), Some(two));
+    bench.origin.answer(|_, _, bytes| Ok(bytes));
+    bench.check(&sample, two);
+    assert_eq!(hold.files().doubted(), None);
 }
 
 #[test]
