@@ -213,13 +213,8 @@ impl<'a> Fill<'a> {
     ) -> Result<bool, (u32, FillError)> {
         let mut taken = 0;
         let all = asker.copy(unit, |segment, verified| {
-            if !is_whole(held, segment) {
-                let (bytes, len) = (verified.as_slice(), verified.as_slice().len() as u64);
-                held.open.fill(segment, bytes).map_err(|error| (segment, error))?;
-                taken += len;
-                self.inner.observer.filled(held.open.id(), segment, len, self.job.priority);
-            }
-            self.announce(held, segment);
+            let new = self.write(held, segment, verified).map_err(|error| (segment, error))?;
+            taken += if new { verified.as_slice().len() as u64 } else { 0 };
             Ok(())
         })?;
         if all {
@@ -351,8 +346,8 @@ impl<'a> Fill<'a> {
         Ok(())
     }
 
-    /// Writes a segment, and tells whoever waits for it.
-    fn write(&self, held: &Held, segment: u32, verified: &Verified) -> Result<(), FillError> {
+    /// Writes a segment, and tells whoever waits for it; returns whether it was missing.
+    fn write(&self, held: &Held, segment: u32, verified: &Verified) -> Result<bool, FillError> {
         let bytes = verified.as_slice();
         let known = is_whole(held, segment);
         held.open.fill(segment, bytes)?;
@@ -363,7 +358,7 @@ impl<'a> Fill<'a> {
             guard::lock(&self.inner.halves).forget(held.open.id(), segment);
         }
         self.announce(held, segment);
-        Ok(())
+        Ok(!known)
     }
 
     /// Keeps a decoder that can go on, if anybody may yet want what comes next.
@@ -396,9 +391,8 @@ impl<'a> Fill<'a> {
             };
             // Somebody may be about to ask for the other half of what this lot begins with.
             let kept = self.keep(held, decoder.halves());
-            let written =
-                kept.and_then(|()| self.write(held, segment, &verified).map_err(|error| (segment, error)));
-            if let Err((segment, error)) = written {
+            let write = |()| self.write(held, segment, &verified).map_err(|error| (segment, error));
+            if let Err((segment, error)) = kept.and_then(write) {
                 return Some(Stop::Unwritten(segment, error));
             }
             decoder.reuse(verified);

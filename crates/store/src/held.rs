@@ -45,8 +45,12 @@ impl Used {
 }
 
 impl Memory {
-    /// Waits until there is room; nothing if the deadline comes first, or the end.
+    /// Waits until there is room; nothing if the deadline comes first, or the end. Who needs none, as all do whose layers have
+    /// starts, does not wait.
     pub(crate) fn take(&self, bytes: u64, hurried: bool, deadline: Instant) -> Option<Room<'_>> {
+        if bytes == 0 {
+            return Some(Room { of: self, bytes, hurried });
+        }
         let (mut used, line) = (guard::lock(&self.used), usize::from(!hurried));
         let number = used.numbers;
         used.numbers += 1;
@@ -85,6 +89,9 @@ pub(crate) struct Room<'a> {
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
         let mut used = guard::lock(&self.of.used);
         used.all -= self.bytes;
         used.unhurried -= if self.hurried { 0 } else { self.bytes };
@@ -137,6 +144,7 @@ mod tests {
             let half = waits.join().unwrap().unwrap();
             in_line(1);
             assert!(memory.take(1, true, Instant::now()).is_none(), "it would come before whoever waits");
+            assert!(memory.take(0, true, Instant::now()).is_some(), "it takes nothing from anybody");
             memory.close();
             assert!(small.join().unwrap());
             drop(half);

@@ -13,8 +13,8 @@
 //! skippable  footer, 64 bytes
 //! ```
 //!
-//! Pieces have 512 KiB, what a segment of Floe's takes, counted from the beginning of the file; the reference cuts by content, 64 KiB on average. Who has one
-//! version of a file already finds more of the next one by such cuts, but what layers have in common is mostly whole
+//! Pieces have 512 KiB, what a segment of Floe's takes, counted from the beginning of the file; the reference cuts by
+//! content, 64 KiB on average. Who has one version of a file already finds more of the next one by such cuts, but what layers have in common is mostly whole
 //! files, which are found in either; and frames of 64 KiB are some per cent longer, and take a rolling sum over all.
 //! A piece of nothing but zeros is said to be one, so that nobody fetches it.
 //!

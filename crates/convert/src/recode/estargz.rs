@@ -37,9 +37,8 @@ use super::names::clean;
 use super::pipe::Pipe;
 use super::table::{Style, Table};
 
-/// Longest piece of a file: what a segment of Floe's takes, or a part of it in large layers, so that who reads a
-/// segment fetches no more. The reference
-/// takes 4 MiB unless told otherwise, of which every reader has to have the whole.
+/// Longest piece of a file: what a segment of Floe's takes, or a part of it in large layers, so that who reads a segment
+/// fetches no more. The reference takes 4 MiB unless told otherwise, of which every reader has to have the whole.
 pub(super) const PIECE: usize = 512 << 10;
 
 /// Longest member, in plain bytes.

@@ -41,8 +41,8 @@ struct Report {
 
 pub(super) fn convert(session: &Session, args: &cli::Convert) -> anyhow::Result<Code> {
     let (to, recoder) = (parse(&args.made.to)?, recoder(args.format, args.made.level, Arc::default())?);
+    Conversion::check(&to, args.made.verify)?;
     let conversion = conversion(&args.made, args.format, FileOrder::AsBefore);
-    conversion.check(&to).map_err(anyhow::Error::new)?;
     let net = Net::new(&session.config, None)?;
     let original = looked_at(&net, &parse(&args.made.from)?)?;
     made(session, &net, &original, (&args.made, &to), conversion, recoder)

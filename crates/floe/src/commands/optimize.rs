@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ::convert::recode::First;
 use anyhow::{Context, bail};
 use format::{DiffId, Digest, limits};
-use registry::{FileOrder, Format, Original, Reference, Source};
+use registry::{Conversion, FileOrder, Format, Original, Reference, Source};
 
 use super::run::eprint;
 use super::{Session, convert};
@@ -79,9 +79,7 @@ pub(super) fn optimize(session: &Session, args: &cli::Optimize) -> anyhow::Resul
     if args.format == Some(cli::LayerFormat::Erofs) {
         return Err(misused(format!("--format: {WHOLE}")));
     }
-    // What that looks at is the same whatever the format.
-    let hopeless = convert::conversion(&args.made, cli::LayerFormat::Oci, FileOrder::ByRecoder).check(&to);
-    hopeless.map_err(anyhow::Error::new)?;
+    Conversion::check(&to, args.made.verify)?;
     let given = args.profile.as_deref().map(given).transpose()?;
     let net = Net::new(&session.config, None)?;
     let original = convert::looked_at(&net, &from)?;

@@ -11,9 +11,10 @@ use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{Digest, IndexId, limits};
 use registry::{IndexArtifact, Reference, Source};
-use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, ReadError, RefName, Segments, Urgency};
+use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, RefName, Urgency};
 
 use super::asker::{Asker, Question, is_in};
+use super::doubt::WRONG;
 use super::found::{FoundLayer, Place};
 use super::line::Line;
 use super::nydus::Role;
@@ -54,15 +55,6 @@ const LARGE: u64 = 256 << 20;
 
 /// And larger ones still beyond 1 GiB.
 const HUGE: u64 = 1 << 30;
-
-/// Why an index is passed over that says where nothing right was found.
-const WRONG: &str = "what lies where it says came wrong, again and again";
-
-/// How long a segment is waited for that came wrong twice.
-const AGAIN: Duration = Duration::from_secs(5);
-
-/// For how long one that came wrong again is not asked for once more: an opening looks at an index in several places.
-const SURE: Duration = Duration::from_secs(60);
 
 /// All layers of an image.
 pub(super) struct Found {
@@ -453,23 +445,6 @@ impl Engine {
             bail!(WRONG);
         }
         Ok(found)
-    }
-
-    /// Says whether a segment that came wrong twice does so again: then its index is passed over. Whoever sent it then
-    /// need not be whom we ask now. Nobody who cannot be reached is waited for.
-    fn is_wrong(&self, found: &FoundLayer) -> bool {
-        let Some(segment) = found.doubted() else { return false };
-        let (id, now) = (found.id(), Instant::now());
-        let asked = || self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        asked().retain(|_, when| now.duration_since(*when) < SURE);
-        if asked().contains_key(&id) {
-            return true;
-        }
-        let wrong = matches!(self.through.fetch(id, segment, now + AGAIN), Err(ReadError::Corrupt { .. }));
-        if wrong {
-            asked().insert(id, now);
-        }
-        wrong
     }
 
     /// Takes in the layers that were opened by something, by their numbers; returns why not, for the first that could not be.

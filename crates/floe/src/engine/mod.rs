@@ -26,6 +26,7 @@ mod asker;
 mod compare;
 mod contents;
 mod dedup;
+mod doubt;
 mod fetch;
 mod found;
 mod hold;
@@ -118,8 +119,7 @@ pub struct Engine {
     streams: places::Places<8>,
     /// The indexes of the layers streamed by this daemon: some hundred bytes for each. Held for a look only.
     built: Mutex<HashMap<(format::Digest, format::DiffId), IndexId>>,
-    /// Indexes by which bytes have just come wrong once more, and when. Held for a look only.
-    wrong: Mutex<HashMap<IndexId, Instant>>,
+    wrong: doubt::Wrong,
     /// Layers streamed for want of an index, by reason. Held for a look only.
     fallbacks: Mutex<BTreeMap<Fallback, u64>>,
     alerts: Arc<Alerts>,
@@ -188,7 +188,7 @@ impl Engine {
             building: keyed_lock::KeyedLock::default(),
             streams: places::Places::default(),
             built: Mutex::default(),
-            wrong: Mutex::default(),
+            wrong: doubt::Wrong::default(),
             fallbacks: Mutex::default(),
             alerts,
             stopping: AtomicBool::new(false),

@@ -103,12 +103,6 @@ impl Seen {
         self.bytes / self.arriving
     }
 
-    /// Returns what has been seen since.
-    fn since(&self, before: &Self) -> Self {
-        let (bytes, arriving) = (self.bytes - before.bytes, self.arriving - before.arriving);
-        Self { idle: self.idle - before.idle, bytes, arriving }
-    }
-
     /// Returns how much of the rest may be under way beside what readers want; `all` is what was missing at first, and `before`
     /// what had been seen when the first of the rest was asked for.
     ///
@@ -123,11 +117,14 @@ impl Seen {
         reason = "not negative, and bounded at once"
     )]
     fn ahead(&self, all: f64, patience: f64, delay: Duration, before: Option<&Self>) -> Pace {
-        let busy = before.map_or(*self, |before| self.since(before));
-        if before.is_some() && busy.bytes < SHOWING {
-            return Pace::Some(Ahead { requests: 1, bytes: FIRST });
+        let mut rate = self.rate();
+        if let Some(before) = before {
+            let (bytes, arriving) = (self.bytes - before.bytes, self.arriving - before.arriving);
+            if bytes < SHOWING {
+                return Pace::Some(Ahead { requests: 1, bytes: FIRST });
+            }
+            rate = rate.min(bytes / arriving);
         }
-        let rate = busy.rate().min(self.rate());
         let lost = self.idle * rate / all;
         match (lost / patience) as usize {
             0 => Pace::Nothing,

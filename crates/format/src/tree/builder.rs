@@ -16,8 +16,9 @@
 //!   come on top, as in containerd. No target, or a directory, is an error.
 //! - **Whiteouts** (OCI image spec, "Whiteouts"): `.wh.NAME` hides `NAME`, `.wh..wh..opq` all entries of its
 //!   directory. Both concern lower layers only, wherever they stand in their layer: they act as if they came first.
-//!   Parents they have as all members do: the directory that one stands in is there, and if it is empty. A directory of a lower layer that stays only
-//!   because something of this layer lies below it, or hides something in it, becomes a missing parent. Other `.wh..wh.*` names are aufs' own and skipped with all that lies below them.
+//!   Parents they have as all members do: the directory that one stands in is there, and if it is empty. A directory of a
+//!   lower layer that stays only because something of this layer lies below it, or hides something in it, becomes a missing
+//!   parent. Other `.wh..wh.*` names are aufs' own and skipped with all that lies below them.
 //! - **Attributes** left out: those overlayfs would interpret (`trusted.overlay.*`, `user.overlay.*`); those of a namespace
 //!   that no image can hold (other than `user.`, `trusted.`, `security.`, `lustre.` and the two POSIX ACLs; a
 //!   kernel answers EOPNOTSUPP, which containerd ignores); `user.` on what is neither file nor directory, access ACLs of

@@ -64,14 +64,14 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Refuses what could only fail at its end: before anything is read.
-    pub fn check(&self, to: &Reference) -> Result<(), Error> {
+    /// Refuses a destination at which it could only fail at its end: before anything is read.
+    pub fn check(to: &Reference, verify: bool) -> Result<(), Error> {
         let refused = |why: &str| Err(Error::Unsupported { what: to.to_string(), why: why.into() });
         if to.digest().is_some() {
             return refused("the digest of what is made is not known before; name a tag");
         }
         match to {
-            Reference::Archive(_) if self.verify => refused(
+            Reference::Archive(_) if verify => refused(
                 "an archive that is being written cannot be read again; verify a conversion to oci:DIR",
             ),
             _ => Ok(()),
@@ -306,7 +306,7 @@ impl Client {
         recode: Arc<dyn Recode>,
         watch: Arc<dyn Watch>,
     ) -> Result<Converted, Error> {
-        conversion.check(to)?;
+        Conversion::check(to, conversion.verify)?;
         let Original { source, plan } = original;
         let images = Images::of(source, plan, conversion, &*watch).await?;
         let target = Target::open(self, to).await?;

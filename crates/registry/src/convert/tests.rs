@@ -463,15 +463,7 @@ async fn a_tag_that_moves_after_the_first_look_changes_nothing() {
 
 #[test]
 fn what_cannot_end_well_is_refused_at_once() {
-    let convert = |to: &str, verify| {
-        let conversion = Conversion {
-            format: Format::Oci,
-            order: FileOrder::AsBefore,
-            originals: Originals::LeftOut,
-            verify,
-        };
-        conversion.check(&to.parse().unwrap()).unwrap_err().to_string()
-    };
+    let convert = |to: &str, verify| Conversion::check(&to.parse().unwrap(), verify).unwrap_err().to_string();
     assert!(convert("oci-archive:-", true).contains("cannot be read again"));
     let digest = Digest::of(b"x");
     assert!(convert(&format!("localhost/a@{digest}"), false).contains("not known before"));

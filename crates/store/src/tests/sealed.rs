@@ -158,11 +158,15 @@ fn segments_by_themselves_take_each_span_once_in_any_order() {
     }
 }
 
+/// Returns a segment that lies in two spans.
+fn in_two(sample: &Sample) -> u32 {
+    (1..sample.layer.segments()).find(|n| sample.layer.span(*n).unwrap().segments.len() == 1).unwrap()
+}
+
 #[test]
 fn halves_that_are_lost_or_wrong_come_again() {
     let sample = sample(5, SPAN, 6, 1_000_000);
-    let two =
-        (1..sample.layer.segments()).find(|n| sample.layer.span(*n).unwrap().segments.len() == 1).unwrap();
+    let two = in_two(&sample);
     let range = |n: u32| sample.layer.span(n).unwrap().parts[0].range.clone();
     let bench = Bench::new(&[&sample]);
     let hold = bench.add(&sample);
@@ -187,8 +191,7 @@ fn halves_that_are_lost_or_wrong_come_again() {
 #[test]
 fn a_segment_is_doubted_whose_span_comes_wrong_although_all_else_of_that_is_here() {
     let sample = sample(7, SPAN, 6, 1_000_000);
-    let two =
-        (1..sample.layer.segments()).find(|n| sample.layer.span(*n).unwrap().segments.len() == 1).unwrap();
+    let two = in_two(&sample);
     let bench = Bench::new(&[&sample]);
     let hold = bench.add(&sample);
     bench.check(&sample, two - 1);
