@@ -34,7 +34,7 @@ def by_hand(root, home):
     metas = [os.path.join(root, "meta", name) for name in os.listdir(os.path.join(root, "meta")) if not name.endswith(".sum")]
     if len(metas) != 1:
         raise Failed(f"{root}/meta has {len(metas)} images, and not one")
-    with _mounted(metas[0], [f"{root}/device/{index}/{segment}" for index, segment in _devices(metas[0])], home, "hand") as point:
+    with mounted(metas[0], [f"{root}/device/{index}/{segment}" for index, segment in _devices(metas[0])], home, "hand") as point:
         yield point
 
 
@@ -54,7 +54,7 @@ def _made(source, home, name, options):
         run(["mkfs.erofs", "-T0", "--quiet", *options, file, source])
         devices = [blob] if os.path.exists(blob) else []
         run(["sync", file, *devices])
-        with _mounted(file, devices, home, name) as point:
+        with mounted(file, devices, home, name) as point:
             yield point
     finally:
         for path in (file, blob):
@@ -63,7 +63,7 @@ def _made(source, home, name, options):
 
 
 @contextmanager
-def _mounted(file, devices, home, name):
+def mounted(file, devices, home, name, flags=(b"ro", b"directio")):
     """Mounts by the calls that take any number of devices; mount(2) takes a page of options."""
     point = os.path.join(home, f"{name}.mnt")
     os.makedirs(point, exist_ok=True)
@@ -71,7 +71,7 @@ def _mounted(file, devices, home, name):
     try:
         for key, value in [("source", file), *(("device", device) for device in devices)]:
             _call(FSCONFIG, context, SET_STRING, key.encode(), value.encode(), 0)
-        for flag in (b"ro", b"directio"):
+        for flag in flags:
             _call(FSCONFIG, context, SET_FLAG, flag, None, 0)
         _call(FSCONFIG, context, CREATE, None, None, 0)
         mount = _call(FSMOUNT, context, 1, 0)

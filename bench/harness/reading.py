@@ -45,6 +45,7 @@ def measured(options, trees):
     run = {"find": tree.find, "tar": tree.tar, "random": reads("randread"), "sequential": reads("read"), "tsc": tree.tsc}
     wanted = WORKLOADS + (("tsc",) if tree.has_tsc(trees["ext4"]) else ())
     order, samples = random.Random(options.n), []
+    machine.drop_caches()  # what made the trees has read one of them already, in longer reads, which the page cache keeps in larger folios
     for root in trees.values():
         tree.tar(root, 1)  # everything local and warm
     for number in range(1, options.n + 1):
