@@ -9,10 +9,12 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `ahead.rs` | how far the kernel reads ahead |
 //! | `events.rs` | from an event to a whole segment and an answer |
 //! | `streams.rs` | who reads a layer in sequence, and what to hint |
 //! | `trial.rs` | whether this kernel and file system can do all that |
 
+mod ahead;
 mod events;
 mod streams;
 mod trial;
@@ -27,6 +29,10 @@ use sys::mount::{Detached, DeviceReads, MountError, Unmount};
 
 pub use events::{Events, Observed};
 pub use trial::{TrialError, trial};
+
+/// KiB that the kernel may read ahead where all is here: a segment. Where parts are missing it keeps to its own figure, for at a page
+/// fault it reads as much around it, of two segments then. `docs/decisions/0009-*` has the measurements.
+const AHEAD: u32 = 512;
 
 /// A segment of an image that is about to be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +66,15 @@ pub fn mount(
     // Past the page cache the kernel would first write out what a fill has just put there: a reader would wait for
     // the disk. `docs/decisions/0009-*` has the figures.
     let reads = if watched.is_none() { DeviceReads::Direct } else { DeviceReads::Buffered };
-    sys::mount::erofs(image, devices.iter().map(path), reads)
+    let mounted = || sys::mount::erofs(image, devices.iter().map(path), reads);
+    if watched.is_some() {
+        return mounted();
+    }
+    // Such mounts are made one at a time: what each has to look up on the disk is looked up before.
+    for device in devices {
+        let _ = fs::metadata(path(device)); // the kernel will say what is missing
+    }
+    ahead::with(AHEAD, mounted)
 }
 
 /// A bind mount of a directory of segments, through which the kernel asks before it reads.
