@@ -12,10 +12,12 @@ mod support;
 
 use std::fs;
 
+use containerd::services::snapshots::v1 as api;
 use format::{ChainId, DiffId, Digest};
 use serde_json::json;
 use support::containerd::{Containerd, Release};
 use support::image::{self, TestImage};
+use support::metrics::{address, ask, tells, value};
 use support::servers::Embedded;
 use support::{mounts_of, until};
 use tonic::Code;
@@ -132,6 +134,7 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     needs_containerd!(Release::Installed);
     let Some(image) = image() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
+    tells(&node, "127.0.0.1:0");
     let containerd = Containerd::start(Release::Installed, &node, &reference);
     let mut service = containerd.service();
     let blobs: Vec<_> = image.layers.iter().map(|layer| Digest::of(&layer.blob).to_string()).collect();
@@ -154,6 +157,15 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     for (n, labels) in cases.iter().enumerate() {
         let mounts = service.prepare(&format!("key {n}"), "", labels).unwrap();
         assert!(mounts.len() == 1 && mounts[0].starts_with("bind "), "{labels:?}: {mounts:?}");
+    }
+    let (_, page) = ask(address(&node), "GET /metrics");
+    let reasons = [("unlabelled", 2.0), ("label", 1.0), ("image", 1.0), ("no-layer", 2.0), ("parent", 1.0)];
+    for (reason, count) in reasons {
+        assert_eq!(
+            value(&page, &format!("floe_layers_ordinary_total{{reason=\"{reason}\"}}")),
+            count,
+            "{page}"
+        );
     }
     // The right ones, as CRI sends them and, upon that, as BuildKit does.
     let right = [(target, &*chain[0]), (name, &reference), (layer, &blobs[0])];
@@ -179,6 +191,21 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     assert_eq!(service.prepare("", "", &[]), Err(Code::InvalidArgument));
     assert_eq!(service.prepare("child", "key 0", &[]), Err(Code::FailedPrecondition));
     assert_eq!(service.remove("nobody"), Err(Code::NotFound));
+    assert_eq!(service.stat("nobody"), Err(Code::NotFound));
+    assert_eq!(service.mounts("nobody"), Err(Code::NotFound));
+    assert_eq!(service.usage("nobody"), Err(Code::NotFound));
+    assert_eq!(service.mounts(&chain[0]), Err(Code::FailedPrecondition), "it is committed");
+    assert_eq!(service.stat(&chain[1]), Ok((api::Kind::Committed, chain[0].clone())));
+
+    // What is looked at is the mount itself, and nothing of it can be written.
+    let view = service.view("view", &chain[1]).unwrap();
+    assert!(
+        view.len() == 1 && view[0].starts_with("bind /run/floe/") && view[0].ends_with(" ro,rbind"),
+        "{view:?}"
+    );
+    assert_eq!(service.mounts("view"), Ok(view));
+    assert_eq!(service.stat("view"), Ok((api::Kind::View, chain[1].clone())));
+    assert_eq!(service.commit("x", "view", ""), Err(Code::FailedPrecondition), "it was only looked at");
 
     // What a container wrote is counted, and an unpacked layer takes its place between.
     let mounts = service.prepare("over", &chain[0], &[]).unwrap();
@@ -191,6 +218,11 @@ fn labels_that_are_missing_wrong_or_hostile_give_an_ordinary_snapshot() {
     assert_eq!(service.usage("unpacked"), Ok(used));
     let mounts = service.prepare("container", "unpacked", &[]).unwrap();
     assert!(mounts[0].contains(&format!("lowerdir={upper}:/run/floe/")), "{mounts:?}");
+    let view = service.view("view of it", "unpacked").unwrap();
+    assert!(
+        view[0].contains(&format!(" lowerdir={upper}:/run/floe/")) && !view[0].contains("upperdir"),
+        "{view:?}"
+    );
     assert_eq!(service.remove(&chain[0]), Err(Code::FailedPrecondition));
 }
 

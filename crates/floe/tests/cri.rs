@@ -17,7 +17,10 @@ use support::image;
 use support::servers::Embedded;
 use support::until;
 
-each_release!(a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing);
+each_release!(
+    a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing,
+    images_that_overlayfs_unpacked_run_when_pods_become_lazy,
+);
 
 fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing(release: Release) {
     let node = node!("[fetch]\nbackground = false\n");
@@ -66,6 +69,39 @@ fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing(release: Relea
     cri.remove_pod(&pod);
     cri.remove_image(&reference);
     until("the snapshots are collected", || node.files("snapshots") == 0);
+}
+
+fn images_that_overlayfs_unpacked_run_when_pods_become_lazy(release: Release) {
+    let node = node!("[fetch]\nbackground = false\n");
+    if let Some(why) = release.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
+        testkit::skip!("there is no busybox")
+    };
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let mut containerd = Containerd::start_for_pods(release, &node, &reference);
+    containerd.images_by("floe", "overlayfs");
+    let mut cri = Cri::at(&containerd.socket());
+    cri.pull(&reference).unwrap();
+    let old = cri.pod("old");
+    let one = cri.start(&old, "one", &reference, &["sleep", "1000"]).unwrap();
+
+    // As a node is told of Floe: its images, the sandbox's among them, are there and are not pulled again.
+    containerd.images_by("overlayfs", "floe");
+    let mut cri = Cri::at(&containerd.socket());
+    assert_eq!(cri.exec(&one, &["cat", "/etc/name"]), b"tested\n", "what runs goes on");
+    let new = cri.pod("new");
+    let two = cri.start(&new, "two", &reference, &["sleep", "1000"]).unwrap();
+    assert!(cri.exec(&two, &["cat", "/data/0"]) == image::noise(9, 1_500_000));
+    let three = cri.start(&old, "three", &reference, &["sleep", "1000"]).unwrap();
+    assert_eq!(cri.exec(&three, &["cat", "/etc/name"]), b"tested\n");
+    for container in [one, two, three] {
+        cri.remove(&container);
+    }
+    for pod in [old, new] {
+        cri.remove_pod(&pod);
+    }
 }
 
 #[test]

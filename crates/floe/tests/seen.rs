@@ -10,37 +10,11 @@
 
 mod support;
 
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 
-use support::{Node, image, until};
+use support::metrics::{address, ask, tells, value};
+use support::{image, until};
 use testkit::faulty::{Fault, Faulty};
-
-/// Asks over HTTP; returns head and body.
-fn ask(address: SocketAddr, request: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "{request} HTTP/1.1\r\nHost: floe\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    (head.to_owned(), body.to_owned())
-}
-
-/// Returns the value of a line of the page.
-fn value(page: &str, line: &str) -> f64 {
-    let found = page.lines().find_map(|one| one.strip_prefix(line)?.strip_prefix(' '));
-    found.unwrap_or_else(|| panic!("no {line} in\n{page}")).parse().unwrap()
-}
-
-/// Has the daemon of a node, which does not run yet, tell metrics.
-fn tells(node: &Node, address: &str) {
-    let file = node.path("config.toml");
-    let before = fs::read_to_string(&file).unwrap();
-    let root = node.store();
-    let section = format!("[metrics]\nlisten = \"{address}\"\nroot = \"{}\"\n", root.display());
-    fs::write(&file, before + &section).unwrap();
-}
 
 #[test]
 fn waits_and_faults_are_told_by_file_and_by_number() {
@@ -57,9 +31,7 @@ fn waits_and_faults_are_told_by_file_and_by_number() {
     support::read(&at.join("data/2")).unwrap_err();
     server.heal();
 
-    let log = node.log();
-    let (_, told) = log.split_once("telling metrics address=").unwrap();
-    let free: SocketAddr = told.split_whitespace().next().unwrap().parse().unwrap();
+    let free = address(&node);
     let dir = at.to_str().unwrap();
     let traces = node.json(&["trace", dir]);
     assert_eq!(traces.as_array().unwrap().len(), 1, "{traces}");
@@ -88,6 +60,7 @@ fn waits_and_faults_are_told_by_file_and_by_number() {
     assert!(value(&page, "floe_wait_seconds_count") > 0.0, "{page}");
     assert!(value(&page, "floe_read_errors_total{errno=\"EIO\",reason=\"fetch\"}") > 0.0, "{page}");
     assert_eq!(value(&page, "floe_readers_waiting"), 0.0);
+    assert!(value(&page, "floe_joins_total") >= 0.0);
     let mounts: f64 = ["erofs", "fuse", "plain"]
         .map(|path| value(&page, &format!("floe_mounts{{path=\"{path}\"}}")))
         .iter()

@@ -169,6 +169,11 @@ impl Flights {
         signal
     }
 
+    /// Says whether a span is on its way or waiting to be.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        self.flights.contains_key(key)
+    }
+
     /// Ends a reader's wait for a segment; `served` if it got that.
     pub(crate) fn leave(&mut self, key: Key, signal: &Arc<Signal>, segment: u32, served: bool) {
         let Entry::Occupied(mut entry) = self.flights.entry(key) else { return };

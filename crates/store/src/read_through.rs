@@ -122,6 +122,8 @@ pub(crate) struct Inner {
     pub(crate) work: Condvar,
     /// Bytes that came from other layers.
     taken: AtomicU64,
+    /// Readers that joined a flight.
+    joined: AtomicU64,
 }
 
 /// A layer in use.
@@ -195,6 +197,7 @@ impl ReadThrough {
             arriving: Mutex::default(),
             work: Condvar::new(),
             taken: AtomicU64::new(0),
+            joined: AtomicU64::new(0),
         });
         let (to_know, layers) = sync_channel(TO_KNOW);
         let started = Self { inner, workers: Mutex::default(), to_know };
@@ -234,7 +237,8 @@ impl ReadThrough {
         }
         let mut waiter =
             Waiter { inner: &self.inner, held, segment, deadline, since: Instant::now(), flight: None };
-        waiter.join()?;
+        let joined = waiter.join()?;
+        self.inner.joined.fetch_add(joined.into(), Ordering::Relaxed);
         Ok(waiter)
     }
 
@@ -281,6 +285,11 @@ impl ReadThrough {
     /// Returns the bytes that were copied from other layers and not fetched, since the start.
     pub fn taken(&self) -> u64 {
         self.inner.taken.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many readers joined a fetch that was under way or asked for already, since the start.
+    pub fn joined(&self) -> u64 {
+        self.inner.joined.load(Ordering::Relaxed)
     }
 
     /// Returns how many spans are on their way.
@@ -360,7 +369,7 @@ impl Waiter<'_> {
             match self.held.open.file(segment) {
                 Ok(Some(file)) => return Ok(file),
                 // Gone again (`scrub`), or its flight was abandoned: ask anew.
-                Ok(None) => self.join()?,
+                Ok(None) => drop(self.join()?),
                 Err(error) => return Err(ReadError::disk(index, segment, error)),
             }
         }
@@ -389,7 +398,8 @@ impl Waiter<'_> {
         }
     }
 
-    fn join(&mut self) -> Result<(), ReadError> {
+    /// Says whether the flight was there before.
+    fn join(&mut self) -> Result<bool, ReadError> {
         let index = self.held.open.id();
         let Some(span) = self.held.layer.span(self.segment) else {
             return Err(ReadError::Unknown { index, segment: self.segment });
@@ -400,10 +410,11 @@ impl Waiter<'_> {
         if flights.closed {
             return Err(ReadError::Closed);
         }
+        let is_there = flights.has(&key);
         self.flight = Some((key, flights.join(index, wanted, self.segment, self.deadline)));
         drop(flights);
         self.inner.work.notify_one();
-        Ok(())
+        Ok(is_there)
     }
 }
 

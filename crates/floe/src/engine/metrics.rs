@@ -56,6 +56,17 @@ impl Reads {
     }
 }
 
+/// Layers that containerd was to have lazily and got an ordinary snapshot of, since the daemon began.
+#[derive(Default)]
+pub struct Ordinary(Family<Labels, Counter>);
+
+impl Ordinary {
+    /// Hears of one, and why, in a word.
+    pub(crate) fn because(&self, why: &str) {
+        self.0.get_or_create(&vec![("reason", why.to_owned())]).inc();
+    }
+}
+
 /// The page in the making.
 struct Page(Registry);
 
@@ -123,6 +134,8 @@ impl Engine {
         let streamed = [Fallback::NoIndex, Fallback::Unsigned, Fallback::Unusable, Fallback::NoAnswer]
             .map(|why| (vec![("reason", why.word().to_owned())], fallbacks.get(&why).copied().unwrap_or(0)));
         page.counters("layers_streamed", "Layers that were fetched whole instead of being lazy", streamed);
+        let ordinary = self.ordinary.0.clone();
+        page.0.register("layers_ordinary", "Layers that were left to the client to unpack", ordinary);
     }
 
     fn tell_mounts(&self, page: &mut Page) {
@@ -141,6 +154,8 @@ impl Engine {
             "Reads that were asked about and answered at once; what is here the kernel mostly reads without asking",
             reads.here.load(Ordering::Relaxed),
         );
+        let joined = self.through.joined();
+        page.counter("joins", "Reads that joined a fetch that was under way or asked for already", joined);
         page.0.register("read_errors", "Reads that ended in an error", reads.failed.clone());
         page.0.register_with_unit(
             "wait",

@@ -122,6 +122,8 @@ pub struct Engine {
     wrong: doubt::Wrong,
     /// Layers streamed for want of an index, by reason. Held for a look only.
     fallbacks: Mutex<BTreeMap<Fallback, u64>>,
+    /// Layers that the snapshotter did not make lazy.
+    pub(crate) ordinary: metrics::Ordinary,
     alerts: Arc<Alerts>,
     stopping: AtomicBool,
     /// Whether mounts stay when this ends.
@@ -190,6 +192,7 @@ impl Engine {
             built: Mutex::default(),
             wrong: doubt::Wrong::default(),
             fallbacks: Mutex::default(),
+            ordinary: metrics::Ordinary::default(),
             alerts,
             stopping: AtomicBool::new(false),
             leaving: AtomicBool::new(false),

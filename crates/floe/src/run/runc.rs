@@ -1,7 +1,8 @@
 //! The OCI runtime: finding it, starting a container with it, ending one.
 //!
 //! The runtime only starts the container and is gone; the container's first process then belongs to us, so its
-//! exit status comes from the kernel. runc 1.1 and crun are known to work.
+//! exit status comes from the kernel. runc 1.1 is tested; crun, which refuses hosts with cgroups of both
+//! versions, is not.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

@@ -70,6 +70,20 @@ pub(super) enum NotLazy {
     Snapshot(#[from] SnapshotError),
 }
 
+impl NotLazy {
+    /// Returns the reason in a word, as the metrics have it.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Unlabelled => "unlabelled",
+            Self::Nonsense { .. } => "label",
+            Self::Image(_) => "image",
+            Self::NoSuchLayer { .. } => "no-layer",
+            Self::Parent | Self::OtherParent => "parent",
+            Self::Snapshot(_) => "store",
+        }
+    }
+}
+
 /// A layer that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wish {

@@ -128,10 +128,12 @@ impl Snapshotter {
     /// Makes a snapshot that can be looked at or written to, and returns what to mount. One that somebody would unpack a layer
     /// into exists already where the layer is had lazily.
     fn create(&self, new: &NewSnapshot<'_>, kind: SnapshotKind) -> Result<Vec<Mount>, Failure> {
+        let mut not_lazy = None;
         if let (SnapshotKind::Active, Some(target)) = (kind, new.labels.get(SNAPSHOT_REF)) {
             match self.lazily(new, target) {
                 Ok(()) => return Err(SnapshotError::Exists(target.clone()).into()),
                 Err(why) => {
+                    not_lazy = Some(why.word());
                     let target = labels::shortened(target);
                     tracing::info!(target, snapshotter = new.owner, "the layer is not lazy: {why:#}");
                 }
@@ -143,9 +145,12 @@ impl Snapshotter {
             self.take_after(&snapshot, &lowers)?;
             Ok(self.over(&snapshot, &lowers))
         });
-        made.inspect_err(|_| {
-            let _ = self.remove(new.owner, new.name); // nobody has heard of it
-        })
+        match (&made, not_lazy) {
+            (Err(_), _) => drop(self.remove(new.owner, new.name)), // nobody has heard of it
+            (Ok(_), Some(why)) => self.engine.ordinary.because(why),
+            (Ok(_), None) => {}
+        }
+        made
     }
 
     /// Makes the committed snapshot that somebody is about to unpack, or says why not.

@@ -1,5 +1,6 @@
 //! The containerds of several Debians, with a node's daemon as their snapshotter; and the service itself, asked by hand.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -194,6 +195,17 @@ impl<'a> Containerd<'a> {
         until("containerd answers", || self.ctr(&["version"]).status.success());
     }
 
+    /// Starts it anew, with another snapshotter for the images of pods, which its configuration names first.
+    pub fn images_by(&mut self, old: &str, new: &str) {
+        let file = self.dir.join("config.toml");
+        let config = fs::read_to_string(&file).unwrap();
+        let line = |name| format!("\nsnapshotter = \"{name}\"\n");
+        assert!(config.contains(&line(old)), "{config}");
+        self.kill();
+        fs::write(&file, config.replacen(&line(old), &line(new), 1)).unwrap();
+        self.up();
+    }
+
     /// Ends without a chance to tidy up.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -354,6 +366,26 @@ impl Service {
         };
         let answer = self.runtime.block_on(self.client.prepare(Request::new(asked)));
         Ok(shown(answer.map_err(|status| status.code())?.into_inner().mounts))
+    }
+
+    /// Makes a snapshot to look at.
+    pub fn view(&mut self, key: &str, parent: &str) -> Result<Vec<String>, Code> {
+        let asked = api::ViewSnapshotRequest {
+            snapshotter: "floe".into(),
+            key: key.into(),
+            parent: parent.into(),
+            labels: HashMap::new(),
+        };
+        let answer = self.runtime.block_on(self.client.view(Request::new(asked)));
+        Ok(shown(answer.map_err(|status| status.code())?.into_inner().mounts))
+    }
+
+    /// Returns the kind and the parent of a snapshot.
+    pub fn stat(&mut self, key: &str) -> Result<(api::Kind, String), Code> {
+        let asked = api::StatSnapshotRequest { snapshotter: "floe".into(), key: key.into() };
+        let answer = self.runtime.block_on(self.client.stat(Request::new(asked)));
+        let info = answer.map_err(|status| status.code())?.into_inner().info.unwrap();
+        Ok((info.kind(), info.parent))
     }
 
     /// Returns what somebody has to mount who uses a snapshot.

@@ -16,6 +16,7 @@ pub mod cri;
 pub mod disk;
 pub mod docker;
 pub mod image;
+pub mod metrics;
 pub mod readers;
 pub mod servers;
 pub mod storage;

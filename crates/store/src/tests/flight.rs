@@ -71,6 +71,7 @@ fn a_reader_that_gives_up_takes_nothing_from_the_others() {
     let gone = bench.read.begin(sample.id(), 0, later()).unwrap();
     let stays = bench.read.begin(sample.id(), 0, later()).unwrap();
     let late = bench.read.begin(sample.id(), 0, Instant::now()).unwrap();
+    assert_eq!(bench.read.joined(), 2);
     bench.origin.wait_for_held(1);
     drop(gone);
     assert!(matches!(late.wait(), Err(ReadError::Timeout { segment: 0, .. })));
