@@ -11,12 +11,14 @@
 
 mod support;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::image::{self, TestImage};
 use support::readers::{self, OnError, Readers, pread};
+use support::servers::Embedded;
 use support::{Node, until};
 use testkit::faulty::Faulty;
 
@@ -170,6 +172,42 @@ fn a_killed_keeper_is_an_errno_for_who_waits_and_is_replaced() {
     }
     assert_eq!(scene.node.locked_by(), daemon);
     assert!(scene.node.log().contains("the keeper has died"), "{}", scene.node.log());
+}
+
+/// Says whether a store's keeper has a FUSE mount.
+fn keeps_fuse(node: &Node) -> bool {
+    let Some(keeper) = node.keeper() else { return false };
+    let held = fs::read_dir(format!("/proc/{keeper}/fd")).into_iter().flatten().flatten();
+    held.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|file| file == Path::new("/dev/fuse"))
+}
+
+#[test]
+fn a_fuse_mount_outlives_its_keeper_then_its_daemon_and_an_upgrade() {
+    let node = node!("[fetch]\nbackground = false\n");
+    let (seed, image) = (86, image::layered(86, 4, LEN));
+    let (_registry, reference) = Embedded::with_index(&node, &image);
+    let at = node.mount_point();
+    node.ok(&["mount", "--path", "fuse", &reference, at.to_str().unwrap()]);
+    let read = |n: u64| check(&at.join(format!("data/{n}")), seed, n);
+    read(0).unwrap();
+    let keeper = node.keeper().unwrap();
+    support::kill_and_wait(keeper);
+    read(1).unwrap();
+    until("another keeper has the mount", || keeps_fuse(&node));
+    assert_ne!(node.keeper(), Some(keeper));
+    let daemon = node.locked_by().unwrap();
+    support::kill_and_wait(daemon);
+    read(2).unwrap();
+    another(&node, daemon);
+    node.ok(&["daemon", "upgrade"]);
+    read(3).unwrap();
+    let status = node.status();
+    assert_eq!(
+        (status["mounts"].as_array().unwrap().len(), &status["mounts"][0]["path"]),
+        (1, &"fuse".into())
+    );
+    assert!(status["alerts"].as_array().unwrap().is_empty(), "{status}");
+    node.umount(&at);
 }
 
 #[test]
