@@ -211,6 +211,39 @@ fn a_fuse_mount_outlives_its_keeper_then_its_daemon_and_an_upgrade() {
 }
 
 #[test]
+fn readers_of_a_fuse_mount_to_which_no_daemon_comes_are_told_so_and_the_mount_stays() {
+    let node = node!("[fetch]\nbackground = false\ndeadline_seconds = 3\n");
+    let (seed, image, server) = (87, image::layered(87, 3, LEN), Faulty::start());
+    image.put(&server, "app", "v1");
+    image::refer_all(&server, &image);
+    let at = node.mount_point();
+    let reference = format!("{}/app:v1", server.host());
+    node.ok(&["mount", "--path", "fuse", &reference, at.to_str().unwrap()]);
+    let path = |n: u64| at.join(format!("data/{n}"));
+    check(&path(0), seed, 0).unwrap();
+    server.hold();
+    let reader = {
+        let path = path(1);
+        std::thread::spawn(move || check(&path, seed, 1))
+    };
+    server.wait_for(1);
+
+    // No daemon can be started with this.
+    let file = node.path("config.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, "nonsense").unwrap();
+    support::kill_and_wait(node.locked_by().unwrap());
+    assert_eio(reader.join().unwrap());
+    assert_eio(check(&path(2), seed, 2));
+
+    fs::write(&file, config).unwrap();
+    server.release();
+    until("it is served again", || check(&path(1), seed, 1).is_ok());
+    check(&path(2), seed, 2).unwrap();
+    node.umount(&at);
+}
+
+#[test]
 fn without_daemon_and_keeper_what_is_here_is_right_and_the_next_command_brings_the_rest() {
     let scene = Scene::new(kernel_node!(CONFIG), 82, 4);
     scene.read(0).unwrap();

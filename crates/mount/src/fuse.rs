@@ -14,6 +14,7 @@
 //! | `session.rs` | fuser's threads: begun on any device, ended without ending the mount |
 //! | `terms.rs` | what a successor must know |
 //! | `wire.rs` | messages of the protocol beside fuser's |
+//! | `refuse.rs` | requests that nobody serves |
 //! | `filesystem.rs` | the kernel's requests |
 //! | `reads.rs` | from a range of a file to bytes |
 //! | `files.rs` | segments kept open |
@@ -28,6 +29,7 @@ mod filesystem;
 mod mounted;
 pub mod names;
 mod reads;
+pub(crate) mod refuse;
 mod session;
 mod terms;
 mod waiters;

@@ -30,7 +30,7 @@ use crate::errno;
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 /// Largest request: what kernels allow by default (256 pages), and what a read may need as buffer.
-const REQUEST: u32 = 1 << 20;
+pub(super) const REQUEST: u32 = 1 << 20;
 
 /// Readahead that the kernel may have under way at once. Those that wait for a segment count, and must not
 /// keep out those that would be answered at once; so far above what a busy node has open.

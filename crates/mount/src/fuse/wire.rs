@@ -10,7 +10,9 @@ const HEADER: usize = 40;
 
 const FORGET: u32 = 2;
 const INIT: u32 = 26;
+const INTERRUPT: u32 = 36;
 const DESTROY: u32 = 38;
+const BATCH_FORGET: u32 = 42;
 
 const NOTIFY_RESEND: i32 = 7;
 
@@ -73,6 +75,17 @@ pub(super) fn resend() -> Vec<u8> {
     [&16_u32.to_ne_bytes()[..], &NOTIFY_RESEND.to_ne_bytes(), &[0; 8]].concat()
 }
 
+/// Returns the answer that ends a request with `EIO`, or nothing if it takes no answer.
+pub(super) fn refusal(request: &[u8]) -> Option<Vec<u8>> {
+    let opcode = u32::from_ne_bytes(request.get(4..8)?.try_into().ok()?);
+    let unique = request.get(8..16)?;
+    if [FORGET, INTERRUPT, BATCH_FORGET].contains(&opcode) {
+        return None;
+    }
+    let error = -rustix::io::Errno::IO.raw_os_error();
+    Some([&16_u32.to_ne_bytes()[..], &error.to_ne_bytes(), unique].concat())
+}
+
 fn request(opcode: u32, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(HEADER + body.len()).unwrap_or_default(); // a hundred bytes or so
     let mut bytes = [len.to_ne_bytes(), opcode.to_ne_bytes()].concat();
@@ -97,6 +110,17 @@ mod tests {
         assert_eq!(read_init(&init(&short, 2)), Some((Offer { flags: 1, ..offer }, 2)));
         assert_eq!(read_init(&bytes[..59]), None);
         assert_eq!(read_init(&forget()), None);
+    }
+
+    #[test]
+    fn what_is_refused_gets_eio_by_its_number_and_what_takes_no_answer_none() {
+        let read = request(15, 7, 1, &[0; 40]);
+        let answer = refusal(&read).unwrap();
+        assert_eq!(
+            answer,
+            [16_u32.to_ne_bytes(), (-5_i32).to_ne_bytes(), 7_u32.to_ne_bytes(), [0; 4]].concat()
+        );
+        assert_eq!((refusal(&forget()), refusal(&read[..15])), (None, None));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sys::fanotify::{Event, Group, Verdict as Answer};
 
+use super::unserved::Unserved;
 use super::waiting::Waiting;
 use super::wire::{self, Asked, FromKeeper, ToKeeper, VERSION, Verdict};
 
@@ -82,10 +83,10 @@ struct Daemon {
 }
 
 /// What is held for daemons to come.
-enum Held {
+pub(super) enum Held {
     /// The root of a mount that is watched.
     Mount(OwnedFd),
-    /// Something a daemon gave.
+    /// A FUSE device.
     Other(OwnedFd),
 }
 
@@ -125,6 +126,7 @@ struct Keeper {
     group: Option<Group>,
     held: BTreeMap<String, Held>,
     waiting: Waiting<Event>,
+    unserved: Unserved,
     deadline: Duration,
     /// How a daemon is started.
     command: Vec<String>,
@@ -150,6 +152,7 @@ impl Keeper {
             group: None,
             held: BTreeMap::new(),
             waiting: Waiting::default(),
+            unserved: Unserved::default(),
             deadline: Duration::from_secs(300),
             command: Vec::new(),
             revival: Revival::default(),
@@ -180,6 +183,7 @@ impl Keeper {
                 tracing::warn!(path = %path_of(&event), "a reader's deadline has passed");
                 self.answer(event, Answer::Deny);
             }
+            self.unserved.refuse(now, self.deadline, &self.held);
             self.tell();
             if self.is_idle() {
                 return Ok(());
@@ -208,10 +212,9 @@ impl Keeper {
     /// Waits for something to happen; tells who is there: a new caller, the kernel, the daemon, the caller, the end of a
     /// daemon that has been started.
     fn wait(&self) -> io::Result<[bool; 5]> {
-        let mut until = self.waiting.next_overdue(self.deadline, self.is_served());
-        if let (None, Some(at)) = (&self.daemon, self.revival.at) {
-            until = Some(until.map_or(at, |until| until.min(at)));
-        }
+        let overdue = self.waiting.next_overdue(self.deadline, self.is_served());
+        let revival = self.revival.at.filter(|_| self.daemon.is_none());
+        let mut until = [overdue, revival, self.unserved.due(self.deadline)].into_iter().flatten().min();
         let now = Instant::now();
         if self.is_idle() {
             until = Some(now + EXPECTED); // who started us comes, or has died
@@ -238,6 +241,9 @@ impl Keeper {
             fds.push(PollFd::new(process, PollFlags::IN));
             fds.len() - 1
         });
+        fds.extend(
+            self.unserved.devices(&self.held).map(|device| PollFd::from_borrowed_fd(device, PollFlags::IN)),
+        );
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -337,6 +343,7 @@ impl Keeper {
         self.waiting.untell();
         let now = Instant::now();
         self.revival.daemon_died(now, now - daemon.since);
+        self.unserved.daemon_died(now);
     }
 
     fn obey(&mut self, word: ToKeeper, with: Option<OwnedFd>) {
@@ -381,6 +388,7 @@ impl Keeper {
         self.deadline = deadline;
         self.command = revive;
         self.revival.daemon_came();
+        self.unserved.daemon_came(&self.held);
         self.starting = None;
         self.waiting.untell();
         self.daemon = Some(Daemon { socket, replies: [(welcome, None)].into(), since: Instant::now() });
