@@ -21,6 +21,7 @@ use support::docker::{Docker, cannot_run};
 use support::image::{self, TestImage};
 use support::servers::Embedded;
 use support::until;
+use testkit::faulty::{Faulty, Guard};
 
 macro_rules! needs_docker {
     () => {
@@ -189,6 +190,47 @@ fn a_cache_goes_to_a_registry_and_comes_back_without_the_base() {
 }
 
 #[test]
+fn a_build_from_its_cache_asks_whether_the_base_may_still_be_had() {
+    let node = node!("[fetch]\nbackground = false\n");
+    needs_docker!();
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let server = Faulty::start();
+    image.put(&server, "app", "v1");
+    image::refer_all(&server, &image);
+    let reference = format!("{}/app:v1", server.host());
+    let registry_wants = |password: &str| server.guard(Guard::Basic(format!("node:{password}")));
+    let known_by = |dir: &Path, password: &str| {
+        let auth = testkit::base64::encode(format!("node:{password}").as_bytes());
+        let auths = json!({ "auths": { (server.host()): { "auth": auth } } });
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("config.json"), auths.to_string()).unwrap();
+    };
+    registry_wants("first");
+    known_by(&node.path("home/.docker"), "first");
+    let containerd = Containerd::start(Release::Sid, &node, &reference);
+    let docker = Docker::start(&node, &containerd, "stargz");
+    let client = node.path("docker/client");
+    known_by(&client, "first");
+    let steps = format!("FROM {reference}\nRUN cat /etc/name >/one\n");
+    let context = docker.context("private", &steps, &[]);
+    let words = [&BUILD[..], &["type=cacheonly", context.to_str().unwrap()]].concat();
+    docker.ok(&words);
+    let again = docker.docker(&words);
+    assert_eq!(again.stderr.matches(" CACHED\n").count(), 1, "{again:?}");
+
+    // Everything is here, and whoever asks may not have it any more.
+    registry_wants("second");
+    let refused = docker.docker(&words);
+    assert!(!refused.status.success() && refused.stderr.contains("401"), "{refused:?}");
+    // Who may has it from the cache, whatever the node knows.
+    known_by(&client, "second");
+    let again = docker.docker(&words);
+    assert_eq!(again.stderr.matches(" CACHED\n").count(), 1, "{again:?}");
+    docker.must(&words, again);
+    assert_eq!(layers_in(&containerd, &image), 0);
+}
+
+#[test]
 fn docker_runs_and_pushes_an_image_without_its_layers() {
     let node = node!("[fetch]\nbackground = false\n");
     needs_docker!();
@@ -219,6 +261,19 @@ fn docker_runs_and_pushes_an_image_without_its_layers() {
     support::tool(Command::new("tar").arg("-C").arg(&layout).arg("-xf").arg(&archive));
     let digests: Vec<_> = image.layers.iter().map(|layer| layer.digest().to_string()).collect();
     assert_eq!(exported(&layout), digests);
+
+    // What a container has written becomes a layer, and all that it sees a tar.
+    docker.ok(&["exec", "long", "sh", "-c", "echo more >/made"]);
+    docker.ok(&["commit", "long", "made"]);
+    let said = docker.ok(&[&run[..], &["--rm", "made", "cat", "/made", "/etc/name"]].concat());
+    assert_eq!(said, "more\ntested\n");
+    let tar = node.path("exported.tar");
+    docker.ok(&["export", "--output", tar.to_str().unwrap(), "long"]);
+    for (name, text) in [("made", "more\n"), ("etc/name", "tested\n")] {
+        let read = Command::new("tar").arg("-xOf").arg(&tar).arg(name).output().unwrap();
+        assert_eq!(read.stdout, text.as_bytes(), "{name}");
+    }
+    docker.ok(&["image", "rm", "made"]);
 
     docker.ok(&["rm", "--force", "long"]);
     docker.ok(&["image", "rm", &reference, &other]);
