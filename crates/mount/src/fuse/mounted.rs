@@ -13,7 +13,7 @@ use super::Options;
 use super::device::{self, By, Changes, DeviceError, How};
 use super::session::{self, Gate, Greeting, Last, Link, Running};
 use super::terms::Terms;
-use super::wire;
+use super::{refuse, wire};
 
 /// Why an image could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +186,7 @@ pub(super) fn resume<S: Serve>(
     if !device::is_connected(&device) {
         return Err(fail(io::ErrorKind::NotConnected.into()));
     }
+    refuse::end(&device).map_err(fail)?; // whatever became of who kept it
     let link = Link::new(device);
     // If we fail after this they are in the queue for whoever comes next.
     let unanswered = unanswered(&link, &terms).map_err(fail)?;

@@ -38,6 +38,7 @@ use fuser::{
 };
 
 use super::device::Changes;
+use super::filesystem::REQUEST;
 use super::mounted::{self, MountError, Mounted, Serve, Stop, Unanswered};
 use super::session::{Gate, Last};
 use super::terms::Terms;
@@ -388,6 +389,7 @@ impl Filesystem for Names {
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_MAX_PAGES;
         let refused = config.add_capabilities(wanted & config.capabilities());
         debug_assert!(refused.is_ok(), "only what was offered was asked for");
+        let _ = config.set_max_write(REQUEST); // an error is the nearest value that would do
         Ok(())
     }
 

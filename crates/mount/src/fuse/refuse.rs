@@ -16,6 +16,9 @@ use super::wire;
 /// The kernel gives nothing to a buffer that would not hold the longest request there may be: the header, and a write's.
 const BUFFER: usize = REQUEST as usize + 4096;
 
+/// Requests that are refused before somebody else is listened to: readers that try again at once would keep us for ever.
+const AT_ONCE: usize = 64;
+
 /// Begins; what was read and not answered comes again.
 pub(crate) fn begin(device: impl AsFd) -> io::Result<()> {
     set_blocking(&device, false)?;
@@ -29,7 +32,7 @@ pub(crate) fn begin(device: impl AsFd) -> io::Result<()> {
 /// Refuses what waits; an error says that there is nothing more to come from this device.
 pub(crate) fn refuse(device: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.resize(BUFFER, 0);
-    loop {
+    for _ in 0..AT_ONCE {
         let len = match rustix::io::read(&device, &mut buffer[..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => len,
@@ -41,6 +44,7 @@ pub(crate) fn refuse(device: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<()> 
             let _ = rustix::io::write(&device, &answer); // its reader has gone
         }
     }
+    Ok(())
 }
 
 /// Leaves the device to who serves it.

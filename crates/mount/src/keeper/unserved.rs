@@ -23,12 +23,15 @@ impl Unserved {
     /// There is one: the devices are its own again.
     pub(super) fn daemon_came(&mut self, held: &BTreeMap<String, Held>) {
         self.since = None;
-        for device in self.devices(held) {
-            if let Err(error) = refuse::end(device) {
+        if self.refused.take().is_none() {
+            return;
+        }
+        // All of them: one of which nothing more was to come was begun with as well.
+        for name in held.keys() {
+            if let Some(Err(error)) = device(held, name).map(refuse::end) {
                 tracing::error!(%error, "handing a FUSE device on");
             }
         }
-        self.refused = None;
     }
 
     /// Returns when readers have waited long enough, unless they are refused already.
