@@ -10,7 +10,6 @@
 
 mod support;
 
-use serde_json::json;
 use support::containerd::{Containerd, Puller, Release};
 use support::cri::Cri;
 use support::image;
@@ -27,9 +26,7 @@ fn a_pod_runs_without_the_layers_of_its_images_and_leaves_nothing(release: Relea
     if let Some(why) = release.cannot_run() {
         testkit::skip!("{why}");
     }
-    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
-        testkit::skip!("there is no busybox")
-    };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
     let containerd = Containerd::start_for_pods(release, &node, &reference);
     let mut cri = Cri::at(&containerd.socket());
@@ -76,9 +73,7 @@ fn images_that_overlayfs_unpacked_run_when_pods_become_lazy(release: Release) {
     if let Some(why) = release.cannot_run() {
         testkit::skip!("{why}");
     }
-    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
-        testkit::skip!("there is no busybox")
-    };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
     let mut containerd = Containerd::start_for_pods(release, &node, &reference);
     containerd.images_by("floe", "overlayfs");

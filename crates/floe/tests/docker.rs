@@ -199,12 +199,8 @@ fn a_build_from_its_cache_asks_whether_the_base_may_still_be_had() {
     image::refer_all(&server, &image);
     let reference = format!("{}/app:v1", server.host());
     let registry_wants = |password: &str| server.guard(Guard::Basic(format!("node:{password}")));
-    let known_by = |dir: &Path, password: &str| {
-        let auth = testkit::base64::encode(format!("node:{password}").as_bytes());
-        let auths = json!({ "auths": { (server.host()): { "auth": auth } } });
-        fs::create_dir_all(dir).unwrap();
-        fs::write(dir.join("config.json"), auths.to_string()).unwrap();
-    };
+    let known_by =
+        |dir: &Path, password: &str| support::log_in(dir, &server.host(), &format!("node:{password}"));
     registry_wants("first");
     known_by(&node.path("home/.docker"), "first");
     let containerd = Containerd::start(Release::Sid, &node, &reference);

@@ -52,10 +52,7 @@ fn the_daemon_dies_under_readers() {
     let truth = truth.join("root/data");
 
     // What a dead daemon had read of a FUSE mount, Linux asks the next one about since 6.9.
-    let release = rustix::system::uname();
-    let mut numbers =
-        release.release().to_str().unwrap().split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    let asks_again = (numbers.next(), numbers.next()) >= (Some(6), Some(9));
+    let asks_again = floe::doctor::is_linux((6, 9));
     let mut dice = readers::dice();
     for round in 0..rounds() {
         let at = node.mount_point();

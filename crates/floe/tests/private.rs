@@ -16,7 +16,6 @@ use std::path::Path;
 
 use containerd::cri::AuthConfig;
 use format::Digest;
-use serde_json::json;
 use support::containerd::{Containerd, Release};
 use support::cri::Cri;
 use support::image::{self, TestImage};
@@ -127,9 +126,7 @@ fn what_a_pods_secret_opens_is_lazy(release: Release) {
     if let Some(why) = release.cannot_run() {
         testkit::skip!("{why}");
     }
-    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
-        testkit::skip!("there is no busybox")
-    };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let server = Faulty::start();
     image.put(&server, "app", "v1");
     image::refer_all(&server, &image);

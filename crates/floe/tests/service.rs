@@ -51,9 +51,7 @@ each_release!(
 fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Release) {
     let node = kernel_node!("");
     needs_host!(release);
-    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
-        testkit::skip!("there is no busybox")
-    };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (small, large) = (image::noise(9, 1_500_000), image::noise(10, 4_000_000)); // its files below /data
     let sum_of = |bytes: &[u8]| format!("{}  -\n", format::Digest::of(bytes).hex());
     let (mut registry, reference) = Embedded::with_index(&node, &image);

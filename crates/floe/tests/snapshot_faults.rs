@@ -42,10 +42,6 @@ each_release!(
 
 const LAZY: &str = "[fetch]\nbackground = false\n";
 
-fn runnable() -> Option<TestImage> {
-    image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] }))
-}
-
 /// Starts a container that does nothing.
 fn start(containerd: &Containerd<'_>, reference: &str, name: &str) {
     containerd.ok(&["run", "-d", "--snapshotter", "floe", reference, name, "sleep", "1000"]);
@@ -81,7 +77,7 @@ fn assert_nothing_left(node: &Node) {
 fn one_layer_that_two_images_pull_at_once_is_fetched_once(release: Release) {
     let node = node!("");
     needs_containerd!(release);
-    let Some(one) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(one) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let more = Layer::of(&[Entry::file("more", "more\n")], Pack::Gzip);
     let config = json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] });
     let two = TestImage::new(one.layers.iter().cloned().chain([more]).collect(), &config);
@@ -129,7 +125,7 @@ fn one_layer_that_two_images_pull_at_once_is_fetched_once(release: Release) {
 fn a_container_goes_on_when_its_image_is_removed(release: Release) {
     let node = node!(LAZY);
     needs_containerd!(release);
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
     let containerd = Containerd::start(release, &node, &reference);
     containerd.pull(&reference);
@@ -151,19 +147,14 @@ fn a_container_goes_on_when_its_image_is_removed(release: Release) {
 fn a_password_may_change_and_go_under_a_container(release: Release) {
     let node = node!(LAZY);
     needs_containerd!(release);
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let server = Faulty::start();
     image.put(&server, "app", "v1");
     image::refer_all(&server, &image);
     let reference = format!("{}/app:v1", server.host());
     let registry_wants = |password: &str| server.guard(Guard::Basic(format!("node:{password}")));
     let docker = node.path("home/.docker");
-    fs::create_dir(&docker).unwrap();
-    let node_knows = |password: &str| {
-        let auth = testkit::base64::encode(format!("node:{password}").as_bytes());
-        let auths = json!({ "auths": { (server.host()): { "auth": auth } } });
-        fs::write(docker.join("config.json"), auths.to_string()).unwrap();
-    };
+    let node_knows = |password: &str| support::log_in(&docker, &server.host(), &format!("node:{password}"));
     registry_wants("first");
     node_knows("first");
     let containerd = Containerd::start(release, &node, &reference);
@@ -205,7 +196,7 @@ fn fill(node: &Node, but: u64) -> PathBuf {
 fn a_disk_without_room_is_an_error_until_there_is_room(release: Release) {
     let node = node!(&format!("{LAZY}[store]\nreserve = \"100 MiB\"\n"));
     needs_containerd!(release);
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (registry, reference) = Embedded::with_index(&node, &image);
     let other = format!("{}/other:v1", registry.host());
     image::simple(78, 1).push(&other);
@@ -354,7 +345,7 @@ fn entries(dir: &Path) -> Vec<String> {
 fn labels_that_somebody_made_up_reach_nothing() {
     let node = node!(LAZY);
     needs_containerd!(Release::Installed);
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
     let layout = node.path("layout");
     image.layout(&layout, "v1");
@@ -415,7 +406,7 @@ fn record_of(node: &Node, name: &str) -> PathBuf {
 fn what_a_later_version_has_written_is_refused_by_name_and_stays() {
     let node = node!(LAZY);
     needs_containerd!(Release::Installed);
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (registry, reference) = Embedded::with_index(&node, &image);
     let more = Layer::of(&[Entry::file("more", "more\n")], Pack::Gzip);
     let diff_ids = image.layers.iter().chain([&more]).map(|layer| DiffId::new(layer.diff_id()));

@@ -17,7 +17,6 @@ use std::path::PathBuf;
 
 use format::{ChainId, DiffId};
 use rustix::process::Pid;
-use serde_json::json;
 use support::containerd::{Containerd, Release, Service};
 use support::cri::Cri;
 use support::image::{self, TestImage};
@@ -148,10 +147,6 @@ fn lower(mounts: &[String]) -> PathBuf {
     mounts[0].split("lowerdir=").nth(1).unwrap().split([',', ':']).next().unwrap().into()
 }
 
-fn runnable() -> Option<TestImage> {
-    image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] }))
-}
-
 /// Returns the daemon that has the store; there is one.
 fn daemon(node: &Node) -> Pid {
     until("a daemon runs", || node.locked_by().is_some());
@@ -186,7 +181,7 @@ fn a_call_that_a_daemon_dies_in_has_happened_or_not_where_the_kernel_reads() {
 fn dies_in_every_step_of_every_call(node: &Node) {
     needs!(Release::Installed.cannot_run());
     needs!(cannot_strike());
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(node, &image);
     let containerd = Containerd::start(Release::Installed, node, &reference);
     let mut service = containerd.service();
@@ -257,7 +252,7 @@ fn containerd_goes_on_after_a_daemon_that_died_at_any_step(release: Release) {
     let node = node!("");
     needs!(release.cannot_run());
     needs!(cannot_strike());
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(&node, &image);
     let containerd = Containerd::start(release, &node, &reference);
     // Without labels containerd unpacks the layers itself. Its later clients leave that to it, unless told not to.
@@ -349,7 +344,7 @@ enum Victim {
 fn whoever_dies_while_a_registry_is_waited_for_is_followed_by_one_that_goes_on(release: Release) {
     let node = node!("");
     needs!(release.cannot_run());
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let mut scene = Stalling::new(release, &node, &image);
     let other = image::simple(77, 1);
     other.put(&scene.server, "other", "v1");
@@ -393,7 +388,7 @@ fn whoever_dies_while_a_registry_is_waited_for_is_followed_by_one_that_goes_on(r
 fn a_containerd_that_starts_before_its_daemon_goes_on_when_there_is_one(release: Release) {
     let node = node!("");
     needs!(release.cannot_run());
-    let Some(image) = runnable() else { testkit::skip!("there is no busybox") };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let mut scene = Stalling::new(release, &node, &image);
     scene.containerd.kill();
     node.stop();

@@ -14,7 +14,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
 use support::containerd::{Containerd, Release};
 use support::image;
 use support::servers::Embedded;
@@ -34,9 +33,7 @@ fn owners_are_shifted(node: &support::Node, release: Release) {
     if let Some(why) = release.cannot_run() {
         testkit::skip!("{why}");
     }
-    let Some(image) = image::runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] })) else {
-        testkit::skip!("there is no busybox")
-    };
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
     let (_registry, reference) = Embedded::with_index(node, &image);
     let containerd = Containerd::start(release, node, &reference);
     containerd.pull(&reference);

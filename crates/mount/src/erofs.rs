@@ -70,11 +70,13 @@ pub fn mount(
     if watched.is_some() {
         return mounted();
     }
-    // Such mounts are made one at a time: what each has to look up on the disk is looked up before.
-    for device in devices {
-        let _ = fs::metadata(path(device)); // the kernel will say what is missing
-    }
-    ahead::with(AHEAD, mounted)
+    // Whoever waits for another mount looks up on the disk meanwhile what the kernel will look up, too.
+    let look_up = || {
+        for device in devices {
+            let _ = fs::metadata(path(device)); // the kernel will say what is missing
+        }
+    };
+    ahead::with(AHEAD, look_up, mounted)
 }
 
 /// A bind mount of a directory of segments, through which the kernel asks before it reads.

@@ -25,7 +25,12 @@ pub(super) fn version() -> Check {
 /// Says whether the kernel reads our images itself, and so shows their owners shifted. FUSE could since 6.12, but then no longer
 /// says who asks, and names of trusted attributes are told to root only.
 pub(crate) fn shifts_owners() -> bool {
-    numbers(&rustix::system::uname().release().to_string_lossy()).is_some_and(|this| this >= (6, 14))
+    is_linux((6, 14))
+}
+
+/// Says whether the kernel is of this version or a later one.
+pub fn is_linux(oldest: (u32, u32)) -> bool {
+    numbers(&rustix::system::uname().release().to_string_lossy()).is_some_and(|this| this >= oldest)
 }
 
 /// Returns the first two numbers of a version.

@@ -37,6 +37,8 @@ use patience::{TRIAL, within};
 use report::{Check, Group, Report};
 use scratch::Scratch;
 
+pub use kernel::is_linux;
+
 /// What is looked at.
 pub struct Subject {
     /// The store, whether it is there or not, and the configuration file that was named.

@@ -393,6 +393,11 @@ pub fn rich(dir: &Path) -> TestImage {
     TestImage::new(vec![base, Layer::of(&second, Pack::Zstd), Layer::of(&third, Pack::Plain)], &json!({}))
 }
 
+/// Returns an image that can run, and does nothing.
+pub fn sleeper() -> Option<TestImage> {
+    runnable(&json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] }))
+}
+
 /// Returns an image that can run: busybox with its usual names, a large file, and what `config` says.
 pub fn runnable(config: &Value) -> Option<TestImage> {
     let busybox = fs::read("/bin/busybox").ok()?;

@@ -55,6 +55,14 @@ const FOREIGN: [&str; 11] = [
     "XDG_RUNTIME_DIR",
 ];
 
+/// Writes the configuration of `docker login` in a directory: `user:password` for one host.
+pub fn log_in(docker_config: &Path, host: &str, login: &str) {
+    let auth = testkit::base64::encode(login.as_bytes());
+    let auths = serde_json::json!({ "auths": { (host): { "auth": auth } } });
+    fs::create_dir_all(docker_config).unwrap();
+    fs::write(docker_config.join("config.json"), auths.to_string()).unwrap();
+}
+
 /// A machine in the small.
 pub struct Node {
     dir: TempDir,

@@ -17,8 +17,17 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs `mount`, which makes one mount, and then has the kernel read up to so many KiB ahead in it. That is a wish: where it cannot
 /// be, a message says why.
-pub(super) fn with<T, E>(kib: u32, mount: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+/// Where another one is being made, `meanwhile` comes before the wait for that.
+pub(super) fn with<T, E>(
+    kib: u32,
+    meanwhile: impl FnOnce(),
+    mount: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let free = ONE_AT_A_TIME.try_lock().ok();
+    let _one = free.unwrap_or_else(|| {
+        meanwhile();
+        ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+    });
     let before = mounts();
     let made = mount()?;
     if let Err(error) = set(&before, kib) {
