@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use format::Digest;
+use format::soci::ahead::AHEAD;
 use format::soci::{INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_DIGEST, ZTOC};
 use registry::{Content, Manifest, Pick, media_type};
 use serde_json::{Value, json};
@@ -201,6 +202,52 @@ fn an_index_that_the_image_names() {
     node.umount(&at);
     let digest = format!("{}/team/app@{}", registry.host(), gone.digest());
     assert_eq!(origins(&Node::new(""), &digest).1, ["streamed"; 2]);
+}
+
+#[test]
+fn what_an_index_says_to_fetch_first_is_a_profile() {
+    let first = node!();
+    let runnable = image::runnable(&json!({})).filter(|_| support::program("runc").is_some());
+    let Some(runnable) = runnable else { testkit::skip!("there is no busybox, or no runc") };
+    let registry = Embedded::start(&first.path("registry"));
+    let layers = runnable.layers.iter().rev().cloned().collect(); // the large files below, where the zTOC is
+    let image = TestImage::new(layers, &json!({ "Env": ["PATH=/bin"] }));
+    let ztoc = table(&image).encode();
+    let start = |repository: &str, list: &str| {
+        let reference = format!("{}/{repository}:v1", registry.host());
+        image.push(&reference);
+        let mut index = index(&image, INDEX_V1, &ztoc);
+        index["subject"] = descriptor(media_type::MANIFEST, &image.manifest);
+        let mut first = descriptor(AHEAD, list.as_bytes());
+        first["annotations"] = index["layers"][0]["annotations"].clone();
+        index["layers"].as_array_mut().unwrap().push(first);
+        let index = index.to_string();
+        let manifest = (media_type::MANIFEST, index.as_bytes());
+        store(&reference, &[manifest], false, &[&ztoc, b"{}", list.as_bytes()]);
+        let node = Node::new("");
+        // It reads nothing of the layer below: what comes of it comes because the list says so.
+        let run = ["run", "--no-background", "--timings", "--ready", "exit", &reference, "--", "/bin/true"];
+        let outcome = node.run(&run);
+        assert_eq!(outcome.status.code(), Some(0), "{outcome:?}");
+        assert!(outcome.stderr.contains("full for 1 of 2 layers"), "{outcome:?}");
+        (node, reference)
+    };
+    let local = |(node, reference): &(Node, String)| {
+        let layer = &node.json(&["inspect", reference])["layers"][0];
+        (layer["local"].as_u64().unwrap(), layer["segments"].as_u64().unwrap())
+    };
+    let spans = json!([{ "start_span": 2, "end_span": 3, "priority": 1 }]);
+    let good = start("good", &json!({ "version": "1.0", "prefetch_spans": spans }).to_string());
+    support::until("the spans are here", || local(&good).0 > 0);
+    let (here, all) = local(&good);
+    assert!(here < all, "{here} of {all} segments");
+    for (repository, list) in
+        [("newer", json!({ "version": "2.0", "prefetch_spans": [] })), ("noise", json!(7))]
+    {
+        let bad = start(repository, &list.to_string());
+        assert_eq!(local(&bad).0, 0);
+        assert!(bad.0.log().contains("to fetch first is not used"), "{}", bad.0.log());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! # Sources
 //!
 //! awslabs/soci-snapshotter: `ztoc/fbs/ztoc.fbs`, `ztoc/ztoc_marshaler.go`, `ztoc/toc_builder.go`,
-//! `ztoc/compression/gzip_zinfo.c`; `soci/soci_index.go`, `docs/soci-index-manifest-v2.md`.
+//! `ztoc/compression/gzip_zinfo.c`; `soci/soci_index.go`, `soci/prefetch.go`, `docs/soci-index-manifest-v2.md`.
 //!
 //! # Bytes
 //!
@@ -26,6 +26,7 @@
 //! A span is the blob from one checkpoint to the next, with the byte before if `bits` of that are needed; so neighbours
 //! can have a byte in common. Old writers leave the first checkpoint out: it is right behind a header of ten bytes.
 
+pub mod ahead;
 mod flat;
 pub mod index;
 mod ztoc;
@@ -75,6 +76,9 @@ pub enum SociError {
         /// What is wrong.
         why: &'static str,
     },
+    /// What is to be fetched first is not the JSON it should be.
+    #[error("reading what the SOCI index says to fetch first")]
+    Ahead(#[source] serde_json::Error),
     /// Its files do not make a skeleton.
     #[error("making a skeleton of the zTOC")]
     Made(#[from] MadeError),

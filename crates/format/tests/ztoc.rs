@@ -9,6 +9,7 @@ use format::decode::{DecodeError, Half, SpanDecoder};
 use format::index::{Hash, Index};
 use format::layer::{Layer, LayerError};
 use format::payload::SegmentSize;
+use format::soci::ahead::segments;
 use format::soci::index::{Whose, index};
 use format::soci::{SociError, assumes_short_header};
 use format::tar::{Member, MemberKind};
@@ -308,6 +309,46 @@ fn the_name_of_an_index_covers_what_is_decoded() {
     // What lies elsewhere is another index, if it is one at all.
     let moved = with(&|points| points[1].place += 1);
     assert!(moved.is_err() || moved.is_ok_and(|id| id != right), "another place");
+}
+
+#[test]
+fn what_is_to_be_fetched_first_lies_in_the_spans_that_are_named() {
+    let made = Made::of(&entries(), 6, 100_000);
+    let (layer, ztoc) = (made.open(), made.ztoc.encode());
+    let begins: Vec<_> =
+        points(&made.blob, &made.tar, 100_000).iter().map(testkit::soci::Checkpoint::begin).collect();
+    let first = |spans: &str| {
+        let list = format!(r#"{{"version":"1.0","prefetch_spans":[{spans}]}}"#);
+        segments(list.as_bytes(), &ztoc, &layer)
+    };
+    let lies_in = |segment: u32, begin: u64, end: u64| {
+        let parts = layer.parts(segment..segment + 1).unwrap();
+        parts.iter().any(|part| part.range.start < end && part.range.end > begin + 1)
+    };
+    let mut all = Vec::new();
+    for (n, begin) in begins.iter().enumerate() {
+        let end = begins.get(n + 1).copied().unwrap_or(made.blob.len() as u64);
+        let found = first(&format!(r#"{{"start_span":{n},"end_span":{n}}}"#)).unwrap();
+        let wanted: Vec<_> = (0..layer.segments()).filter(|segment| lies_in(*segment, *begin, end)).collect();
+        assert_eq!(found, wanted, "span {n}");
+        for segment in found {
+            if !all.contains(&segment) {
+                all.push(segment);
+            }
+        }
+    }
+    // All of them, however many are asked for; the lower priority first; each once.
+    let more = format!(r#"{{"start_span":0,"end_span":{}}}"#, u64::MAX);
+    assert_eq!(first(&more).unwrap(), all);
+    let one = r#"{"start_span":3,"end_span":3,"priority":-1}"#;
+    let (three, both) = (first(one).unwrap(), first(&format!("{more},{one}")).unwrap());
+    assert!(!three.is_empty() && both.starts_with(&three) && both.len() == all.len());
+    assert!(first(r#"{"start_span":9999,"end_span":9999}"#).unwrap().is_empty());
+    for wrong in [r#"{"start_span":-1,"end_span":2}"#, r#"{"start_span":1}"#, "7"] {
+        assert!(matches!(first(wrong), Err(SociError::Ahead(_))), "{wrong}");
+    }
+    let newer = segments(br#"{"version":"2.0","prefetch_spans":[]}"#, &ztoc, &layer);
+    assert!(matches!(newer, Err(SociError::Unsupported(_))));
 }
 
 /// Some byte of a window.

@@ -5,6 +5,7 @@
 //! image's manifest names it, so whoever names that by digest vouches for it.
 
 use format::Digest;
+use format::soci::ahead::AHEAD;
 use format::soci::{INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_DIGEST, ZTOC};
 
 use crate::error::Error;
@@ -18,6 +19,8 @@ pub struct SociIndex {
     pub digest: Digest,
     /// For each layer that has one, the zTOC.
     pub tables: Vec<(Digest, Descriptor)>,
+    /// For each layer of which something is to be fetched first, what says so.
+    pub ahead: Vec<(Digest, Descriptor)>,
 }
 
 impl SociIndex {
@@ -29,7 +32,12 @@ impl SociIndex {
 
     /// Returns the zTOC of a layer.
     pub fn of(&self, layer: &Digest) -> Option<&Descriptor> {
-        self.tables.iter().find(|(of, _)| of == layer).map(|(_, table)| table)
+        named(&self.tables, layer)
+    }
+
+    /// Returns what says which spans of a layer are to be fetched first.
+    pub fn ahead_of(&self, layer: &Digest) -> Option<&Descriptor> {
+        named(&self.ahead, layer)
     }
 
     /// Reads the manifest of one: about this image, or that one names.
@@ -43,16 +51,26 @@ impl SociIndex {
         if let Some(subject) = subject.filter(|&&of| parsed.subject.as_ref().map(|s| s.digest) != Some(of)) {
             return Err(Error::invalid(what, format!("it is not about {subject}")));
         }
-        let table = |blob: Descriptor| {
-            let layer = blob.annotations.get(LAYER_DIGEST)?.parse().ok()?;
-            (blob.media_type == ZTOC).then_some((layer, blob)) // others say what to fetch first
-        };
-        let tables: Vec<_> = parsed.layers.into_iter().filter_map(table).collect();
-        if tables.len() > format::limits::LAYERS {
+        let (mut tables, mut ahead) = (Vec::new(), Vec::new());
+        for blob in parsed.layers {
+            let Some(layer) = blob.annotations.get(LAYER_DIGEST).and_then(|of| of.parse().ok()) else {
+                continue;
+            };
+            match &*blob.media_type {
+                ZTOC => tables.push((layer, blob)),
+                AHEAD => ahead.push((layer, blob)),
+                _ => {}
+            }
+        }
+        if tables.len().max(ahead.len()) > format::limits::LAYERS {
             return Err(Error::invalid(what, "it has too many layers"));
         }
-        Ok(Self { digest: manifest.digest, tables })
+        Ok(Self { digest: manifest.digest, tables, ahead })
     }
+}
+
+fn named<'a>(blobs: &'a [(Digest, Descriptor)], layer: &Digest) -> Option<&'a Descriptor> {
+    blobs.iter().find(|(of, _)| of == layer).map(|(_, blob)| blob)
 }
 
 impl Source {
@@ -91,7 +109,7 @@ mod tests {
         let descriptor = |kind: &str, of: &str| json!({ "mediaType": kind, "digest": digest(of), "size": 2 });
         let mut table = descriptor(ZTOC, "ztoc");
         table["annotations"] = json!({ LAYER_DIGEST: digest("layer") });
-        let mut prefetch = descriptor("application/vnd.amazon.soci.prefetch.v1+json", "first");
+        let mut prefetch = descriptor(AHEAD, "first");
         prefetch["annotations"] = table["annotations"].clone();
         let mut one = json!({
             "schemaVersion": 2, "config": descriptor(INDEX_V1, "{}"),
@@ -100,7 +118,9 @@ mod tests {
         });
         let found = read(&one, Some(&digest("image"))).unwrap();
         assert_eq!(found.of(&digest("layer")).unwrap().digest, digest("ztoc"));
+        assert_eq!(found.ahead_of(&digest("layer")).unwrap().digest, digest("first"));
         assert_eq!((found.tables.len(), found.of(&digest("other"))), (1, None));
+        assert_eq!((found.ahead.len(), found.ahead_of(&digest("other"))), (1, None));
         assert!(read(&one, Some(&digest("another image"))).is_err());
         assert!(read(&one, None).is_err(), "not the version that an image names");
 

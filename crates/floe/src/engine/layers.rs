@@ -196,8 +196,9 @@ impl Engine {
                 why_not.text = why_not.text.or(untold);
                 // Whoever has not answered is not asked once more.
                 if why_not.usual != Fallback::NoAnswer {
-                    let untold = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
-                    why_not.text = why_not.text.or(untold);
+                    let read = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
+                    why_not.text = why_not.text.or(read.why_not);
+                    profile = profile.or(read.profile);
                 }
             }
         }

@@ -5,14 +5,16 @@
 //! repository can add one, so it is believed where an unsigned index of ours would be. Both are claims: what they make is an
 //! index of a table ([`format::index::Basis::Contents`]).
 //!
+//! Beside a zTOC there may be a list of what a start reads, which is a profile where there is no other.
+//!
 //! Asked for last: it costs a request, and who has an index of ours or a table needs none.
 
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use format::limits;
-use format::soci::assumes_short_header;
 use format::soci::index::{Whose, index};
+use format::soci::{ahead, assumes_short_header};
 use registry::{Descriptor, Priority, SociIndex, Source};
 
 use super::Engine;
@@ -22,6 +24,7 @@ use super::layers::{NotSigned, SMALL_INDEX, segment_size};
 use super::line::Line;
 use super::open::Resolved;
 use super::parallel::parallel;
+use super::profile::Profile;
 use super::report::IndexOrigin;
 use super::tables::{TABLES, vouched};
 use crate::trust::Verdict;
@@ -29,9 +32,17 @@ use crate::trust::Verdict;
 /// How a gzip header of ten bytes begins: no name, no extra field, no comment.
 const SHORT: &[u8] = b"\x1f\x8b\x08\0";
 
+/// What has come of a SOCI index beside layers.
+#[derive(Default)]
+pub(super) struct ReadSoci {
+    /// Why not all that could be are, for the first.
+    pub(super) why_not: Option<String>,
+    /// What it says that a start reads.
+    pub(super) profile: Option<Profile>,
+}
+
 impl Engine {
-    /// Opens the layers that have no index by their zTOCs, where the image has a SOCI index; returns why not, for the first
-    /// that could not be.
+    /// Opens the layers that have no index by their zTOCs, where the image has a SOCI index.
     pub(super) fn read_soci(
         &self,
         source: &Source,
@@ -39,34 +50,44 @@ impl Engine {
         asked: &Question<'_>,
         line: &Line,
         layers: &mut [Option<FoundLayer>],
-    ) -> anyhow::Result<Option<String>> {
+    ) -> anyhow::Result<ReadSoci> {
         let places = &resolved.layers;
         let could = |n: &usize| {
             layers[*n].is_none() && places[*n].role.is_none() && places[*n].media_type.ends_with("gzip")
         };
         let candidates: Vec<usize> = (0..layers.len()).filter(could).collect();
         if candidates.is_empty() {
-            return Ok(None);
+            return Ok(ReadSoci::default());
         }
         let indexes = match self.soci_indexes(source, resolved, asked) {
             Ok(indexes) => indexes,
             Err(error) => {
                 tracing::warn!(manifest = %resolved.manifest, "a SOCI index is not used: {error:#}");
-                return Ok(Some(format!("{error:#}")));
+                return Ok(ReadSoci { why_not: Some(format!("{error:#}")), profile: None });
             }
         };
-        let mut why_not = None;
+        let (mut why_not, mut ahead) = (None, Vec::new());
         for found in &indexes {
             let listed = |n: &usize| Some((*n, found.of(&places[*n].blob)?));
             let missing = candidates.iter().filter(|n| layers[**n].is_none());
             let missing: Vec<_> = missing.filter_map(listed).collect();
             let read = parallel(&missing, TABLES, |(n, table)| {
-                Ok(self.read_ztoc(source, &places[*n], table, line))
+                let list = found.ahead_of(&places[*n].blob);
+                Ok(self.read_ztoc(source, &places[*n], table, list, line))
             })?;
-            let opened = missing.into_iter().map(|(n, _)| n).zip(read);
-            why_not = why_not.or(Self::take_opened("a zTOC", places, opened, layers));
+            let opened = missing.into_iter().zip(read).map(|((n, _), read)| {
+                let layer = read.map(|(layer, segments)| {
+                    ahead.extend(segments.into_iter().map(|segment| (layer.id(), segment)));
+                    layer
+                });
+                (n, layer)
+            });
+            let untold = Self::take_opened("a zTOC", places, opened, layers);
+            why_not = why_not.or(untold);
         }
-        Ok(why_not)
+        let ids = || layers.iter().flatten().map(FoundLayer::id).collect();
+        let profile = (!ahead.is_empty()).then(|| Profile::new(ids(), &ahead));
+        Ok(ReadSoci { why_not, profile })
     }
 
     /// Returns the SOCI indexes of an image that are believed for whoever asks. What nobody will believe is not asked for.
@@ -98,13 +119,15 @@ impl Engine {
         found.context("asking whether there is a SOCI index")
     }
 
+    /// Opens a layer by its zTOC; returns with it the segments that are to be fetched first.
     fn read_ztoc(
         &self,
         source: &Source,
         place: &Place,
         table: &Descriptor,
+        list: Option<&Descriptor>,
         line: &Line,
-    ) -> anyhow::Result<FoundLayer> {
+    ) -> anyhow::Result<(FoundLayer, Vec<u32>)> {
         let begun = Instant::now();
         let limit = limits::CONTENTS.min(SMALL_INDEX + place.size); // the layer itself would be here sooner
         let ztoc = self.net.blob(source, table, limit).context("fetching the zTOC")?;
@@ -124,6 +147,15 @@ impl Engine {
         };
         let made = index(&ztoc, &whose).context("reading a layer by its zTOC")?;
         tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's zTOC");
-        self.take_index(place, made, IndexOrigin::Soci, ztoc.len() as u64)
+        let found = self.take_index(place, made, IndexOrigin::Soci, ztoc.len() as u64)?;
+        let read = |list: &Descriptor| {
+            let list = self.net.blob(source, list, limits::MANIFEST)?;
+            anyhow::Ok(ahead::segments(&list, &ztoc, found.layer())?)
+        };
+        let segments = list.map(read).transpose().unwrap_or_else(|error| {
+            tracing::warn!(layer = %place.blob, "what a SOCI index says to fetch first is not used: {error:#}");
+            None
+        });
+        Ok((found, segments.unwrap_or_default()))
     }
 }
