@@ -24,6 +24,17 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
+#[test]
+fn a_mount_that_fails_says_what_helps() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let (reference, nowhere) = (format!("{}/app:v1", registry.host()), node.path("some/where"));
+    let complaint = node.fails(&["mount", &reference, nowhere.to_str().unwrap()]);
+    assert!(complaint.contains(&format!("hint: mkdir -p {}", nowhere.display())), "{complaint}");
+    let complaint = node.fails(&["mount", &reference, node.mount_point().to_str().unwrap()]);
+    assert!(complaint.contains("not found\n  hint: are name and tag right?"), "{complaint}");
+}
+
 /// `-o` once wanted a layout that was there already, and said so of the directory it was to make.
 #[test]
 fn an_index_goes_into_a_layout_of_its_own() {

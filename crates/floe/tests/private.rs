@@ -114,6 +114,7 @@ fn what_is_cached_is_no_way_around_the_registry() {
     scene.registry_wants("better");
     let complaint = node.fails(&["mount", &tag, at.to_str().unwrap()]);
     assert!(complaint.contains(&host) && complaint.contains("access denied"), "{complaint}");
+    assert!(complaint.contains(&format!("hint: docker login {host}")), "{complaint}");
     // A digest that the node has been given once is the same for ever.
     let by_digest = node.mount(&digest);
     reads(&by_digest, 62, 3);

@@ -1,6 +1,7 @@
 //! Commands about images and mounts whose work the daemon does.
 
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -16,7 +17,16 @@ use crate::exit::{Code, Hint, misused};
 use crate::snapshotter::register::{ADDRESS, Target};
 
 pub(super) fn mount(session: &Session, args: cli::Mount) -> anyhow::Result<Code> {
-    let dir = args.dir.canonicalize().with_context(|| format!("looking at {}", args.dir.display()))?;
+    let dir = args.dir.canonicalize().map_err(|error| {
+        let what = format!("looking at {}", args.dir.display());
+        match error.kind() {
+            ErrorKind::NotFound => {
+                let hint = format!("mkdir -p {}", args.dir.display());
+                anyhow::Error::new(error).context(Hint::new(what, hint))
+            }
+            _ => anyhow::Error::new(error).context(what),
+        }
+    })?;
     let background = !args.no_background && session.config.fetch.background;
     let mounted: Mounted =
         session.ask(Call::Mount { image: user_image(args.image), dir, path: args.path, background })?;

@@ -365,7 +365,7 @@ impl Engine {
         let error = match image {
             Some(Ok((image, artifacts))) => return Ok(Resolved::remote(image, artifacts, source)),
             Some(Err(error)) if error.is_temporary() => anyhow::Error::new(error),
-            Some(Err(error)) => return Err(error).context("asking the registry"),
+            Some(Err(error)) => return Err(refused(error)),
             None => anyhow::Error::new(too_late.context("nobody waited for the registry")?),
         };
         let Some(local) = local else {
@@ -438,6 +438,19 @@ impl Engine {
             opening: last.times,
         }
     }
+}
+
+/// Says what can be done about an answer that will be the same the next time.
+fn refused(error: registry::Error) -> anyhow::Error {
+    let what = "asking the registry";
+    let hint = match &error {
+        registry::Error::Denied { host, .. } => format!("docker login {host}, as somebody who may read it"),
+        registry::Error::NotFound { .. } => {
+            "are name and tag right? many registries say so as well of what others may not see".into()
+        }
+        _ => return anyhow::Error::new(error).context(what),
+    };
+    anyhow::Error::new(error).context(Hint::new(what, hint))
 }
 
 impl Resolved {
