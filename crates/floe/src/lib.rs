@@ -10,7 +10,7 @@ pub mod engine;
 pub mod exit;
 pub mod home;
 mod imageservice;
-mod install;
+pub mod install;
 pub mod layerstore;
 pub mod origin;
 pub mod progress;

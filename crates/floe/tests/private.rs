@@ -16,11 +16,13 @@ use std::path::Path;
 
 use containerd::cri::AuthConfig;
 use format::Digest;
+use serde_json::json;
 use support::containerd::{Containerd, Release};
 use support::cri::Cri;
-use support::image::{self, TestImage};
+use support::image::{self, Layer, Pack, TestImage};
 use support::until;
 use testkit::faulty::{Faulty, Guard};
+use testkit::tar::Entry;
 
 const EIO: Option<i32> = Some(5);
 
@@ -120,7 +122,10 @@ fn what_is_cached_is_no_way_around_the_registry() {
     reads(&by_digest, 62, 3);
 }
 
-each_release!(what_a_pods_secret_opens_is_lazy);
+each_release!(
+    what_a_pods_secret_opens_is_lazy,
+    layers_in_common_are_had_from_the_repository_that_had_them_first
+);
 
 fn what_a_pods_secret_opens_is_lazy(release: Release) {
     let node = node!("[fetch]\nbackground = false\n");
@@ -135,9 +140,7 @@ fn what_a_pods_secret_opens_is_lazy(release: Release) {
     let containerd = Containerd::start_for_pods(release, &node, &reference);
     let mut cri = Cri::at(&containerd.socket()).images_at(&containerd.images());
     let wants = |password: &str| server.guard(Guard::Basic(format!("pod:{password}")));
-    let secret = |password: &str| {
-        Some(AuthConfig { username: "pod".into(), password: password.into(), ..AuthConfig::default() })
-    };
+    let secret = |password| secret("pod", password);
 
     wants("good");
     assert!(cri.pull(&reference).is_err());
@@ -186,5 +189,80 @@ fn what_a_pods_secret_opens_is_lazy(release: Release) {
     }
 
     cri.remove(&one);
+    cri.remove_pod(&pod);
+}
+
+/// What a pod's secret says.
+fn secret(username: &str, password: &str) -> Option<AuthConfig> {
+    Some(AuthConfig { username: username.into(), password: password.into(), ..AuthConfig::default() })
+}
+
+fn layers_in_common_are_had_from_the_repository_that_had_them_first(release: Release) {
+    let [first, second, third] = std::array::from_fn(|_| Faulty::start());
+    let trust = format!("[registry.\"{}\"]\ntrust = \"registry\"\n", third.host());
+    let node = node!(&format!("[fetch]\nbackground = false\n{trust}"));
+    if let Some(why) = release.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    // One image in two repositories, and one that is built on it: of each there is a secret that opens no other.
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
+    let top = Layer::of(&[Entry::file("top", "more")], Pack::Gzip);
+    let built = TestImage::new([&image.layers[..], &[top]].concat(), &json!({ "Env": ["PATH=/bin"] }));
+    let logins = ["first:good", "second:fine", "third:well"];
+    for ((server, image), login) in
+        [(&first, &image), (&second, &image), (&third, &built)].into_iter().zip(logins)
+    {
+        image.put(server, "app", "v1");
+        image::refer_all(server, image);
+        server.guard(Guard::Basic(login.into()));
+    }
+    let [one, two, three] = [&first, &second, &third].map(|server| format!("{}/app:v1", server.host()));
+    let containerd = Containerd::start_for_pods(release, &node, &one);
+    let mut cri = Cri::at(&containerd.socket()).images_at(&containerd.images());
+    let (small, large) = (image::noise(9, 1_500_000), image::noise(10, 4_000_000));
+    cri.pull_as(secret("first", "good"), &one).unwrap();
+    let pod = cri.pod("pod");
+    let begun = cri.start(&pod, "begun", &one, &["sleep", "1000"]).unwrap();
+    assert!(cri.exec(&begun, &["cat", "/data/0"]) == small);
+
+    // That the layers are here opens nothing: who has no secret of the other repository has no image.
+    assert!(cri.pull(&two).is_err());
+    assert!(cri.pull_as(secret("first", "good"), &two).is_err());
+    assert!(!cri.has(&two));
+    assert!(cri.start(&pod, "refused", &two, &["sleep", "1000"]).is_err());
+
+    // With one, they are shared. What is missing comes from where the layers were had first, with the secret of that place.
+    cri.pull_as(secret("second", "fine"), &two).unwrap();
+    let shares = cri.start(&pod, "shares", &two, &["sleep", "1000"]).unwrap();
+    assert!(cri.exec(&shares, &["cat", "/data/0"]) == small);
+    assert!(cri.exec(&shares, &["head", "-c", "100000", "/data/1"]) == large[..100_000]);
+    let layers = |server: &Faulty| -> usize {
+        image.layers.iter().map(|layer| server.count(&image::blob_path("app", &layer.digest()))).sum()
+    };
+    assert!(layers(&first) > 0);
+    assert_eq!(layers(&second), 0);
+    let theirs = testkit::base64::encode(b"second:fine");
+    let shown = |server: &Faulty| {
+        let seen = server.seen().into_iter();
+        seen.filter_map(|asked| asked.headers.get("authorization").cloned())
+            .any(|said| said.contains(&theirs))
+    };
+    assert!(shown(&second) && !shown(&first), "it is sent to its own registry only");
+
+    // That secret withdrawn, what is here is read by both, and the rest by none.
+    first.guard(Guard::Basic("first:better".into()));
+    for container in [&begun, &shares] {
+        let error = cri.try_exec(container, &["cat", "/data/1"]).unwrap_err();
+        assert!(error.contains("Input/output error"), "{error}");
+        assert!(cri.exec(container, &["cat", "/data/0"]) == small);
+    }
+    // An image with a layer of its own makes its repository known for all of them.
+    cri.pull_as(secret("third", "well"), &three).unwrap();
+    for container in [&begun, &shares] {
+        assert!(cri.exec(container, &["cat", "/data/1"]) == large);
+        cri.remove(container);
+    }
+    assert!(layers(&third) > 0);
+    assert_eq!(layers(&second), 0);
     cri.remove_pod(&pod);
 }

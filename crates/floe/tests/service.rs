@@ -229,6 +229,12 @@ fn what_was_installed_is_gone_at_once_where_nothing_uses_it(release: Release) {
     host.ok(&[FLOE, "uninstall"]);
 }
 
+/// Returns the lines of a configuration of containerd that say who uses which snapshotter where nobody asks for one.
+fn defaults(dump: &str) -> Vec<String> {
+    let lines = dump.lines().map(str::trim).filter(|line| line.starts_with("snapshotter ="));
+    lines.map(str::to_owned).collect()
+}
+
 fn the_configuration_of_containerd_stays_its_administrators(release: Release) {
     let node = kernel_node!("");
     needs_host!(release);
@@ -241,6 +247,8 @@ fn the_configuration_of_containerd_stays_its_administrators(release: Release) {
     host.sh(&format!(
         "mkdir -p /etc/containerd && printf '{own}' >/etc/containerd/config.toml; systemctl start containerd"
     ));
+    let before = defaults(&host.ok(&["containerd", "config", "dump"]));
+    assert!(before.iter().any(|line| line.contains("overlayfs")), "{before:?}");
     let said = host.ok(&[FLOE, "install"]);
     assert!(said.contains("/etc/containerd/conf.d/floe.toml") && !said.contains("floe.conf"), "{said}");
     assert!(knows());
@@ -248,6 +256,7 @@ fn the_configuration_of_containerd_stays_its_administrators(release: Release) {
     assert!(found.contains("tells it of the snapshotter"), "{found}");
     let dump = host.ok(&["containerd", "config", "dump"]);
     assert!(dump.contains("oom_score = -6") && dump.contains("/run/floe/containerd.sock"), "{dump}");
+    assert_eq!(defaults(&dump), before);
     host.ok(&["floe", "uninstall"]);
     assert!(!knows());
     if host.ok(&["containerd", "config", "default"]).contains("/etc/containerd/conf.d") {
@@ -258,10 +267,13 @@ fn the_configuration_of_containerd_stays_its_administrators(release: Release) {
     let (first, second) = if release == Release::Sid { (3, 2) } else { (1, 2) };
     host.sh(&format!("printf 'version = {first}\\noom_score = -7\\n' >/etc/containerd/config.toml"));
     host.sh("systemctl restart containerd");
+    let before = defaults(&host.ok(&["containerd", "config", "dump"]));
+    assert!(before.iter().any(|line| line.contains("overlayfs")), "{before:?}");
     host.ok(&[FLOE, "install"]);
     assert!(knows());
     let dump = || host.ok(&["containerd", "--config", "/etc/floe/containerd.toml", "config", "dump"]);
     assert!(dump().contains("oom_score = -7"), "{}", dump());
+    assert_eq!(defaults(&dump()), before);
     let found = doctor();
     assert!(found.contains("tells it of the snapshotter"), "{found}");
     host.sh(&format!("printf 'version = {second}\\n' >/etc/containerd/config.toml"));

@@ -38,6 +38,13 @@ impl Pace {
         self.delays.iter().min().copied()
     }
 
+    /// Returns how long an answer of so many bytes takes.
+    pub(crate) fn time(&self, bytes: u64) -> Option<Duration> {
+        #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+        let arriving = Duration::try_from_secs_f64(bytes as f64 / self.rate()?).ok()?;
+        self.delay()?.checked_add(arriving)
+    }
+
     fn rate(&self) -> Option<f64> {
         let mut rates: Vec<f64> = self.rates.iter().copied().collect();
         rates.sort_by(f64::total_cmp);
@@ -112,10 +119,12 @@ mod tests {
         pace.learn(&Clock::start());
         pace.learn(&request(80, 1, 2));
         assert!(pace.is_worth_a_request(1), "two pieces tell no rate");
+        assert_eq!(pace.time(1), None);
         // 16 MiB/s and 40 ms: worth 640 KiB.
         pace.learn(&request(40, 1, 65));
         assert!(!pace.is_worth_a_request(600 << 10));
         assert!(pace.is_worth_a_request(700 << 10));
+        assert_eq!(pace.time(2 << 20).map(|time| time.as_millis()), Some(168));
         // Neither a slow answer nor a burst changes that.
         pace.learn(&request(400, 1, 65));
         pace.learn(&request(400, 20, 65));

@@ -31,7 +31,7 @@ use crate::known::learn;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
-use crate::plan::{runs, splits};
+use crate::plan::{packed_len, runs, splits};
 use crate::read_error::{AddError, ReadError};
 use crate::room;
 use crate::segments::{OpenLayer, SegmentFile};
@@ -264,6 +264,13 @@ impl ReadThrough {
     /// Returns the time from a request to the first byte of its answer, by the shortest of the latest ones.
     pub fn delay(&self) -> Option<Duration> {
         guard::lock(&self.inner.pace).delay()
+    }
+
+    /// Returns about how long it takes to fetch the span of a segment, by the latest requests; nothing where these do not tell.
+    pub fn time(&self, index: IndexId, segment: u32) -> Option<Duration> {
+        let held = self.inner.held(index).ok()?;
+        let parts = held.layer.parts(held.layer.span(segment)?.segments)?;
+        guard::lock(&self.inner.pace).time(packed_len(&parts))
     }
 
     /// Stops what no reader waits for: what has been asked for still comes, what has not is forgotten. Until

@@ -21,6 +21,7 @@ use anyhow::{Context, bail};
 
 use self::containerd::Told;
 use self::units::Installed;
+pub use self::units::proxy;
 use crate::commands::{Session, out};
 use crate::daemon::client::{self, Client};
 use crate::daemon::manager::IMAGES;

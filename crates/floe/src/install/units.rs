@@ -91,7 +91,7 @@ pub(super) fn plugin(root: &Path, remaps: bool) -> String {
          version = 2\n\
          \n\
          {}",
-        proxy(root, remaps)
+        proxy("floe", Path::new(SOCKET), root, remaps)
     )
 }
 
@@ -99,21 +99,25 @@ pub(super) fn plugin(root: &Path, remaps: bool) -> String {
 /// be of the other one's version. That is named by a pattern that nothing else matches: a plain name has to be there.
 pub(super) fn wrapper(version: Option<i64>, root: &Path, remaps: bool) -> String {
     let version = version.map_or_else(String::new, |version| format!("version = {version}\n"));
-    format!("{HEAD}{version}imports = [\"/etc/containerd/config.[t*]oml\"]\n\n{}", proxy(root, remaps))
+    let proxy = proxy("floe", Path::new(SOCKET), root, remaps);
+    format!("{HEAD}{version}imports = [\"/etc/containerd/config.[t*]oml\"]\n\n{proxy}")
 }
 
+/// Returns what tells containerd of a snapshotter, where it is asked, and where its images are.
+///
 /// Where we can show other owners, containerd leaves that to us; else it copies the image for each user namespace.
 /// What it exports has the transfer service of containerd 2.1 say which layer of which image is unpacked; others read over it.
-fn proxy(root: &Path, remaps: bool) -> String {
+pub fn proxy(name: &str, socket: &Path, root: &Path, remaps: bool) -> String {
     let capabilities = if remaps { "capabilities = [\"remap-ids\"]\n" } else { "" };
     format!(
-        "[proxy_plugins.floe]\n\
+        "[proxy_plugins.{name}]\n\
          type = \"snapshot\"\n\
-         address = \"{SOCKET}\"\n\
+         address = {}\n\
          {capabilities}\
-         [proxy_plugins.floe.exports]\n\
+         [proxy_plugins.{name}.exports]\n\
          enable_remote_snapshot_annotations = \"true\"\n\
          root = {}\n",
+        toml_text(socket),
         toml_text(root)
     )
 }

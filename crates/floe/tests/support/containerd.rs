@@ -165,14 +165,8 @@ impl<'a> Containerd<'a> {
         );
         fs::write(&config, fs::read_to_string(&config).unwrap() + &ours).unwrap();
         // One of them is known to show owners shifted; of the other, clients change all owners.
-        let plugin = |name| {
-            let capabilities = if name == "floe" { "capabilities = [\"remap-ids\"]\n" } else { "" };
-            format!(
-                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n{capabilities}\
-                 [proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n",
-                dir.join("floe.sock").display()
-            )
-        };
+        let (socket, store) = (dir.join("floe.sock"), node.store());
+        let plugin = |name| floe::install::proxy(name, &socket, &store, name == "floe");
         let text = format!(
             "root = \"{0}/root\"\nstate = \"{0}/state\"\n{theirs}\
              [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{0}/opt\"\n\

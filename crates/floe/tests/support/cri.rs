@@ -6,9 +6,10 @@ use containerd::cri::image_service_client::ImageServiceClient;
 use containerd::cri::runtime_service_client::RuntimeServiceClient;
 use containerd::cri::{
     AuthConfig, ContainerConfig, ContainerMetadata, ContainerRequest, CreateContainerRequest, Empty,
-    ExecSyncRequest, FilesystemUsage, ImageSpec, ImageStatusRequest, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxRequest, PullImageRequest, RemoveImageRequest, RunPodSandboxRequest,
+    ExecSyncRequest, FilesystemUsage, IdMapping, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxRequest, PullImageRequest,
+    RemoveImageRequest, RunPodSandboxRequest, UserNamespace,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -20,10 +21,12 @@ pub struct Cri {
     containers: RuntimeServiceClient<Channel>,
 }
 
-/// A pod: its sandbox, which has the host's network, and what it was made of.
+/// A pod: its sandbox, and what it was made of.
 pub struct Pod {
     pub id: String,
     config: PodSandboxConfig,
+    /// What its containers are told of its namespaces.
+    linux: Option<LinuxContainerConfig>,
 }
 
 impl Cri {
@@ -77,16 +80,35 @@ impl Cri {
         Ok(info.image_filesystems.into_iter().next().unwrap())
     }
 
+    /// Starts a pod that has the host's network.
     pub fn pod(&mut self, name: &str) -> Pod {
-        let options = NamespaceOption { network: NamespaceMode::Node.into() };
+        let options = NamespaceOption { network: NamespaceMode::Node.into(), userns_options: None };
+        self.try_pod(name, options, None).unwrap()
+    }
+
+    /// Starts one with users, groups and a network of its own, as of `hostUsers: false`.
+    pub fn pod_of_others(&mut self, name: &str, users: u32, groups: u32) -> Result<Pod, Status> {
+        let ids = |host_id| vec![IdMapping { host_id, container_id: 0, length: 65_536 }];
+        let own = UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids(users), gids: ids(groups) };
+        let options = NamespaceOption { network: NamespaceMode::Pod.into(), userns_options: Some(own) };
+        let security = LinuxContainerSecurityContext { namespace_options: Some(options.clone()) };
+        self.try_pod(name, options, Some(LinuxContainerConfig { security_context: Some(security) }))
+    }
+
+    fn try_pod(
+        &mut self,
+        name: &str,
+        options: NamespaceOption,
+        linux_of_containers: Option<LinuxContainerConfig>,
+    ) -> Result<Pod, Status> {
         let security = LinuxSandboxSecurityContext { namespace_options: Some(options) };
         let metadata =
             PodSandboxMetadata { name: name.into(), uid: name.into(), namespace: "default".into() };
         let linux = LinuxPodSandboxConfig { cgroup_parent: String::new(), security_context: Some(security) };
         let config = PodSandboxConfig { metadata: Some(metadata), linux: Some(linux) };
         let asked = RunPodSandboxRequest { config: Some(config.clone()) };
-        let answer = self.runtime.block_on(self.containers.run_pod_sandbox(asked)).unwrap();
-        Pod { id: answer.into_inner().pod_sandbox_id, config }
+        let answer = self.runtime.block_on(self.containers.run_pod_sandbox(asked))?;
+        Ok(Pod { id: answer.into_inner().pod_sandbox_id, config, linux: linux_of_containers })
     }
 
     /// Starts a container in a pod; returns its ID.
@@ -101,6 +123,7 @@ impl Cri {
             metadata: Some(ContainerMetadata { name: name.into() }),
             image: Some(spec(reference)),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
+            linux: pod.linux.clone(),
         };
         let asked = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),

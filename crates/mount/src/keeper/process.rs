@@ -387,11 +387,12 @@ impl Keeper {
         }
         self.deadline = deadline;
         self.command = revive;
+        let now = Instant::now();
         self.revival.daemon_came();
-        self.unserved.daemon_came(&self.held);
+        self.unserved.daemon_came(now, &self.held);
         self.starting = None;
         self.waiting.untell();
-        self.daemon = Some(Daemon { socket, replies: [(welcome, None)].into(), since: Instant::now() });
+        self.daemon = Some(Daemon { socket, replies: [(welcome, None)].into(), since: now });
     }
 
     fn watch(&mut self, name: String, root: OwnedFd) -> io::Result<()> {

@@ -7,22 +7,35 @@ use std::time::{Duration, Instant};
 use super::process::Held;
 use crate::fuse::refuse;
 
+/// A daemon that lived so long has taken its mounts over and answered; one that dies before may have served nobody.
+const LIVED: Duration = Duration::from_secs(10);
+
 /// Since when there is no daemon, and whose requests are refused because of that.
 #[derive(Default)]
 pub(super) struct Unserved {
+    /// When the last one that lived has died.
     since: Option<Instant>,
+    /// When the one that is there has come.
+    came: Option<Instant>,
     /// Devices, by name, of which something may come; none before the deadline.
     refused: Option<Vec<String>>,
 }
 
 impl Unserved {
+    /// There is none. Readers have waited since before one came that died young.
     pub(super) fn daemon_died(&mut self, now: Instant) {
-        self.since = Some(now);
+        let lived = self.came.take().is_none_or(|came| now >= came + LIVED);
+        if lived || self.since.is_none() {
+            self.since = Some(now);
+        }
     }
 
     /// There is one: the devices are its own again.
-    pub(super) fn daemon_came(&mut self, held: &BTreeMap<String, Held>) {
-        self.since = None;
+    pub(super) fn daemon_came(&mut self, now: Instant, held: &BTreeMap<String, Held>) {
+        if self.came.is_some() {
+            self.daemon_died(now); // the one before, and nobody has heard of it
+        }
+        self.came = Some(now);
         if self.refused.take().is_none() {
             return;
         }
@@ -36,7 +49,7 @@ impl Unserved {
 
     /// Returns when readers have waited long enough, unless they are refused already.
     pub(super) fn due(&self, deadline: Duration) -> Option<Instant> {
-        if self.refused.is_some() { None } else { Some(self.since? + deadline) }
+        if self.came.is_some() || self.refused.is_some() { None } else { Some(self.since? + deadline) }
     }
 
     /// Returns what is to be listened to.
@@ -71,5 +84,49 @@ fn device<'a>(held: &'a BTreeMap<String, Held>, name: &str) -> Option<BorrowedFd
     match held.get(name)? {
         Held::Other(device) => Some(device.as_fd()),
         Held::Mount(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(300);
+
+    fn after(begun: Instant, seconds: u64) -> Instant {
+        begun + Duration::from_secs(seconds)
+    }
+
+    /// A daemon that says hello and dies of what it finds, again and again, had readers wait without end.
+    #[test]
+    fn the_time_goes_on_until_a_daemon_has_lived() {
+        let (mut unserved, held, begun) = (Unserved::default(), BTreeMap::new(), Instant::now());
+        assert_eq!(unserved.due(DEADLINE), None);
+        unserved.daemon_came(begun, &held);
+        unserved.daemon_died(after(begun, 1));
+        let due = after(begun, 301);
+        assert_eq!(unserved.due(DEADLINE), Some(due), "the first of all");
+        for n in 1..30 {
+            unserved.daemon_came(after(begun, 10 * n), &held);
+            assert_eq!(unserved.due(DEADLINE), None, "it may answer");
+            unserved.daemon_died(after(begun, 10 * n + 9));
+            assert_eq!(unserved.due(DEADLINE), Some(due));
+        }
+        unserved.refuse(due, DEADLINE, &held);
+        assert!(unserved.refused.is_some());
+        // The next one is given its time, and no more.
+        unserved.daemon_came(after(begun, 400), &held);
+        assert!(unserved.refused.is_none());
+        unserved.daemon_died(after(begun, 401));
+        assert_eq!(unserved.due(DEADLINE), Some(due));
+
+        unserved.daemon_came(after(begun, 500), &held);
+        unserved.daemon_died(after(begun, 510));
+        assert_eq!(unserved.due(DEADLINE), Some(after(begun, 810)), "it has lived");
+        // One whose end nobody has heard of has lived as well.
+        unserved.daemon_came(after(begun, 600), &held);
+        unserved.daemon_came(after(begun, 700), &held);
+        unserved.daemon_died(after(begun, 701));
+        assert_eq!(unserved.due(DEADLINE), Some(after(begun, 1000)));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use format::{DiffId, Digest, IndexId};
 
@@ -257,12 +258,34 @@ fn records_of_other_versions_are_read_or_refused_by_name_and_left_alone() {
     }
 
     // As the first program that had snapshots wrote them, and with a field that it did not know.
-    let text = String::from_utf8(body.to_vec()).unwrap();
-    for text in [text.clone(), text.replacen('{', "{\"later\":[1],", 1), text.replace(",\"usage\":null", "")]
+    for text in
+        [FIRST.to_owned(), FIRST.replacen('{', "{\"later\":[1],", 1), FIRST.replace(",\"usage\":null", "")]
     {
-        let record = crate::record::encode(crate::record::Kind::Snapshot, text.as_bytes());
-        std::fs::write(&file, record).unwrap();
+        std::fs::write(&file, framed(&text)).unwrap();
         let (_store, snapshots) = open(home.path());
-        assert_eq!(snapshots.get("floe", "layer").unwrap().lazy, Some(lazy(1)));
+        let read = snapshots.get("floe", "layer").unwrap();
+        assert_eq!((read.kind, &read.parent, &read.lazy), (SnapshotKind::Committed, &None, &Some(lazy(1))));
+        assert_eq!(read.labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+        assert_eq!(read.created, Duration::new(1_795_800_000, 123_456_789));
     }
+}
+
+/// The body of a record, as the first program that had snapshots wrote it.
+const FIRST: &str = concat!(
+    r#"{"owner":"floe","name":"layer","parent":null,"kind":"committed","#,
+    r#""created":{"secs":1795800000,"nanos":123456789},"updated":{"secs":1795800000,"nanos":123456789},"#,
+    r#""labels":{"a":"b"},"lazy":{"reference":"docker://registry.example/app:v1","layer":{"#,
+    r#""blob":"sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a","size":1,"#,
+    r#""media_type":"application/vnd.oci.image.layer.v1.tar+gzip","#,
+    r#""diff_id":"sha256:9dcf97a184f32623d11a73124ceb99a5709b083721e878a16d78f596718ba7b2","#,
+    r#""index":"blake3:0101010101010101010101010101010101010101010101010101010101010101","proved":false}},"#,
+    r#""usage":null}"#
+);
+
+/// Returns a record's file, by the format and not by what writes it today.
+fn framed(body: &str) -> Vec<u8> {
+    let length = (body.len() as u64).to_le_bytes();
+    let fields = [b"FLOEREC\0\x01\0\0\0\x07\0\0\0".as_slice(), &length].concat();
+    let sum = blake3::Hasher::new().update(&fields).update(body.as_bytes()).finalize();
+    [&fields, sum.as_bytes().as_slice(), body.as_bytes()].concat()
 }
