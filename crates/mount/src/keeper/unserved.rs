@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::process::Held;
 use crate::fuse::refuse;
 
-/// A daemon that lived so long has taken its mounts over and answered; one that dies before may have served nobody.
-const LIVED: Duration = Duration::from_secs(10);
+/// A daemon that lived so long has taken its mounts over, and answers; one that dies before may have served nobody.
+const LIVED: Duration = Duration::from_secs(1);
 
 /// Since when there is no daemon, and whose requests are refused because of that.
 #[derive(Default)]
@@ -97,19 +97,24 @@ mod tests {
         begun + Duration::from_secs(seconds)
     }
 
+    /// Just too early to have lived.
+    fn young(came: Instant) -> Instant {
+        came + LIVED - Duration::from_millis(1)
+    }
+
     /// A daemon that says hello and dies of what it finds, again and again, had readers wait without end.
     #[test]
     fn the_time_goes_on_until_a_daemon_has_lived() {
         let (mut unserved, held, begun) = (Unserved::default(), BTreeMap::new(), Instant::now());
         assert_eq!(unserved.due(DEADLINE), None);
         unserved.daemon_came(begun, &held);
-        unserved.daemon_died(after(begun, 1));
-        let due = after(begun, 301);
+        unserved.daemon_died(young(begun));
+        let due = young(begun) + DEADLINE;
         assert_eq!(unserved.due(DEADLINE), Some(due), "the first of all");
         for n in 1..30 {
             unserved.daemon_came(after(begun, 10 * n), &held);
             assert_eq!(unserved.due(DEADLINE), None, "it may answer");
-            unserved.daemon_died(after(begun, 10 * n + 9));
+            unserved.daemon_died(young(after(begun, 10 * n)));
             assert_eq!(unserved.due(DEADLINE), Some(due));
         }
         unserved.refuse(due, DEADLINE, &held);
@@ -117,7 +122,7 @@ mod tests {
         // The next one is given its time, and no more.
         unserved.daemon_came(after(begun, 400), &held);
         assert!(unserved.refused.is_none());
-        unserved.daemon_died(after(begun, 401));
+        unserved.daemon_died(young(after(begun, 400)));
         assert_eq!(unserved.due(DEADLINE), Some(due));
 
         unserved.daemon_came(after(begun, 500), &held);
@@ -126,7 +131,7 @@ mod tests {
         // One whose end nobody has heard of has lived as well.
         unserved.daemon_came(after(begun, 600), &held);
         unserved.daemon_came(after(begun, 700), &held);
-        unserved.daemon_died(after(begun, 701));
+        unserved.daemon_died(young(after(begun, 700)));
         assert_eq!(unserved.due(DEADLINE), Some(after(begun, 1000)));
     }
 }
