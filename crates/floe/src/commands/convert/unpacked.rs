@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
+use convert::Expected;
 use convert::recode::erofs::{ErofsError, unpack};
 use convert::recode::{self};
 use format::{DiffId, Digest};
@@ -62,7 +63,8 @@ impl<R: Recode> Recode for Unpacked<R> {
 /// Returns the tar of what is in a file system, as a layer that is not packed.
 fn tar(layer: &LayerBlob, blob: &mut dyn Read) -> Result<(LayerBlob, File), RecodeError> {
     let mut tar = spool()?;
-    let made = unpack(blob, layer.digest, layer.size, &spool()?, &tar).map_err(told)?;
+    let expected = Expected { blob: layer.digest, diff_id: layer.diff_id };
+    let made = unpack(blob, &expected, layer.size, &spool()?, &tar).map_err(told)?;
     tar.seek(SeekFrom::Start(0)).map_err(RecodeError::Kept)?;
     let plain = LayerBlob {
         digest: made.digest,
