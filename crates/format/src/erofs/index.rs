@@ -3,6 +3,7 @@
 //! Files are in the order of the tree. A file is cut where its segments end, and where its bytes lie apart. What is zero for long
 //! is a hole, whether the image says so or has the zeros: mkfs.erofs has them once, and says that they are everywhere.
 
+use super::disk::BLOCK;
 use super::read::{Corrupt, Inode, LayerFiles, MemberError, Run};
 use crate::digest::{ChunkId, DiffId, Digest};
 use crate::index::{BlobAt, Chunk, Codec, Contents, Hash, Index, IndexError, Packing, Piece, most_plain};
@@ -14,6 +15,8 @@ use crate::tar::{Member, MemberKind};
 
 /// Chunks of an index: 60 bytes each, as long together as an index may be.
 const CHUNKS: usize = (limits::INDEX / 60) as usize;
+
+const TOO_MANY: MakeError = MakeError::TooLarge { what: "the number of chunks", limit: CHUNKS as u64 };
 
 /// Zeros that are a hole, in bytes: shorter ones cost less than the entry of one.
 const HOLE: u64 = limits::SHARED_CHUNK;
@@ -70,13 +73,15 @@ pub fn index(files: &LayerFiles<'_>, whose: &Whose) -> Result<Index, MakeError> 
     if !files.is_nothing_else() {
         return Err(MakeError::Begins);
     }
+    let most = most_plain(whose.size).min(limits::LAYER);
     let mut making = Making {
         files,
         segment: whose.segment.bytes(),
         skeleton: SkeletonMaker::new(whose.segment)?,
         chunks: Vec::new(),
         pieces: Vec::new(),
-        left: most_plain(whose.size).min(limits::LAYER),
+        left: most,
+        most,
     };
     files.members(|member, inode| making.member(member, inode))?;
     let contents = Contents {
@@ -116,8 +121,9 @@ struct Making<'a, 'b> {
     skeleton: SkeletonMaker,
     chunks: Vec<Chunk>,
     pieces: Vec<Piece>,
-    /// How many bytes files may have yet.
+    /// How many bytes files may have yet, and how many in all.
     left: u64,
+    most: u64,
 }
 
 impl Making<'_, '_> {
@@ -127,11 +133,8 @@ impl Making<'_, '_> {
             return Err(MakeError::Attribute);
         }
         let Some(inode) = inode else { return Ok(self.skeleton.member(member)?) };
-        let data = Found::of(self.files, inode)?;
+        let data = self.data(inode)?;
         let payload = data.iter().map(|data| data.len).sum();
-        let most = most_plain(self.files.len()).min(limits::LAYER);
-        let left = self.left.checked_sub(payload);
-        self.left = left.ok_or(MakeError::TooLarge { what: "the length of all files", limit: most })?;
         if payload == inode.size {
             self.skeleton.member(member)?;
         } else {
@@ -142,12 +145,42 @@ impl Making<'_, '_> {
         data.iter().try_for_each(|data| self.chunks(data, &mut placed))
     }
 
+    /// Returns what of a file is no hole.
+    fn data(&mut self, inode: &Inode) -> Result<Vec<Data>, MakeError> {
+        let (mut found, mut at) = (Found::default(), 0);
+        for run in self.files.runs(inode)? {
+            match run? {
+                Run::Hole(len) => {
+                    found.keep_zeros();
+                    at += len;
+                }
+                Run::Bytes(begin, bytes) => {
+                    let limit = self.most;
+                    let left = self.left.checked_sub(bytes.len() as u64);
+                    self.left = left.ok_or(MakeError::TooLarge { what: "the length of all files", limit })?;
+                    let mut data = Data { at, begin, len: 0 };
+                    for block in bytes.chunks(BLOCK) {
+                        data.len = block.len() as u64;
+                        found.block(data, block.iter().all(|byte| *byte == 0));
+                        (data.at, data.begin) = (data.at + data.len, data.begin + data.len);
+                    }
+                    at = data.at;
+                }
+            }
+            if found.data.len() > CHUNKS {
+                return Err(TOO_MANY);
+            }
+        }
+        found.keep_zeros();
+        Ok(found.data)
+    }
+
     /// Adds the chunks of bytes that lie together; `placed` is how many of their file have been.
     fn chunks(&mut self, data: &Data, placed: &mut u64) -> Result<(), MakeError> {
         let (mut begin, mut rest) = (data.begin, self.files.bytes(data.begin, data.len));
         while !rest.is_empty() {
             if self.chunks.len() >= CHUNKS {
-                return Err(MakeError::TooLarge { what: "the number of chunks", limit: CHUNKS as u64 });
+                return Err(TOO_MANY);
             }
             let room = self.segment - *placed % self.segment;
             let room = room.min(limits::PIECE.into()).min(rest.len() as u64);
@@ -195,29 +228,6 @@ struct Found {
 }
 
 impl Found {
-    fn of(files: &LayerFiles<'_>, inode: &Inode) -> Result<Vec<Data>, Corrupt> {
-        let (mut found, mut at) = (Self::default(), 0);
-        for run in files.runs(inode)? {
-            match run? {
-                Run::Hole(len) => {
-                    found.keep_zeros();
-                    at += len;
-                }
-                Run::Bytes(begin, bytes) => {
-                    let mut data = Data { at, begin, len: 0 };
-                    for block in bytes.chunks(limits::BLOCK as usize) {
-                        data.len = block.len() as u64;
-                        found.block(data, block.iter().all(|byte| *byte == 0));
-                        (data.at, data.begin) = (data.at + data.len, data.begin + data.len);
-                    }
-                    at = data.at;
-                }
-            }
-        }
-        found.keep_zeros();
-        Ok(found.data)
-    }
-
     fn block(&mut self, block: Data, is_zero: bool) {
         if !is_zero {
             self.keep_zeros();
