@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::indexed::{indexed, says_the_same};
 use common::{Dice, PACKINGS, assorted, expected, pack as packed_as};
 use convert::recode::erofs::{ErofsError, Made, compare, image, unpack};
 use convert::recode::{RecodeError, Recoded};
@@ -46,9 +47,11 @@ fn made(tar: &[u8], blob: &[u8]) -> Result<(Vec<u8>, Recoded), RecodeError> {
 /// Makes a tar of an image.
 fn unpacked(bytes: &[u8]) -> Result<Vec<u8>, RecodeError> {
     let (file, mut tar) = (tempfile::tempfile().unwrap(), Cursor::new(Vec::new()));
-    let made = unpack(bytes, Digest::of(bytes), bytes.len() as u64, &file, &mut tar)?;
+    let made = unpack(bytes, &expected(bytes, bytes), bytes.len() as u64, &file, &mut tar)?;
     let tar = tar.into_inner();
     assert_eq!((made.digest, made.size), (Digest::of(&tar), tar.len() as u64));
+    // An index of it has the same.
+    says_the_same(&indexed(bytes, 16).unwrap(), &tar);
     Ok(tar)
 }
 
@@ -368,8 +371,8 @@ fn what_is_damaged_is_an_error_or_another_tree_and_ends() {
     // Too short, not that blob, packed.
     assert!(unpacked(&bytes[..bytes.len() - 1]).is_err() && unpacked(&bytes[..100]).is_err());
     let file = tempfile::tempfile().unwrap();
-    let error =
-        unpack(&bytes[..], Digest::of(b""), bytes.len() as u64, &file, Cursor::new(Vec::new())).unwrap_err();
+    let error = unpack(&bytes[..], &expected(b"", b""), bytes.len() as u64, &file, Cursor::new(Vec::new()))
+        .unwrap_err();
     assert!(matches!(error, RecodeError::BlobDigest { .. }), "{error}");
     // What follows the file system is none of it.
     assert!(unpacked(&[&bytes[..], &[7; 8192]].concat()).unwrap() == unpacked(&bytes).unwrap());
@@ -433,7 +436,15 @@ fn images_of_mkfs_erofs_are_read() {
         assert!(made.status.success(), "{made:?}");
         fs::read(&path).unwrap()
     };
-    for more in [&[][..], &["-Enoinline_data"], &["-Eforce-inode-extended"]] {
+    for more in [
+        &[][..],
+        &["-Enoinline_data"],
+        &["-Eforce-inode-extended"],
+        // Maps of chunks, in the short form and in the long one.
+        &["--chunksize=4096"],
+        &["--chunksize=65536"],
+        &["--chunksize=4096", "-Eforce-chunk-indexes"],
+    ] {
         let tar = unpacked(&make(more)).unwrap();
         let mut out = Cursor::new(Vec::new());
         image(&tar[..], &expected(&tar, &tar), tar.len() as u64, &mut out).unwrap();

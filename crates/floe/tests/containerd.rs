@@ -47,6 +47,7 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
 
 each_release!(
     an_image_runs_under_containerd_without_its_layers,
+    an_image_of_file_systems_runs_under_containerd,
     two_snapshotters_of_one_daemon_do_not_touch_each_other,
 );
 
@@ -104,6 +105,28 @@ fn an_image_runs_under_containerd_without_its_layers(release: Release) {
         node.ok(&["gc"]);
         node.files("device") == 0
     });
+}
+
+fn an_image_of_file_systems_runs_under_containerd(release: Release) {
+    let node = node!("");
+    needs_containerd!(release);
+    let Some(image) = image() else { testkit::skip!("there is no busybox") };
+    let image = image.file_systems("application/vnd.erofs.layer.v1");
+    let registry = Embedded::start(&node.path("registry"));
+    let reference = format!("{}/app:v1", registry.host());
+    image.push(&reference);
+    // No host need be trusted: nothing of it is a claim.
+    let containerd = Containerd::start_with(release, &node, "");
+    containerd.pull(&reference);
+    let blobs = containerd.ok(&["content", "ls", "-q"]);
+    assert_eq!(blobs.lines().count(), 2, "manifest and config: {blobs}");
+    assert_eq!(containerd.snapshots("floe"), sorted(chain(&image)));
+    let run = |name, words: &[&str]| {
+        let base = ["run", "--rm", "--snapshotter", "floe", &reference, name];
+        containerd.ok(&[&base[..], words].concat())
+    };
+    assert_eq!(run("one", &[]), "tested\n");
+    assert_eq!(run("two", &["wc", "-c", "/data/1"]), "4000000 /data/1\n");
 }
 
 fn two_snapshotters_of_one_daemon_do_not_touch_each_other(release: Release) {

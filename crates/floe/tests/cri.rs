@@ -143,3 +143,26 @@ fn containerd_2_asks_for_no_layer_whoever_pulls() {
         assert!(node.received() < image.packed() / 4, "{} of {}", node.received(), image.packed());
     }
 }
+
+/// containerd 2.1 and 2.2 ask the snapshotter for layers whose types begin as OCI's do.
+#[test]
+fn containerd_2_asks_for_no_layer_that_is_a_file_system() {
+    let node = node!("");
+    if let Some(why) = Release::Sid.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    let Some(image) = image::sleeper() else { testkit::skip!("there is no busybox") };
+    let registry = Embedded::start(&node.path("registry"));
+    let reference = format!("{}/app:v1", registry.host());
+    image.file_systems("application/vnd.oci.image.layer.v1.erofs").push(&reference);
+    let containerd = Containerd::start_for_pods_of(Release::Sid, Puller::Cri, &node, &reference);
+    let mut cri = Cri::at(&containerd.socket());
+    cri.pull(&reference).unwrap();
+    let blobs = containerd.ok(&["--namespace", "k8s.io", "content", "ls", "-q"]);
+    assert_eq!(blobs.lines().count(), 2, "manifest and config: {blobs}");
+    let pod = cri.pod("pod");
+    let one = cri.start(&pod, "one", &reference, &["sleep", "1000"]).unwrap();
+    assert!(cri.exec(&one, &["cat", "/data/0"]) == image::noise(9, 1_500_000));
+    cri.remove(&one);
+    cri.remove_pod(&pod);
+}

@@ -64,6 +64,8 @@ pub struct Layer {
     layout: Layout,
     /// The first segment of each group that is fetched together; empty if the table of starts says so.
     groups: Vec<u32>,
+    /// Whether each segment can be checked by itself.
+    tells: bool,
 }
 
 impl Layer {
@@ -91,7 +93,8 @@ impl Layer {
                 _ => tied(&layout),
             };
         }
-        let layer = Self { id: index.id(), layout, index, groups };
+        let mut layer = Self { id: index.id(), layout, index, groups, tells: true };
+        layer.tells = layer.is_of_tar() || layer.hash() == Hash::Blake3 && ends_with_segments(&layer.layout);
         layer.check(tar_len)?;
         Ok(layer)
     }
@@ -143,9 +146,14 @@ impl Layer {
         self.source().contents.as_ref().map(|contents| &contents.pieces[..])
     }
 
-    /// Returns whether a segment can be checked by itself, and the layer proved: not where a table of contents tells.
+    /// Returns whether the layer can be proved: not where a table of contents tells.
     pub fn is_of_tar(&self) -> bool {
         self.facts().basis == Basis::Tar
+    }
+
+    /// Returns whether a segment can be checked by itself: not where chunks reach over the ends of segments, or are hashed otherwise.
+    pub fn tells(&self) -> bool {
+        self.tells
     }
 
     /// Returns what its chunks are hashed by.
@@ -239,9 +247,9 @@ impl Layer {
 
     /// Checks a segment that is on this node already: every chunk, and that all else in it is zero.
     ///
-    /// Nothing passes of a layer that is read by a table of contents: its chunks need not end where segments do.
+    /// Nothing passes of a layer that does not [tell](Self::tells).
     pub fn verify_segment(&self, segment: u32, bytes: &[u8]) -> Result<(), Corrupt> {
-        let there = segment < self.segments() && self.is_of_tar();
+        let there = segment < self.segments() && self.tells;
         let chunks = if there { self.layout.cuts_of(segment) } else { 0..0 };
         let base = self.layout.segment_size().start(segment);
         let mut at = 0;
@@ -328,6 +336,12 @@ fn read_skeleton<E: From<LayerError>>(
     parser.finish().map_err(LayerError::from)?;
     let tar_len = parser.plain();
     Ok((placer.finish(), tar_len))
+}
+
+/// Says whether no chunk reaches over the end of a segment.
+fn ends_with_segments(layout: &Layout) -> bool {
+    let size = layout.segment_size();
+    layout.cuts().iter().all(|cut| size.of(cut.start) == size.of(cut.end() - 1))
 }
 
 /// Returns the first segment of each group: those that a chunk longer than a segment reaches into stay together, up to

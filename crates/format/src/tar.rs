@@ -51,6 +51,7 @@ pub(crate) use header::byte_sum;
 pub use parser::{Parser, Step};
 pub use place::{Placer, SpaceError};
 pub use write::write_header;
+pub(crate) use write::write_sparse_header;
 pub use written::{NotWritten, Written};
 
 use crate::name::printable;

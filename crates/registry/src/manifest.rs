@@ -446,10 +446,10 @@ pub(crate) fn check_image(manifest: &ImageManifest, what: &str) -> Result<(), Er
                 limit: format::limits::LAYER,
             });
         }
-        if media_type::is_erofs(&layer.media_type) {
+        if media_type::is_erofs(&layer.media_type) && media_type::is_packed(&layer.media_type) {
             let why = format!(
-                "layer {} is an EROFS file system, for containerd; take the image it was made of, or make an ordinary \
-                 one with floe convert --format oci",
+                "layer {} is an EROFS file system that is packed, of which no part can be had; take the image it was made \
+                 of, or make an ordinary one with floe convert --format oci",
                 layer.digest
             );
             return Err(Error::Unsupported { what: what.into(), why });

@@ -92,7 +92,7 @@ impl Content for Layer {
     }
 
     fn tells(&self) -> bool {
-        self.is_of_tar()
+        self.tells()
     }
 
     fn packed(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! Layers for the tests: tars that are the same on every run, packed in every way a registry may hold them.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test crate uses its part")]
 
+pub mod indexed;
+
 use std::sync::Arc;
 
 use convert::{Expected, IndexBuilder, Options, Threads, build};

@@ -119,7 +119,7 @@ pub(super) fn recoder(
         cli::LayerFormat::Estargz => Target::EStargz,
         cli::LayerFormat::Zstdchunked => Target::ZstdChunked,
         cli::LayerFormat::Oci => Target::Gzip,
-        cli::LayerFormat::Erofs => return Ok(Arc::new(erofs::Mapper::new(level)?)),
+        cli::LayerFormat::Erofs => return Ok(Arc::new(Unpacked(erofs::Mapper::new(level)?))),
         cli::LayerFormat::Nydus => {
             return Ok(Arc::new(Unpacked(nydus::Packer::new(level, orders).map_err(refused)?)));
         }

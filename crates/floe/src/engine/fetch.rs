@@ -11,6 +11,7 @@ use store::{CompleteError, Priority};
 
 use super::found::FoundLayer;
 use super::open::OpenImage;
+use super::role::Role;
 use super::{Engine, Talk};
 use crate::daemon::protocol::{Event, Progress, Settled};
 use crate::exit::Hint;
@@ -202,7 +203,8 @@ impl Engine {
     /// Builds every index anew from the layer itself and compares: equal identity is equal bytes.
     pub(super) fn rebuild(&self, image: &OpenImage, talk: &Talk<'_>) -> anyhow::Result<()> {
         // A layer of Nydus was read whole when its index was made, or is nothing that an index could be made of.
-        for found in image.layers().iter().filter(|found| found.place.role.is_none()) {
+        let is_nydus = |found: &FoundLayer| found.place.role.is_some_and(Role::is_nydus);
+        for found in image.layers().iter().filter(|found| !is_nydus(found)) {
             let segment = found.layer().facts().segment;
             let (_, layer, _pins) = self.build_layer(&found.place, segment, talk)?;
             if layer.id() != found.id() {

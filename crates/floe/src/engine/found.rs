@@ -7,8 +7,8 @@ use format::stargz::table::Announced;
 use format::{DiffId, Digest, IndexId};
 use store::{Hold, OpenLayer, Proof, RefLayer};
 
-use super::nydus::Role;
 use super::report::IndexOrigin;
+use super::role::Role;
 
 /// A layer as manifest and config name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) struct Place {
     pub(super) diff_id: DiffId,
     /// The table of contents it is said to have, where that is known.
     pub(super) table: Option<Announced>,
-    /// What it is of an image of Nydus.
+    /// What it is if it is no tar.
     pub(super) role: Option<Role>,
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use convert::recode::erofs;
 use format::index::{Basis, Index};
 use format::layer::Layer;
 use format::payload::SegmentSize;
@@ -17,12 +18,12 @@ use super::asker::{Asker, Question, is_in};
 use super::doubt::WRONG;
 use super::found::{FoundLayer, Place};
 use super::line::Line;
-use super::nydus::Role;
 use super::open::{Purpose, Resolved};
 use super::parallel::parallel;
 use super::pipe::{Pipe, PipeEnd};
 use super::profile::Profile;
 use super::report::{Fallback, IndexOrigin};
+use super::role::Role;
 use super::tables::{is_of, vouched};
 use super::{Engine, Talk, say};
 use crate::origin::Artifacts;
@@ -128,7 +129,8 @@ impl Engine {
         let asker = Asker::of(reference, purpose);
         let asked = asker.question();
         let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
-        if missing.iter().any(|n| resolved.layers[*n].role.is_some()) {
+        let role = |n: &usize| resolved.layers[*n].role;
+        if missing.iter().any(|n| role(n).is_some_and(Role::is_nydus)) {
             // It is no tar, so there is no other way to read it.
             let why = why_not.text.unwrap_or_else(|| "its registry is not reached".into());
             bail!("an image of Nydus that cannot be read: {why}");
@@ -138,14 +140,16 @@ impl Engine {
         for (n, layer) in missing.iter().zip(streamed) {
             // It may have become local while we waited for whoever streamed it.
             if layer.origin == IndexOrigin::Streamed {
-                let reason = why_not.layers.get(n).copied().unwrap_or(why_not.usual);
+                let usual = role(n).map_or(why_not.usual, |_| Fallback::FileSystem);
+                let reason = why_not.layers.get(n).copied().unwrap_or(usual);
                 let mut fallbacks = self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
                 *fallbacks.entry(reason).or_default() += 1;
             }
             layers[*n] = Some(layer);
         }
         let layers: Vec<_> = layers.into_iter().flatten().collect();
-        Ok(Found { why: why(&layers, why_not.text), layers, profile, line })
+        let all = missing.iter().all(|n| role(n).is_some()).then(|| Fallback::FileSystem.to_string());
+        Ok(Found { why: why(&layers, why_not.text.or(all)), layers, profile, line })
     }
 
     /// Finds the index of every layer that has one, here or in the registry. No layer is fetched.
@@ -506,20 +510,29 @@ impl Engine {
         let mut staging = self.store.stage()?;
         let options = convert::Options { segment, blob_size: place.size };
         let expected = convert::Expected { blob: place.blob, diff_id: place.diff_id };
-        let (index, proved) = std::thread::scope(|scope| {
+        let scratch = place.role.map(|role| anyhow::Ok((role, self.store.scratch()?))).transpose()?;
+        let (layer, proved) = std::thread::scope(|scope| {
             let (pieces, blob) = Pipe::new();
             // The network writes into the pipe, this thread reads from it.
             let streaming = scope.spawn(move || self.stream(place, pieces, talk));
             let write =
                 |segment: u32, bytes: &[u8]| staging.write(segment, bytes).map_err(std::io::Error::other);
-            let built = convert::build(blob, options, &expected, convert::Threads::Two, write);
+            let built = match &scratch {
+                Some((role, scratch)) => {
+                    let table = role.table(&place.blob);
+                    erofs::index(blob, &expected, options, table, scratch, write).map_err(anyhow::Error::from)
+                }
+                None => convert::build(blob, options, &expected, convert::Threads::Two, write)
+                    .map_err(anyhow::Error::from)
+                    .and_then(|(index, proved)| Ok((Layer::open(index)?, proved))),
+            };
             let streamed = streaming.join().map_err(|_| anyhow!("a thread ended unexpectedly"))?;
             // The network's error explains the builder's, which only saw the bytes end.
-            streamed.and(built.map_err(anyhow::Error::from))
+            streamed.and(built)
         })?;
-        let kept = self.store.put_index(&index)?;
-        let index_size = index.encode().len() as u64;
-        let layer = Arc::new(Layer::open(index)?);
+        let kept = self.store.put_index(layer.index())?;
+        let index_size = layer.index().encode().len() as u64;
+        let layer = Arc::new(layer);
         let placed = staging.commit(&layer, proved)?;
         Ok((index_size, layer, [kept, placed]))
     }

@@ -131,7 +131,7 @@ impl Engine {
             per_host(|s| s.waiting.iter().map(|n| *n as u64).sum()),
         );
         let fallbacks = self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let streamed = [Fallback::NoIndex, Fallback::Unsigned, Fallback::Unusable, Fallback::NoAnswer]
+        let streamed = Fallback::ALL
             .map(|why| (vec![("reason", why.word().to_owned())], fallbacks.get(&why).copied().unwrap_or(0)));
         page.counters("layers_streamed", "Layers that were fetched whole instead of being lazy", streamed);
         let ordinary = self.ordinary.0.clone();

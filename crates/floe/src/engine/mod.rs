@@ -50,6 +50,7 @@ pub(crate) mod read_path;
 pub(crate) mod record;
 mod regret;
 pub mod report;
+mod role;
 pub mod room;
 mod soci;
 pub(crate) mod stack;

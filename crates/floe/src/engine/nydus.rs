@@ -5,11 +5,7 @@
 //! layer, and is believed wherever the image is. A blob has no files: its index says so. That it is one only the manifest
 //! says, which may say it of somebody else's layer; so where layers are shared with images nobody here is asked about, it
 //! counts as a table of contents does.
-//!
-//! The index of a bootstrap names that layer itself as the table it was made of, that of a blob a digest that no table has: so
-//! either is found again for what it is, and for nothing else.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -29,62 +25,10 @@ use super::found::{FoundLayer, Place};
 use super::layers::{NotSigned, segment_size};
 use super::line::Line;
 use super::report::IndexOrigin;
-use crate::trust::Verdict;
-
-/// What a layer is of an image of Nydus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Bytes of files.
-    Blob,
-    /// The tree.
-    Bootstrap,
-}
-
-/// `pkg/converter/constant.go` of nydus-snapshotter.
-const BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
-const IS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
-const IS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
-const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
+use super::role::Role;
 
 /// Segments of 8 MiB, as a power of two: enough for 128 GiB of files.
 const LARGEST: u8 = 23;
-
-impl Role {
-    /// Returns what a layer is, as its descriptor says.
-    pub(super) fn of(media_type: &str, annotations: &BTreeMap<String, String>) -> Option<Self> {
-        let is = |name| annotations.get(name).is_some_and(|value| value == "true");
-        if is(IS_BOOTSTRAP) {
-            Some(Self::Bootstrap)
-        } else {
-            (media_type == BLOB || is(IS_BLOB) || annotations.contains_key(REFERENCE)).then_some(Self::Blob)
-        }
-    }
-
-    /// Returns what an index, made of this table for this blob, takes the layer for.
-    pub(super) fn of_table(table: &Digest, blob: &Digest) -> Option<Self> {
-        [Self::Blob, Self::Bootstrap].into_iter().find(|role| role.table(blob) == *table)
-    }
-
-    /// Returns what the index of a layer names as its table.
-    fn table(self, blob: &Digest) -> Digest {
-        match self {
-            Self::Blob => Digest::of(b"a blob of Nydus has no files"),
-            Self::Bootstrap => *blob,
-        }
-    }
-
-    /// Says whether nobody need be asked whether the layer is that.
-    pub(super) fn is_certain(self, verdict: Verdict, asked: &Question<'_>) -> bool {
-        self == Self::Bootstrap || !asked.shared || verdict.accepted()
-    }
-}
-
-/// Returns what the layers of a manifest are.
-pub(super) fn roles(manifest: &[u8]) -> Vec<Option<Role>> {
-    let role = |layer: &Descriptor| Role::of(&layer.media_type, &layer.annotations);
-    serde_json::from_slice::<registry::ImageManifest>(manifest)
-        .map_or(Vec::new(), |manifest| manifest.layers.iter().map(role).collect())
-}
 
 impl Engine {
     /// Opens the layers of an image of Nydus that have no index; returns why not, for the first that could not be.
@@ -97,7 +41,7 @@ impl Engine {
         layers: &mut [Option<FoundLayer>],
     ) -> anyhow::Result<Option<String>> {
         for (place, layer) in places.iter().zip(layers) {
-            let (Some(role), None) = (place.role, &layer) else { continue };
+            let (Some(role), None) = (place.role.filter(|role| role.is_nydus()), &layer) else { continue };
             if asked.by_blob {
                 // Nobody knows how long its tar is, and a bootstrap alone knows no place to have its blobs from.
                 return Ok(Some("layers of Nydus are not to be had by themselves".into()));
@@ -107,7 +51,7 @@ impl Engine {
                     Err(NotSigned::Shared.into())
                 }
                 Role::Blob => self.without_files(place),
-                Role::Bootstrap => self.read_bootstrap(source, place, places, line),
+                _ => self.read_bootstrap(source, place, places, line),
             };
             match read.and_then(|index| self.take_nydus(place, index)) {
                 Ok(found) => *layer = Some(found),

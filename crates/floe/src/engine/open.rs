@@ -14,9 +14,9 @@ use store::{ImageRef, MetaKey, Proof};
 
 use super::found::{FoundLayer, Place};
 use super::live::{Recipe, expose};
-use super::nydus::{self, Role};
 use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
+use super::role::{Role, roles};
 use super::room::InUse;
 use super::tables::landmarks;
 use super::{Engine, Talk, ref_name};
@@ -488,7 +488,7 @@ impl Resolved {
     }
 
     fn local(image: &ImageRef, source: Option<Arc<Source>>) -> Self {
-        let roles = nydus::roles(&image.manifest);
+        let roles = roles(&image.manifest);
         let place = |(n, layer)| Place { role: roles.get(n).copied().flatten(), ..Place::of(layer) };
         Self {
             layers: image.layers.iter().enumerate().map(place).collect(),

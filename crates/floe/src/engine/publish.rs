@@ -29,7 +29,11 @@ pub struct Wanted<'a> {
 
 pub(super) fn publish(engine: &Engine, image: &OpenImage, wanted: &Wanted<'_>) -> anyhow::Result<Indexed> {
     if let Some(found) = image.layers().iter().find(|found| !found.layer().is_of_tar()) {
-        bail!("layer {} was read by its own table of contents, which is no index to send", found.place.blob);
+        let what = match found.place.role {
+            Some(_) => "is no tar, and its index is not one to send",
+            None => "was read by its own table of contents, which is no index to send",
+        };
+        bail!("layer {} {what}", found.place.blob);
     }
     let mut layers = Vec::new();
     let mut bytes = 0;

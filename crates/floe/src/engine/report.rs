@@ -264,9 +264,14 @@ pub enum Fallback {
     Unusable,
     /// The registry did not say whether there is one.
     NoAnswer,
+    /// The layer is a file system, of which there is none before it is here.
+    FileSystem,
 }
 
 impl Fallback {
+    pub(super) const ALL: [Self; 5] =
+        [Self::NoIndex, Self::Unsigned, Self::Unusable, Self::NoAnswer, Self::FileSystem];
+
     /// Returns a word for it.
     pub(super) fn word(self) -> &'static str {
         match self {
@@ -274,6 +279,7 @@ impl Fallback {
             Self::Unsigned => "unsigned",
             Self::Unusable => "unusable",
             Self::NoAnswer => "no-answer",
+            Self::FileSystem => "file-system",
         }
     }
 }
@@ -285,6 +291,7 @@ impl std::fmt::Display for Fallback {
             Self::Unsigned => "the index is not signed as it must be",
             Self::Unusable => "the index cannot be used",
             Self::NoAnswer => "the registry did not say whether there is an index",
+            Self::FileSystem => "an EROFS file system is read whole once",
         })
     }
 }

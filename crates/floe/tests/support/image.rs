@@ -77,6 +77,14 @@ impl Layer {
         (Self { tar, blob: blob.into(), pack: self.pack, annotations: self.annotations.clone() }, table)
     }
 
+    /// Returns a layer that is a file system with what is in this one.
+    pub fn file_system(&self) -> Self {
+        let expected = convert::Expected { blob: self.digest(), diff_id: DiffId::new(self.diff_id()) };
+        let mut out = std::io::Cursor::new(Vec::new());
+        convert::recode::erofs::image(&self.blob[..], &expected, self.blob.len() as u64, &mut out).unwrap();
+        Self::new(out.into_inner(), Pack::Plain)
+    }
+
     pub fn of(entries: &[Entry], pack: Pack) -> Self {
         let archive = Archive::of(entries, Variant::Pax10);
 
@@ -136,6 +144,26 @@ impl TestImage {
             "layers": layers.iter().map(entry).collect::<Vec<_>>()
         });
         Self { layers, config, manifest: Bytes::from(manifest.to_string()) }
+    }
+
+    /// Returns the image of these layers; those of which a type is said are called that.
+    pub fn called(layers: Vec<(Layer, Option<&str>)>, config: &Value) -> Self {
+        let (layers, types): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
+        let image = Self::new(layers, config);
+        let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+        for (layer, kind) in manifest["layers"].as_array_mut().unwrap().iter_mut().zip(types) {
+            if let Some(kind) = kind {
+                layer["mediaType"] = json!(kind);
+            }
+        }
+        Self { manifest: manifest.to_string().into(), ..image }
+    }
+
+    /// Returns an image of the same files in layers that are file systems, called by this type.
+    pub fn file_systems(&self, kind: &str) -> Self {
+        let layers = self.layers.iter().map(|layer| (layer.file_system(), Some(kind))).collect();
+        let config: Value = serde_json::from_slice(&self.config).unwrap();
+        Self::called(layers, &config["config"])
     }
 
     pub fn digest(&self) -> Digest {

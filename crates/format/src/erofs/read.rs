@@ -2,8 +2,8 @@
 //!
 //! [`Image::open`] checks what concerns the image as a whole; every other method checks what it touches. No
 //! bytes, however hostile, make it panic, loop or allocate: a wrong structure is [`Corrupt`]. What this module
-//! does not know it refuses: compression, data of files inside the image (but of a layer's image, see [`LayerHead`]), 32-bit
-//! block maps, long prefixes.
+//! does not know it refuses: compression, data of files inside the image and 32-bit block maps (but of a layer's image, see
+//! [`LayerHead`]), long prefixes.
 //!
 //! Names that come out of [`Image::entries`] are valid file names, so they can go to a kernel as they are.
 
@@ -11,6 +11,7 @@ mod chunks;
 mod dir;
 mod inode;
 mod layer;
+mod members;
 mod walk;
 mod xattr;
 
@@ -31,6 +32,7 @@ pub use chunks::{Piece, Pieces, Source};
 pub use dir::{Entries, Entry};
 pub use inode::{Inode, Kind};
 pub use layer::LayerHead;
+pub use members::{LayerFiles, MemberError, Run};
 pub use walk::Step;
 pub use xattr::{Xattr, Xattrs};
 

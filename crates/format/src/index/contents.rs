@@ -349,7 +349,7 @@ impl Contents {
     }
 
     /// Checks that every piece is in its blob, and that whoever decodes the chunks one after the other does not go
-    /// back, or where they are in other blobs, not so often that it is an attack.
+    /// back; or where they are in other blobs, or not packed, not so often that it is an attack.
     pub(super) fn check(&self, source: &Source, facts: &Facts, chunks: &[Chunk]) -> Result<(), IndexError> {
         let wrong = |what| Err(IndexError::Corrupt(what));
         if !source.starts.is_empty() || !source.reach.is_empty() {
@@ -382,7 +382,8 @@ impl Contents {
             }
             if last.is_some_and(|(before, len)| !piece.follows(chunk.len, before, len, self.hash)) {
                 let cost = (piece.end - piece.begin).saturating_add(piece.skip.into());
-                match budget.checked_sub(cost).filter(|_| !self.blobs.is_empty()) {
+                let may = !self.blobs.is_empty() || piece.packing == Packing::Plain;
+                match budget.checked_sub(cost).filter(|_| may) {
                     Some(left) => budget = left,
                     None => return wrong("its pieces are out of order"),
                 }

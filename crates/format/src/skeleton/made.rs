@@ -2,7 +2,7 @@
 
 use super::{SkeletonError, SkeletonFacts, SkeletonWriter};
 use crate::payload::{Layout, SegmentSize};
-use crate::tar::{Member, Parser, Placer, SpaceError, Step, TarError, write_header};
+use crate::tar::{Member, Parser, Placer, SpaceError, Step, TarError, write_sparse_header};
 
 /// Why members do not make a skeleton.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ impl SkeletonMaker {
         let padding = usize::try_from(member.payload.next_multiple_of(512) - member.payload).unwrap_or(0);
         let mut headers = std::mem::take(&mut self.headers);
         headers.clear();
-        write_header(member, &mut headers);
+        write_sparse_header(member, &mut headers);
         headers.resize(headers.len() + padding, 0);
         self.write(&headers)?;
         self.headers = headers;

@@ -18,6 +18,25 @@ const ELEVEN: u64 = 0o777_7777_7777;
 /// `plain` and `payload` of the member are not looked at, but for the size of a [`MemberKind::File`]; sparse files are
 /// written as what they are not, whole ones.
 pub fn write_header(member: &Member, out: &mut Vec<u8>) {
+    headers(member, member.payload, None, out);
+}
+
+/// The same, but of a sparse file with its map, as version 1.0 of GNU tar's has it. Its payload, which is to follow, is the pieces.
+pub(crate) fn write_sparse_header(member: &Member, out: &mut Vec<u8>) {
+    let MemberKind::Sparse { size, pieces } = &member.kind else { return write_header(member, out) };
+    let mut map = format!("{}\n", pieces.len());
+    for piece in pieces {
+        map.push_str(&format!("{}\n{}\n", piece.at, piece.len));
+    }
+    let len = map.len().next_multiple_of(BLOCK);
+    headers(member, len as u64 + member.payload, Some(*size), out);
+    let end = out.len() + len;
+    out.extend_from_slice(map.as_bytes());
+    out.resize(end, 0);
+}
+
+/// Writes headers of a member that takes so much room if it is a file, and of a sparse one says how long that is.
+fn headers(member: &Member, size: u64, sparse: Option<u64>, out: &mut Vec<u8>) {
     let (kind, link) = match &member.kind {
         MemberKind::File | MemberKind::Sparse { .. } => (b'0', &[][..]),
         MemberKind::Link(to) => (b'1', &to[..]),
@@ -27,8 +46,13 @@ pub fn write_header(member: &Member, out: &mut Vec<u8>) {
         MemberKind::Dir => (b'5', &[][..]),
         MemberKind::Fifo => (b'6', &[][..]),
     };
-    let size = if kind == b'0' { member.payload } else { 0 };
-    let records = records(member, link, size);
+    let size = if kind == b'0' { size } else { 0 };
+    let mut records = records(member, link, size);
+    if let Some(real) = sparse {
+        record(&mut records, b"GNU.sparse.major", b"1");
+        record(&mut records, b"GNU.sparse.minor", b"0");
+        record(&mut records, b"GNU.sparse.realsize", real.to_string().as_bytes());
+    }
     if !records.is_empty() {
         let mut header = block(b"pax", b'x', &[]);
         octal(&mut header, 124, 11, records.len() as u64);
@@ -130,4 +154,37 @@ fn seal(header: &mut [u8; BLOCK]) {
     let sum = byte_sum(&header[..]);
     octal(header, 148, 6, sum.into());
     header[154..156].copy_from_slice(b"\0 ");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payload::Piece;
+    use crate::tar::{Parser, Step};
+    use crate::tree::Time;
+
+    #[test]
+    fn maps_of_sparse_files_are_read_back() {
+        for (path, size, count) in [("a", 1 << 40, 0), ("b", 4097, 1), ("c", 1 << 30, 5000)] {
+            let pieces: Vec<_> =
+                (0..count).map(|n| Piece { at: n * 8192 + 4096, len: 1 + n % 4096 }).collect();
+            let payload = pieces.iter().map(|piece| piece.len).sum();
+            let member = Member {
+                path: path.repeat(101).into_bytes().into(),
+                kind: MemberKind::Sparse { size, pieces: pieces.into() },
+                mode: 0o640,
+                uid: 1,
+                gid: 2,
+                mtime: Time { secs: 3, nanos: 4 },
+                xattrs: Default::default(),
+                plain: 0,
+                payload,
+            };
+            let mut out = Vec::new();
+            write_sparse_header(&member, &mut out);
+            let (taken, step) = Parser::new().step(&out).unwrap();
+            assert_eq!((taken, out.len() % BLOCK), (out.len(), 0));
+            assert_eq!(step, Step::Member(Member { plain: out.len() as u64, ..member }));
+        }
+    }
 }

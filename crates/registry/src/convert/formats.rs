@@ -81,7 +81,7 @@ impl Format {
             (Self::ZstdChunked, ZSTD) => said(MANIFEST_POSITION),
             (Self::Oci, TAR | GZIP | ZSTD) => !said(TOC_DIGEST) && !said(MANIFEST_POSITION),
             (Self::Nydus, NYDUS) => said(NYDUS_BLOB),
-            (Self::Erofs, _) => is_erofs(layer),
+            (Self::Erofs, kind) => is_erofs(layer) && !media_type::is_packed(kind),
             _ => false,
         }
     }
@@ -179,10 +179,10 @@ pub(super) fn is_top(annotations: &BTreeMap<String, String>) -> bool {
     annotations.contains_key(NYDUS_BOOTSTRAP)
 }
 
-/// Says whether a layer is a file system.
+/// Says whether a layer is a file system, which may be packed as a whole.
 pub(super) fn is_erofs(layer: &Descriptor) -> bool {
-    // What is packed besides is no file system before it is unpacked.
-    media_type::is_erofs(&layer.media_type) && !layer.media_type.contains('+')
+    let kind = &layer.media_type;
+    media_type::is_erofs(kind) && (!media_type::is_packed(kind) || kind.ends_with("+zstd"))
 }
 
 /// Says whether something is a layer that can be looked into.
@@ -273,7 +273,11 @@ mod tests {
             assert!(Oci.keeps(&layer(kind, None), FileOrder::ByRecoder).unwrap().contains("EROFS"));
             assert!(Format::Erofs.keeps(&layer(kind, None), AsBefore).is_some());
         }
-        assert!(Oci.keeps(&layer("application/vnd.erofs.layer.v1+zstd", None), AsBefore).is_some());
+        let packed = layer("application/vnd.erofs.layer.v1+zstd", None);
+        for format in [Oci, Format::Erofs, Format::Nydus] {
+            assert_eq!(format.keeps(&packed, AsBefore), None);
+        }
+        assert!(Oci.keeps(&layer("application/vnd.erofs.layer.v1+other", None), AsBefore).is_some());
         assert!(
             Format::Erofs.keeps(&layer(EROFS, None), AsBefore).is_some()
                 && Format::Erofs.is_made(&layer(EROFS, None))

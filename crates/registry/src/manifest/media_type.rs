@@ -37,7 +37,13 @@ const EROFS_LAYERS_BEFORE: &str = ".erofs";
 
 /// Says whether a layer is an EROFS file system, in whatever packing.
 pub fn is_erofs(media_type: &str) -> bool {
-    media_type.starts_with(EROFS_LAYERS) || media_type.ends_with(EROFS_LAYERS_BEFORE)
+    let plain = media_type.split('+').next().unwrap_or_default();
+    plain.starts_with(EROFS_LAYERS) || plain.ends_with(EROFS_LAYERS_BEFORE)
+}
+
+/// Says whether something is packed besides; what is not a tar is then no file system before it is unpacked.
+pub fn is_packed(media_type: &str) -> bool {
+    media_type.contains('+')
 }
 /// An image that needs a client of Nydus, as artifact type.
 pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";

@@ -9,7 +9,7 @@ use convert::recode::{self};
 use format::{DiffId, Digest};
 use registry::{Draft, LayerBlob, Recode, RecodeError, Recoded, TopLayer};
 
-use super::spool;
+use super::{expected, spool};
 
 /// Makes a tar of each layer that is a file system, in a file, and has that written anew.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl<R: Recode> Recode for Unpacked<R> {
 /// Returns the tar of what is in a file system, as a layer that is not packed.
 fn tar(layer: &LayerBlob, blob: &mut dyn Read) -> Result<(LayerBlob, File), RecodeError> {
     let mut tar = spool()?;
-    let made = unpack(blob, layer.digest, layer.size, &spool()?, &tar).map_err(told)?;
+    let made = unpack(blob, &expected(layer), layer.size, &spool()?, &tar).map_err(told)?;
     tar.seek(SeekFrom::Start(0)).map_err(RecodeError::Kept)?;
     let plain = LayerBlob {
         digest: made.digest,

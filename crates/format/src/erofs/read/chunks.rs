@@ -1,6 +1,7 @@
 //! Where the bytes of a file are: ranges of devices, and holes.
 
 use zerocopy::FromBytes;
+use zerocopy::little_endian::{U16, U32};
 
 use super::super::disk::{self, ChunkIndex, layout};
 use super::{Corrupt, Image, Inode, Kind};
@@ -55,9 +56,12 @@ impl<B: AsRef<[u8]>> Image<B> {
             if inode.layout != layout::CHUNKED {
                 return Err(inode.corrupt("file whose bytes are in the image"));
             }
-            // Of the 16 bits of the chunk format the upper ones are reserved and the lower ones hold the size.
-            if inode.payload & !disk::CHUNK_BITS != disk::CHUNK_INDEXES {
-                return Err(inode.corrupt("unknown chunk format"));
+            // Of the 16 bits of the chunk format the upper ones are reserved and the lower ones hold the size. The short form knows
+            // no devices.
+            match inode.payload & !disk::CHUNK_BITS {
+                disk::CHUNK_INDEXES => {}
+                0 if self.whole.is_some() => {}
+                _ => return Err(inode.corrupt("unknown chunk format")),
             }
         }
         Ok(Pieces { image: self, inode: *inode, at: offset.min(end), end })
@@ -72,6 +76,18 @@ impl<B: AsRef<[u8]>> Image<B> {
         let len = count.checked_mul(index_size).and_then(|len| usize::try_from(len).ok());
         let all = len.and_then(|len| self.slice(inode.tail.next_multiple_of(index_size), len));
         all.ok_or(inode.corrupt("chunk index past the end"))
+    }
+}
+
+impl Inode {
+    /// Returns how long its chunks are, as a power of two.
+    fn chunk_bits(&self) -> u32 {
+        u32::from(disk::BLOCK_BITS) + (self.payload & disk::CHUNK_BITS)
+    }
+
+    /// Returns how many entries its map of chunks has; none if it has no map.
+    pub(super) fn chunks(&self) -> u64 {
+        if self.layout == layout::CHUNKED { self.size.div_ceil(1 << self.chunk_bits()) } else { 0 }
     }
 }
 
@@ -104,16 +120,9 @@ impl<B: AsRef<[u8]>> Pieces<'_, B> {
             }
             return self.on(0, self.inode.tail + (at - tail), self.end - at);
         }
-        let bits = u32::from(disk::BLOCK_BITS) + (self.inode.payload & disk::CHUNK_BITS);
+        let bits = self.inode.chunk_bits();
         let (number, within) = (at >> bits, at & ((1 << bits) - 1));
-        let past = self.inode.corrupt("chunk index past the end");
-        let index_size = size_of::<ChunkIndex>() as u64;
-        let place = number
-            .checked_mul(index_size)
-            .and_then(|n| n.checked_add(self.inode.tail.next_multiple_of(index_size)))
-            .ok_or(past.clone())?;
-        let raw = self.image.slice(place, size_of::<ChunkIndex>()).ok_or(past.clone())?;
-        let index = ChunkIndex::read_from_bytes(raw).map_err(|_| past)?;
+        let index = self.index(number).ok_or(self.inode.corrupt("chunk index past the end"))?;
         let len = ((1 << bits) - within).min(self.end - at);
         if index.block.get() == disk::HOLE {
             return Ok(Piece { len, source: Source::Hole });
@@ -122,6 +131,18 @@ impl<B: AsRef<[u8]>> Pieces<'_, B> {
             return Err(self.inode.corrupt("chunk past the end of its device"));
         }
         self.on(index.device.get(), u64::from(index.block.get()) * limits::BLOCK + within, len)
+    }
+
+    /// Returns the entry of a chunk, in the long form if the image has the short one: the number of a block, and nothing else.
+    fn index(&self, number: u64) -> Option<ChunkIndex> {
+        let is_long = self.inode.payload & disk::CHUNK_INDEXES != 0;
+        let size = if is_long { size_of::<ChunkIndex>() } else { size_of::<U32>() } as u64;
+        let place = number.checked_mul(size)?.checked_add(self.inode.tail.next_multiple_of(size))?;
+        if is_long {
+            return ChunkIndex::read_from_bytes(self.image.slice(place, size_of::<ChunkIndex>())?).ok();
+        }
+        let block = U32::read_from_bytes(self.image.slice(place, size_of::<U32>())?).ok()?;
+        Some(ChunkIndex { block_high: U16::ZERO, device: U16::ZERO, block })
     }
 
     /// Returns the piece that is on a device.

@@ -12,6 +12,7 @@ use super::*;
 use crate::erofs::fixture::{Fixture, xattrs};
 use crate::erofs::kernel_tests::{trees, with_odd_attributes, zoo};
 use crate::erofs::write;
+use crate::tar::Member;
 use crate::tree::{self, InodeNo, Runs, Tree};
 
 /// Writes a fixture and compares everything that the reader shows with its tree.
@@ -464,5 +465,55 @@ fn images_by_mkfs_are_read_too() {
         });
         walked.unwrap();
         assert_eq!(count, 305, "{options:?}");
+    }
+}
+
+#[test]
+fn short_maps_are_read_of_a_layer_and_of_nothing_else() {
+    if Command::new("mkfs.erofs").arg("--help").output().is_err() {
+        testkit::skip!("mkfs.erofs is not installed");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [source, path] = ["source", "image"].map(|name| dir.path().join(name));
+    fs::create_dir(&source).unwrap();
+    let content: Vec<u8> = (0..100_001_u32).flat_map(|n| (n / 1024 % 7).to_le_bytes()).collect();
+    fs::write(source.join("file"), &content).unwrap();
+    let out = Command::new("mkfs.erofs").arg("--chunksize=4096").args([&path, &source]).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let bytes = fs::read(&path).unwrap();
+    let files = LayerFiles::open(&bytes).unwrap();
+    let mut shown = Vec::new();
+    let each = |member: &Member, inode: Option<&Inode>| {
+        if let Some(inode) = inode {
+            assert_eq!((inode.layout, inode.payload & disk::CHUNK_INDEXES), (disk::layout::CHUNKED, 0));
+            for run in files.runs(inode)? {
+                match run? {
+                    Run::Bytes(_, bytes) => shown.extend_from_slice(bytes),
+                    Run::Hole(len) => shown.resize(shown.len() + usize::try_from(len).unwrap(), 0),
+                }
+            }
+            assert_eq!(&*member.path, b"file");
+        }
+        Ok::<_, MemberError>(())
+    };
+    files.members(each).unwrap();
+    assert!(shown == content);
+    // A metadata image has its bytes on devices, which a short map does not name.
+    let image = Image::open(&bytes[..]).unwrap();
+    let nid = image.lookup(&image.inode(image.root()).unwrap(), b"file").unwrap().unwrap();
+    let inode = image.inode(nid).unwrap();
+    assert_eq!(image.pieces(&inode, 0, 1).unwrap_err().what, "unknown chunk format");
+    // No block, and one past the end.
+    let at = usize::try_from(inode.tail).unwrap();
+    for (block, wanted) in [(disk::HOLE, None), (u32::MAX - 1, Some("past the end of its device"))] {
+        let mut other = bytes.clone();
+        other[at..at + 4].copy_from_slice(&block.to_le_bytes());
+        seal(&mut other); // inodes may be in the first block
+        let files = LayerFiles::open(&other).unwrap();
+        let first = files.runs(&inode).unwrap().next().unwrap();
+        match wanted {
+            None => assert_eq!(first, Ok(Run::Hole(4096))),
+            Some(what) => assert!(first.unwrap_err().what.contains(what)),
+        }
     }
 }

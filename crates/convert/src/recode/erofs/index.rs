@@ -1,0 +1,58 @@
+//! From the image of a layer to an index of it, and to segments that can be kept: no other blob is made, only what a start
+//! needs.
+
+use std::fs::File;
+use std::io::Read;
+
+use format::erofs::index::{MakeError, Whose, index as index_of};
+use format::erofs::read::LayerFiles;
+use format::layer::Layer;
+use format::payload::SegmentSize;
+use format::proof::Proved;
+use format::skeleton::MadeError;
+use format::{DiffId, Digest};
+
+use super::super::RecodeError;
+use super::{ErofsError, kept};
+use crate::{Expected, Options, Sink};
+
+/// Segments of 8 MiB, as a power of two: enough for 128 GiB of files.
+const LARGEST: u8 = 23;
+
+/// Makes the index of an image that is not packed, which names this table; `sink` gets every segment. `file` is where the image goes
+/// meanwhile; it is empty, and nobody else changes it.
+pub fn index(
+    blob: impl Read,
+    expected: &Expected,
+    options: Options,
+    table: Digest,
+    file: &File,
+    mut sink: impl Sink,
+) -> Result<(Layer, Proved), RecodeError> {
+    if expected.diff_id != DiffId::new(expected.blob) {
+        // Its ranges are what is fetched, so it cannot be something else unpacked.
+        let found = DiffId::new(expected.blob);
+        return Err(RecodeError::DiffId { expected: expected.diff_id, found });
+    }
+    let map = kept(blob, expected, options.blob_size, file)?;
+    let files = LayerFiles::open(&map).map_err(ErofsError::from)?;
+    let (blob, size) = (expected.blob, options.blob_size);
+    let mut segment = options.segment;
+    // How much room its files take is known when all are placed.
+    let index = loop {
+        match index_of(&files, &Whose { blob, size, table, segment }) {
+            Err(MakeError::Made(MadeError::Space(_))) if segment.bits() < LARGEST => {
+                segment = SegmentSize::from_bits((segment.bits() + 2).min(LARGEST)).unwrap_or(segment);
+            }
+            made => break made.map_err(ErofsError::from)?,
+        }
+    };
+    let proved = Proved::by_digests(&index, blob, blob).map_err(ErofsError::from)?;
+    let layer = Layer::open(index).map_err(ErofsError::from)?;
+    let mut bytes = Vec::new();
+    for segment in 0..layer.segments() {
+        files.segment(&layer, segment, &mut bytes);
+        sink(segment, &bytes).map_err(RecodeError::Write)?;
+    }
+    Ok((layer, proved))
+}
