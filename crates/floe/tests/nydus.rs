@@ -13,9 +13,12 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use format::Digest;
+use registry::{Manifest, Pick, media_type};
 use serde_json::{Value, json};
 use support::Node;
-use support::image::{Layer, Pack, TestImage, blob_path};
+use support::image::{self, Layer, Pack, TestImage, blob_path};
 use support::servers::Embedded;
 use testkit::dump::{self, Dump};
 use testkit::faulty::{Fault, Faulty};
@@ -31,7 +34,7 @@ fn vector(name: &str) -> Vec<u8> {
 }
 
 /// An image of these blobs and a bootstrap, with the media types and annotations of nydus-snapshotter's converter.
-fn image(blobs: &[Vec<u8>], boot: &[u8]) -> TestImage {
+fn nydus(blobs: &[Vec<u8>], boot: &[u8]) -> TestImage {
     let note = |layer: &mut Layer, name: &str, value: &str| {
         layer.annotations.insert(format!("containerd.io/snapshot/{name}"), value.into());
     };
@@ -54,13 +57,13 @@ fn image(blobs: &[Vec<u8>], boot: &[u8]) -> TestImage {
 /// An image of three layers.
 fn merged() -> TestImage {
     let blobs: Vec<_> = NAMES.iter().map(|name| vector(&format!("{name}.blob"))).collect();
-    image(&blobs, &vector("merged.boot"))
+    nydus(&blobs, &vector("merged.boot"))
 }
 
 /// The same in version 5.
 fn merged_5() -> TestImage {
     let blobs: Vec<_> = NAMES.iter().map(|name| vector(&format!("{name}5.blob"))).collect();
-    image(&blobs, &vector("merged5.boot"))
+    nydus(&blobs, &vector("merged5.boot"))
 }
 
 /// An ordinary image, and one of Nydus that says where its layers can be entered.
@@ -73,7 +76,7 @@ fn references() -> (TestImage, TestImage) {
     };
     let original = TestImage::new(names.iter().map(gzip).collect(), &json!({}));
     let blobs = names.map(|name| vector(&format!("{name}.ref")));
-    let mut image = image(&blobs, &vector("refs.boot"));
+    let mut image = nydus(&blobs, &vector("refs.boot"));
     let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
     for (layer, of) in manifest["layers"].as_array_mut().unwrap().iter_mut().zip(&original.layers) {
         layer["annotations"]["containerd.io/snapshot/nydus-ref"] = json!(of.digest().to_string());
@@ -121,8 +124,7 @@ fn shown(reference: &str) -> Dump {
 
 /// Mounts what is in a registry, with the daemon killed, and again without network.
 fn is_lazy(path: &str, registry: &mut Embedded, reference: &str, layers: usize, wanted: &Dump) {
-    let config = format!("[mount]\npath = {path:?}\n");
-    let node = Node::new(&config);
+    let node = Node::reading(path, "");
     let (at, origins) = origins(&node, reference);
     assert_eq!(origins, vec!["contents"; layers]);
     assert_same(&at, wanted);
@@ -138,10 +140,9 @@ fn is_lazy(path: &str, registry: &mut Embedded, reference: &str, layers: usize, 
     assert_eq!(node.received(), 0);
 }
 
-fn is_lazy_in_both_versions(path: &str) {
-    for image in [merged(), merged_5()] {
-        let first = node!();
-        let mut registry = Embedded::start(&first.path("registry"));
+fn is_lazy_in_both_versions(path: &str, first: &Node) {
+    for (image, dir) in [(merged(), "six"), (merged_5(), "five")] {
+        let mut registry = Embedded::start(&first.path(dir));
         let wanted = wanted(&registry.host());
         let reference = format!("{}/team/app:nydus", registry.host());
         image.push(&reference);
@@ -150,17 +151,16 @@ fn is_lazy_in_both_versions(path: &str) {
 }
 
 #[test]
-fn an_image_of_nydus_is_lazy() {
-    is_lazy_in_both_versions("auto");
+fn an_image_of_nydus_is_lazy_on_the_kernels_own_path() {
+    is_lazy_in_both_versions("erofs", &kernel_node!(""));
 }
 
 #[test]
 fn an_image_of_nydus_is_lazy_through_fuse() {
-    is_lazy_in_both_versions("fuse");
+    is_lazy_in_both_versions("fuse", &node!());
 }
 
-fn references_are_lazy(path: &str) {
-    let first = node!();
+fn references_are_lazy(path: &str, first: &Node) {
     let mut registry = Embedded::start(&first.path("registry"));
     let [tars, reference] = ["tars", "nydus"].map(|tag| format!("{}/team/app:{tag}", registry.host()));
     let (original, image) = references();
@@ -171,13 +171,54 @@ fn references_are_lazy(path: &str) {
 }
 
 #[test]
-fn an_image_that_refers_to_ordinary_layers_is_lazy() {
-    references_are_lazy("auto");
+fn an_image_that_refers_to_ordinary_layers_is_lazy_on_the_kernels_own_path() {
+    references_are_lazy("erofs", &kernel_node!(""));
 }
 
 #[test]
 fn an_image_that_refers_to_ordinary_layers_is_lazy_through_fuse() {
-    references_are_lazy("fuse");
+    references_are_lazy("fuse", &node!());
+}
+
+/// What `floe convert` has made, by its digest, and by an index that lists nothing else.
+fn what_is_converted_is_lazy(path: &str, first: &Node) {
+    let mut registry = Embedded::start(&first.path("registry"));
+    let [from, made, alone] =
+        ["v1", "made", "alone"].map(|tag| format!("{}/team/app:{tag}", registry.host()));
+    let original = image::layered(77, 40, 60_000);
+    original.push(&from);
+    let wanted = shown(&from);
+    first.ok(&["convert", &from, &format!("docker://{made}"), "--format", "nydus"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let digest = runtime.block_on(async {
+        let root = image::client().source(&made.parse().unwrap()).await.unwrap().root().await.unwrap();
+        let mut index: Value = serde_json::from_slice(&root.bytes).unwrap();
+        let entries = index["manifests"].as_array_mut().unwrap();
+        entries.retain(|entry| entry["artifactType"] == media_type::NYDUS_IMAGE);
+        assert_eq!(entries.len(), 1);
+        let digest = entries[0]["digest"].as_str().unwrap().to_owned();
+        let (bytes, name) = (Bytes::from(index.to_string()), image::name(&alone));
+        let index = Manifest { digest: Digest::of(&bytes), media_type: media_type::INDEX.into(), bytes };
+        let repository = image::client().repository(name.host(), name.repository());
+        repository.push_manifest(&index, &Pick::of(&name)).await.unwrap();
+        format!("{}/team/app@{digest}", registry.host())
+    });
+    let same = first.ok(&["check", &from, &digest]);
+    assert!(same.starts_with("the same"), "{same}");
+    for reference in [&digest, &alone] {
+        is_lazy(path, &mut registry, reference, original.layers.len() + 1, &wanted);
+        registry.up();
+    }
+}
+
+#[test]
+fn what_is_converted_is_lazy_on_the_kernels_own_path() {
+    what_is_converted_is_lazy("erofs", &kernel_node!(""));
+}
+
+#[test]
+fn what_is_converted_is_lazy_through_fuse() {
+    what_is_converted_is_lazy("fuse", &node!());
 }
 
 /// A file in the last of several members: what is fetched is that of the last place to enter, not all before it.
@@ -261,7 +302,7 @@ fn every_packing_is_read() {
         let layer = Layer::new(vector(&format!("{tar}.tar")), Pack::Plain);
         let wanted = TestImage::new(vec![layer], &json!({})).extract(&first.path(name));
         let reference = format!("{}/team/app:{name}", registry.host());
-        image(&[vector(&format!("{name}.blob"))], &vector(&format!("{name}.boot"))).push(&reference);
+        nydus(&[vector(&format!("{name}.blob"))], &vector(&format!("{name}.boot"))).push(&reference);
         let node = Node::new("");
         let at = node.mount(&reference);
         assert_same(&at, &wanted);
@@ -303,7 +344,7 @@ fn a_bootstrap_that_is_another_or_damaged_is_an_error_that_says_so() {
     // Something else where the tree should be.
     let mut wrong = vector("zstd.boot");
     wrong[1024] ^= 1;
-    fails(&self::image(&[vector("zstd.blob")], &wrong), "wrong", "this is not a bootstrap of Nydus");
+    fails(&nydus(&[vector("zstd.blob")], &wrong), "wrong", "this is not a bootstrap of Nydus");
     // No bootstrap in it.
     let mut none = image;
     let last = none.layers.len() - 1;
@@ -316,7 +357,7 @@ fn a_bootstrap_that_is_another_or_damaged_is_an_error_that_says_so() {
 
 /// An image that lacks a blob of its tree.
 fn lacking(blobs: &[Vec<u8>]) -> TestImage {
-    image(blobs, &vector("merged.boot"))
+    nydus(blobs, &vector("merged.boot"))
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use support::Node;
 use support::image::{self, Layer, Pack, TestImage};
 use support::servers::Embedded;
 use testkit::tar::Entry;
@@ -168,47 +169,53 @@ fn an_archive_on_stdin_is_read_once_and_ordered() {
     assert!(outcome.stderr.contains("neither this store nor the registry has a profile"), "{outcome:?}");
 }
 
-/// The files that a container has read, by either way of reading, and what is made of them.
-#[test]
-fn what_a_start_has_read_is_recorded_by_name() {
-    for path in ["fuse", "auto"] {
-        let node = node!(&format!("[mount]\npath = \"{path}\"\n"));
-        let script = "cat /data/f7 >/dev/null; echo READY; sleep 60";
-        let config = json!({ "Cmd": ["sh", "-c", script], "Env": ["PATH=/bin"] });
-        let Some(mut image) = image::runnable(&config) else { testkit::skip!("there is no busybox") };
-        if support::program("runc").is_none() || !rustix::process::geteuid().is_root() {
-            testkit::skip!("runc and root");
-        }
-        let files = (0..20).map(|n| Entry::file(format!("data/f{n}"), image::noise(n, 300_000)));
-        let data: Vec<Entry> = [Entry::dir("data/")].into_iter().chain(files).collect();
-        image.layers[1] = Layer::of(&data, Pack::Gzip);
-        let image = TestImage::new(image.layers, &config);
-        let host = Embedded::start(&node.path("registry"));
-        let (from, to) =
-            (format!("{}/team/app:v1", host.host()), format!("oci:{}:v1", node.path("to").display()));
-        image.push(&from);
-        node.ok(&["index", &from, "--push"]);
-        node.ok(&["run", "--ready", "line:READY", "--exit-when-ready", &from]);
-        let report = node.json(&["optimize", &from, &to, "--format", "estargz", "--verify"]);
-        assert_eq!(hows(&report), ["recoded", "recoded"], "{report}");
-        node.ok(&["check", &from, &to]);
-        node.ok(&["index", &from, "--push", "--profile"]);
-
-        // Elsewhere the profile is the registry's.
-        let elsewhere = node!("");
-        let other = format!("oci:{}:v1", elsewhere.path("to").display());
-        let there = elsewhere.json(&["optimize", &from, &other, "--format", "estargz"]);
-        assert_eq!(there["digest"], report["digest"], "the same order makes the same");
-
-        // The file that was read is the first, and the one next to it is not.
-        let reference: registry::Reference = to.parse().unwrap();
-        let made = tokio::runtime::Runtime::new().unwrap().block_on(async {
-            let source = image::client().source(&reference).await.unwrap();
-            source.image(&registry::Platform::host()).await.unwrap()
-        });
-        let blob = node.path("to").join("blobs/sha256").join(made.layers[1].digest.hex());
-        let listed = support::tool(Command::new("tar").arg("-tzf").arg(blob));
-        let names: Vec<&str> = listed.lines().take(4).collect();
-        assert_eq!(names, ["data/", "data/f7", ".prefetch.landmark", "data/f0"]);
+/// The files that a container has read, and what is made of them.
+fn what_a_start_has_read_is_recorded_by_name(node: &Node) {
+    let script = "cat /data/f7 >/dev/null; echo READY; sleep 60";
+    let config = json!({ "Cmd": ["sh", "-c", script], "Env": ["PATH=/bin"] });
+    let Some(mut image) = image::runnable(&config) else { testkit::skip!("there is no busybox") };
+    if support::program("runc").is_none() || !rustix::process::geteuid().is_root() {
+        testkit::skip!("runc and root");
     }
+    let files = (0..20).map(|n| Entry::file(format!("data/f{n}"), image::noise(n, 300_000)));
+    let data: Vec<Entry> = [Entry::dir("data/")].into_iter().chain(files).collect();
+    image.layers[1] = Layer::of(&data, Pack::Gzip);
+    let image = TestImage::new(image.layers, &config);
+    let host = Embedded::start(&node.path("registry"));
+    let (from, to) =
+        (format!("{}/team/app:v1", host.host()), format!("oci:{}:v1", node.path("to").display()));
+    image.push(&from);
+    node.ok(&["index", &from, "--push"]);
+    node.ok(&["run", "--ready", "line:READY", "--exit-when-ready", &from]);
+    let report = node.json(&["optimize", &from, &to, "--format", "estargz", "--verify"]);
+    assert_eq!(hows(&report), ["recoded", "recoded"], "{report}");
+    node.ok(&["check", &from, &to]);
+    node.ok(&["index", &from, "--push", "--profile"]);
+
+    // Elsewhere the profile is the registry's.
+    let elsewhere = node!("");
+    let other = format!("oci:{}:v1", elsewhere.path("to").display());
+    let there = elsewhere.json(&["optimize", &from, &other, "--format", "estargz"]);
+    assert_eq!(there["digest"], report["digest"], "the same order makes the same");
+
+    // The file that was read is the first, and the one next to it is not.
+    let reference: registry::Reference = to.parse().unwrap();
+    let made = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let source = image::client().source(&reference).await.unwrap();
+        source.image(&registry::Platform::host()).await.unwrap()
+    });
+    let blob = node.path("to").join("blobs/sha256").join(made.layers[1].digest.hex());
+    let listed = support::tool(Command::new("tar").arg("-tzf").arg(blob));
+    let names: Vec<&str> = listed.lines().take(4).collect();
+    assert_eq!(names, ["data/", "data/f7", ".prefetch.landmark", "data/f0"]);
+}
+
+#[test]
+fn what_a_start_has_read_is_recorded_by_name_on_the_kernels_own_path() {
+    what_a_start_has_read_is_recorded_by_name(&kernel_node!("[mount]\npath = \"erofs\"\n"));
+}
+
+#[test]
+fn what_a_start_has_read_is_recorded_by_name_through_fuse() {
+    what_a_start_has_read_is_recorded_by_name(&node!("[mount]\npath = \"fuse\"\n"));
 }

@@ -136,7 +136,7 @@ fn assert_same(mounted: &Path, wanted: &Dump) {
 
 /// Mounts an image that is lazy by its SOCI index, and reads it in parts, whole, after a kill and without network.
 fn lazy_by(path: &str, registry: &mut Embedded, reference: &str, image: &TestImage, wanted: &Dump) {
-    let node = Node::new(&format!("[mount]\npath = {path:?}\n[fetch]\nbackground = false\n"));
+    let node = Node::reading(path, "[fetch]\nbackground = false\n");
     let (at, origins) = origins(&node, reference);
     assert_eq!(origins, ["soci", "streamed"], "{reference}: {}", node.log());
     let before = node.received();
@@ -157,24 +157,30 @@ fn lazy_by(path: &str, registry: &mut Embedded, reference: &str, image: &TestIma
     registry.up();
 }
 
-#[test]
-fn an_index_that_refers_to_the_image() {
-    let first = node!();
+fn an_index_that_refers_to_the_image(path: &str, first: &Node) {
     let mut registry = Embedded::start(&first.path("registry"));
     let image = image();
     let wanted = image.extract(&first.path("extracted"));
     let reference = format!("{}/team/app:v1", registry.host());
     push_v1(&image, &reference, &table(&image).encode());
-    for path in ["auto", "fuse"] {
-        lazy_by(path, &mut registry, &reference, &image, &wanted);
-    }
+    lazy_by(path, &mut registry, &reference, &image, &wanted);
     let shown = Node::new("").ok(&["inspect", &reference]);
     assert!(shown.contains(" SOCI "), "{shown}");
 }
 
 #[test]
+fn an_index_that_refers_to_the_image_on_the_kernels_own_path() {
+    an_index_that_refers_to_the_image("erofs", &kernel_node!(""));
+}
+
+#[test]
+fn an_index_that_refers_to_the_image_through_fuse() {
+    an_index_that_refers_to_the_image("fuse", &node!());
+}
+
+#[test]
 fn an_index_that_the_image_names() {
-    let first = node!();
+    let first = kernel_node!("");
     let mut registry = Embedded::start(&first.path("registry"));
     let image = image();
     let wanted = image.extract(&first.path("extracted"));
@@ -182,8 +188,8 @@ fn an_index_that_the_image_names() {
     let converted = push_v2(&image, &reference, &table(&image).encode());
     // By its digest, too: that covers the digest of the index, and that those of the zTOCs.
     let digest = format!("{}/team/app@{}", registry.host(), converted.digest());
-    for reference in [&reference, &digest] {
-        lazy_by("auto", &mut registry, reference, &converted, &wanted);
+    for (reference, path) in [(&reference, "erofs"), (&digest, "fuse")] {
+        lazy_by(path, &mut registry, reference, &converted, &wanted);
     }
     let node = Node::new("");
     assert!(node.json(&["inspect", &reference])["why"].as_str().unwrap().starts_with("full for 1 of 2"));

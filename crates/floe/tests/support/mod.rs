@@ -155,6 +155,12 @@ impl Node {
         Self::over(config, |store, backing| disk::make(kind, size, backing, store))
     }
 
+    /// Returns one that reads images by way of `fuse`, or of `erofs`, the kernel's own; `config` is what else it is told.
+    pub fn reading(path: &str, config: &str) -> Self {
+        let config = format!("[mount]\npath = {path:?}\n{config}");
+        if path == "erofs" { Self::on(disk::Kind::Ext4, 1 << 30, &config) } else { Self::new(&config) }
+    }
+
     fn over(config: &str, mount: impl FnOnce(&Path, &Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("floe-e2e.").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(dir.path().join("home")).unwrap();
