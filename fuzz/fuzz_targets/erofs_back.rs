@@ -62,7 +62,8 @@ fn indexed(bytes: &[u8], whole: &Expected) {
         let mut decoder = SpanDecoder::new(Arc::clone(&layer), span.segments).expect("segments that exist");
         let mut found = false;
         for part in decoder.parts() {
-            let range = usize::try_from(part.range.start).expect("small")..usize::try_from(part.range.end).expect("small");
+            let range = usize::try_from(part.range.start).expect("small")
+                ..usize::try_from(part.range.end).expect("small");
             let mut rest = &bytes[range];
             while let Some((number, segment)) = decoder.push(&mut rest).expect("its own bytes") {
                 found |= number == n && segment.as_slice() == &wanted[..];
