@@ -464,6 +464,38 @@ fn who_is_interrupted_or_killed_leaves_nothing() {
     until("the layer is asked for", || scene.server.count(&scene.blob(2)) > 3);
     support::kill_and_wait(converting.pid());
     scene.assert_nothing_is_left();
+
+    // What it had sent is not sent again.
+    scene.server.heal();
+    let outcome = node.spawn(scene.convert(&node, &registry)).end();
+    assert!(outcome.status.success(), "{outcome:?}");
+    let were_there = |n: &usize| outcome.text().contains(&format!(" {n} were there"));
+    assert!((1..6).any(|n| were_there(&n)), "{}", outcome.text());
+}
+
+#[test]
+fn a_base_is_not_converted_again_and_the_same_image_is_always_made() {
+    let node = node!("");
+    let registry = Embedded::start(&node.path("registry"));
+    let from = |tag: &str| format!("{}/app:{tag}", registry.host());
+    let layer = |n: u64| Layer::of(&[Entry::file(format!("data-{n}"), image::noise(n, 300_000))], Pack::Gzip);
+    let base = layer(1);
+    for (tag, top) in [("v1", 2), ("v2", 3)] {
+        TestImage::new(vec![base.clone(), layer(top)], &json!({})).push(&from(tag));
+    }
+    for format in ["estargz", "zstdchunked", "nydus", "erofs"] {
+        let convert = |tag: &str, to: &str| node.json(&["convert", &from(tag), to, "--format", format]);
+        let to = format!("docker://{}/made/{format}:latest", registry.host());
+        let first = convert("v1", &to);
+        assert_eq!(hows(&first), ["recoded"; 2], "{first}");
+        let second = convert("v2", &to);
+        assert_eq!(hows(&second), ["reused", "recoded"], "{second}");
+        let apart = |name: &str| {
+            let to = format!("oci:{}:latest", node.path(&format!("{format}-{name}")).display());
+            convert("v2", &to)["digest"].clone()
+        };
+        assert_eq!([apart("one"), apart("other")], [second["digest"].clone(), second["digest"].clone()]);
+    }
 }
 
 #[test]

@@ -377,18 +377,19 @@ fn a_table_that_lies_spoils_nothing_else() {
     node.umount(&at);
 
     // Bytes that are not the table's: an error, for that file alone.
-    let bad = layers().remove(0).recoded(Target::EStargz);
-    let bad = TestImage::new(vec![bad], &json!({}));
-    bad.put(&server, "bad", "v1");
-    let mut blob = bad.layers[0].blob.to_vec();
-    blob[100_000] ^= 1; // in data/long
-    server.put(&blob_path("bad", &bad.layers[0].digest()), "application/octet-stream", &blob);
     let node = Node::new("");
-    let (at, by_table) = origins(&node, &format!("{}/bad:v1", server.host()));
-    assert_eq!(by_table, ["contents"]);
-    assert!(fs::read(at.join("data/long")).is_err());
-    assert_eq!(fs::read(at.join("data/two")).unwrap(), image::noise(2, 700_000));
-    assert!(node.log().contains("wrong bytes"), "{}", node.log());
+    for (target, name) in [(Target::EStargz, "bad"), (Target::ZstdChunked, "worse")] {
+        let bad = TestImage::new(vec![layers().remove(0).recoded(target)], &json!({}));
+        bad.put(&server, name, "v1");
+        let mut blob = bad.layers[0].blob.to_vec();
+        blob[100_000] ^= 1; // in data/long
+        server.put(&blob_path(name, &bad.layers[0].digest()), "application/octet-stream", &blob);
+        let (at, by_table) = origins(&node, &format!("{}/{name}:v1", server.host()));
+        assert_eq!(by_table, ["contents"]);
+        assert!(fs::read(at.join("data/long")).is_err());
+        assert_eq!(fs::read(at.join("data/two")).unwrap(), image::noise(2, 700_000));
+        assert!(node.log().contains("wrong bytes"), "{}", node.log());
+    }
 
     // And it harms no other image.
     let (at, by_table) = origins(&node, &format!("{}/good:v1", server.host()));

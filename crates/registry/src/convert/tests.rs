@@ -107,13 +107,19 @@ impl Recode for Marks {
 
 /// Keeps what it is told.
 #[derive(Debug, Default)]
-struct Heard(Mutex<Vec<String>>);
+struct Heard {
+    left_out: Mutex<Vec<String>>,
+    /// Of each blob what was said last.
+    passed: Mutex<BTreeMap<Digest, (u64, u64)>>,
+}
 
 impl Watch for Heard {
-    fn passed(&self, _: &Digest, _: u64, _: u64) {}
+    fn passed(&self, blob: &Digest, done: u64, total: u64) {
+        self.passed.lock().unwrap().insert(*blob, (done, total));
+    }
     fn arrived(&self, _: &Digest, _: u64, _: Pushed) {}
     fn left_out(&self, what: &str) {
-        self.0.lock().unwrap().push(what.to_owned());
+        self.left_out.lock().unwrap().push(what.to_owned());
     }
 }
 
@@ -258,11 +264,23 @@ async fn every_platform_is_converted_and_each_layer_once() {
     let other = scene.image("arm64", true, &["base", "other"]).await;
     scene.list([&one, &other]).await;
     let converted = scene.convert(Originals::LeftOut, true).await.unwrap();
+    for layer in ["base", "one", "other"] {
+        let (digest, len) = (Digest::of(layer.as_bytes()), layer.len() as u64);
+        assert_eq!(
+            scene.heard.passed.lock().unwrap().get(&digest),
+            Some(&(len, len)),
+            "how far {layer} has come"
+        );
+    }
     assert_eq!(how(&converted), [How::Recoded; 3]);
     assert_eq!((scene.recoded(), converted.verified, converted.manifests), (3, 3, 3));
     // Two configs and three layers.
     assert_eq!((converted.sent, converted.existed), (5, 0));
-    assert!(scene.heard.0.lock().unwrap().iter().any(|line| line.contains("is about")), "{:?}", scene.heard);
+    assert!(
+        scene.heard.left_out.lock().unwrap().iter().any(|line| line.contains("is about")),
+        "{:?}",
+        scene.heard
+    );
 
     let there = scene.there().await;
     assert_eq!(there.root().await.unwrap().children().len(), 2, "no attestation about what is not there");
@@ -435,7 +453,7 @@ async fn a_layer_whose_table_is_elsewhere_is_not_in_the_format_already() {
     let root = scene.there().await.root().await.unwrap();
     let made: Value = serde_json::from_slice(&root.bytes).unwrap();
     assert_eq!(made["annotations"], json!({}));
-    let heard = scene.heard.0.lock().unwrap();
+    let heard = scene.heard.left_out.lock().unwrap();
     assert!(heard.iter().any(|line| line.contains("names the SOCI index")), "{heard:?}");
 }
 
