@@ -135,6 +135,35 @@ fn layouts_and_archives_are_images_too() {
     assert_same(&at, &wanted);
 }
 
+/// Docker's archives, and directories of one image.
+#[test]
+fn what_skopeo_writes_is_an_image_too() {
+    let node = node!();
+    if support::program("skopeo").is_none() {
+        testkit::skip!("there is no skopeo");
+    }
+    let image = image::layered(79, 4, 90_000);
+    let wanted = image.extract(&node.path("extracted"));
+    let layout = node.path("layout");
+    image.layout(&layout, "v1");
+    let [archive, dir] = ["saved.tar", "dir"].map(|name| node.path(name).display().to_string());
+    for place in [format!("docker-archive:{archive}:app:v1"), format!("dir:{dir}")] {
+        let from = format!("oci:{}:v1", layout.display());
+        tool(std::process::Command::new("skopeo").args(["copy", "--insecure-policy", "-q", &from, &place]));
+        let at = node.mount(&place);
+        assert_same(&at, &wanted);
+        node.umount(&at);
+        assert!(all_proved(&node.json(&["pull", &place])));
+        let complaint =
+            node.fails(&["mount", &format!("docker-archive:{archive}:other"), at.to_str().unwrap()]);
+        assert!(complaint.contains("(there is: docker.io/library/app:v1): not found"), "{complaint}");
+        let made = format!("oci:{}:v1", node.fresh("made").display());
+        node.ok(&["convert", &place, &made, "--format", "zstdchunked", "--verify"]);
+        let same = node.ok(&["check", &place, &made]);
+        assert!(same.starts_with("the same: "), "{same}");
+    }
+}
+
 #[test]
 fn looking_into_an_image_and_letting_it_go() {
     let node = node!();

@@ -175,7 +175,11 @@ impl Layout {
         let names: Vec<String> =
             images.iter().filter_map(|image| image.annotations.get(NAME).cloned()).collect();
         if let Some(name) = name {
-            images.retain(|image| image.annotations.get(NAME).is_some_and(|own| own == name.as_str()));
+            let same = match self.0.kind {
+                Kind::Docker(_) => docker::same_name,
+                _ => |own: &str, name: &str| own == name,
+            };
+            images.retain(|image| image.annotations.get(NAME).is_some_and(|own| same(own, name.as_str())));
         }
         match (images.len(), name) {
             (1, _) => Ok(images.remove(0)),

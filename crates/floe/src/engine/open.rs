@@ -365,7 +365,8 @@ impl Engine {
         let error = match image {
             Some(Ok((image, artifacts))) => return Ok(Resolved::remote(image, artifacts, source)),
             Some(Err(error)) if error.is_temporary() => anyhow::Error::new(error),
-            Some(Err(error)) => return Err(refused(error)),
+            Some(Err(error)) if far => return Err(refused(error)),
+            Some(Err(error)) => return Err(error).with_context(|| format!("looking into {source}")),
             None => anyhow::Error::new(too_late.context("nobody waited for the registry")?),
         };
         let Some(local) = local else {

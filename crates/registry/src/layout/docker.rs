@@ -18,6 +18,7 @@ use crate::archive::Member;
 use crate::error::Error;
 use crate::limits;
 use crate::manifest::{Descriptor, ImageIndex, Manifest, media_type};
+use crate::reference::Reference;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -67,6 +68,12 @@ pub(super) fn shown(
     let index = serde_json::to_vec(&index).map_err(|error| Error::invalid(what, error.to_string()))?;
     made.insert("index.json".into(), index.into());
     Ok(made)
+}
+
+/// Says whether two names are of one image, as docker takes them: `app` is `docker.io/library/app:latest`.
+pub(super) fn same_name(own: &str, name: &str) -> bool {
+    let whole = |name: &str| format!("docker://{name}").parse::<Reference>().ok();
+    own == name || whole(own).is_some_and(|own| whole(name) == Some(own))
 }
 
 struct Archive<'a> {
