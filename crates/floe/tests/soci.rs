@@ -15,15 +15,15 @@ mod ztoc;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use format::Digest;
 use format::soci::ahead::AHEAD;
-use format::soci::{INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_DIGEST, ZTOC};
-use registry::{Content, Manifest, Pick, media_type};
+use format::soci::{INDEX_DIGEST, INDEX_V1, INDEX_V2};
+use registry::media_type;
 use serde_json::{Value, json};
 use support::containerd::{Containerd, Release};
 use support::image::{self, Layer, Pack, TestImage};
 use support::servers::Embedded;
+use support::soci::{descriptor, index, push_v1, store};
 use support::{Node, unmount_below};
 use testkit::dump::{self, Dump};
 use testkit::soci::Ztoc;
@@ -52,47 +52,6 @@ fn image() -> TestImage {
 /// The zTOC of an image's first layer.
 fn table(image: &TestImage) -> Ztoc {
     ztoc::ztoc(&image.layers[0].blob, &image.layers[0].tar, SPAN)
-}
-
-fn descriptor(kind: &str, bytes: &[u8]) -> Value {
-    json!({ "mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len() })
-}
-
-/// The manifest of a SOCI index with the zTOC of an image's first layer.
-fn index(image: &TestImage, kind: &str, ztoc: &[u8]) -> Value {
-    let mut table = descriptor(ZTOC, ztoc);
-    table["annotations"] = json!({ LAYER_DIGEST: image.layers[0].digest().to_string() });
-    json!({
-        "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": descriptor(kind, b"{}"),
-        "layers": [table]
-    })
-}
-
-/// Stores manifests, the last under a tag if there is one, and blobs that they name.
-fn store(reference: &str, manifests: &[(&str, &[u8])], tag: bool, blobs: &[&[u8]]) {
-    let name = image::name(reference);
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let repository = image::client().repository(name.host(), name.repository());
-        for blob in blobs {
-            repository.push_blob(&Content::bytes(Bytes::copy_from_slice(blob)), None).await.unwrap();
-        }
-        for (n, (kind, bytes)) in manifests.iter().enumerate() {
-            let digest = Digest::of(bytes);
-            let manifest =
-                Manifest { digest, media_type: (*kind).into(), bytes: Bytes::copy_from_slice(bytes) };
-            let last = tag && n + 1 == manifests.len();
-            let pick = if last { Pick::of(&name) } else { Pick::Digest(digest) };
-            repository.push_manifest(&manifest, &pick).await.unwrap();
-        }
-    });
-}
-
-/// Stores an image, and a SOCI index that refers to it, as `soci push` does.
-fn push_v1(image: &TestImage, reference: &str, ztoc: &[u8]) {
-    image.push(reference);
-    let mut index = index(image, INDEX_V1, ztoc);
-    index["subject"] = descriptor(media_type::MANIFEST, &image.manifest);
-    store(reference, &[(media_type::MANIFEST, index.to_string().as_bytes())], false, &[ztoc, b"{}"]);
 }
 
 /// Stores an image that names its SOCI index, as `soci convert` makes it; returns that.

@@ -25,6 +25,7 @@ use super::profile::Profile;
 use super::report::{Fallback, IndexOrigin};
 use super::role::Role;
 use super::tables::{is_of, vouched};
+use super::why_not::WhyNot;
 use super::{Engine, Talk, say};
 use crate::origin::Artifacts;
 use crate::trust::{Claim, Signature, Verdict};
@@ -91,17 +92,6 @@ struct Shipped {
     signatures: Vec<Signature>,
 }
 
-/// Why layers have no index that can be used.
-#[derive(Default)]
-struct WhyNot {
-    /// In words, the first of them.
-    text: Option<String>,
-    /// Of single layers, by number.
-    layers: HashMap<usize, Fallback>,
-    /// Of all others.
-    usual: Fallback,
-}
-
 /// An index that is not signed where it must be.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotSigned {
@@ -140,8 +130,7 @@ impl Engine {
         for (n, layer) in missing.iter().zip(streamed) {
             // It may have become local while we waited for whoever streamed it.
             if layer.origin == IndexOrigin::Streamed {
-                let usual = role(n).map_or(why_not.usual, |_| Fallback::FileSystem);
-                let reason = why_not.layers.get(n).copied().unwrap_or(usual);
+                let reason = role(n).map_or_else(|| why_not.of(*n), |_| Fallback::FileSystem);
                 let mut fallbacks = self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
                 *fallbacks.entry(reason).or_default() += 1;
             }
@@ -197,11 +186,11 @@ impl Engine {
             }
             if purpose.takes_tables() {
                 let untold = self.read_tables(source, &resolved.layers, &asked, &line, &mut layers)?;
-                why_not.text = why_not.text.or(untold);
+                why_not.then(untold);
                 // Whoever has not answered is not asked once more.
                 if why_not.usual != Fallback::NoAnswer {
                     let read = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
-                    why_not.text = why_not.text.or(read.why_not);
+                    why_not.then(read.why_not);
                     profile = profile.or(read.profile);
                 }
             }
@@ -380,13 +369,7 @@ impl Engine {
                 let found = self.fetch_layer(source, artifact, &shipped.signatures, asked, place, line);
                 Ok(found.unwrap_or_else(|error| {
                     tracing::warn!(layer = %place.blob, "the fetched index is not used: {error:#}");
-                    let reason = match error.downcast_ref::<NotSigned>() {
-                        Some(_) => Fallback::Unsigned,
-                        None => Fallback::Unusable,
-                    };
-                    let mut why_not = why_not.lock().unwrap_or_else(PoisonError::into_inner);
-                    why_not.layers.insert(*n, reason);
-                    why_not.text.get_or_insert(format!("{error:#}"));
+                    why_not.lock().unwrap_or_else(PoisonError::into_inner).note(*n, &error);
                     None
                 }))
             })?;
@@ -458,14 +441,14 @@ impl Engine {
         places: &[Place],
         opened: impl IntoIterator<Item = (usize, anyhow::Result<FoundLayer>)>,
         layers: &mut [Option<FoundLayer>],
-    ) -> Option<String> {
-        let mut why_not = None;
+    ) -> WhyNot {
+        let mut why_not = WhyNot::default();
         for (n, opened) in opened {
             match opened {
                 Ok(found) => layers[n] = Some(found),
                 Err(error) => {
                     tracing::warn!(layer = %places[n].blob, "{by} is not used: {error:#}");
-                    why_not.get_or_insert(format!("{error:#}"));
+                    why_not.note(n, &error);
                 }
             }
         }

@@ -57,6 +57,7 @@ pub(crate) mod stack;
 mod tables;
 mod tree;
 mod waits;
+mod why_not;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

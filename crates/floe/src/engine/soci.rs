@@ -27,6 +27,7 @@ use super::parallel::parallel;
 use super::profile::Profile;
 use super::report::IndexOrigin;
 use super::tables::{TABLES, vouched};
+use super::why_not::WhyNot;
 use crate::trust::Verdict;
 
 /// How a gzip header of ten bytes begins: no name, no extra field, no comment.
@@ -35,8 +36,8 @@ const SHORT: &[u8] = b"\x1f\x8b\x08\0";
 /// What has come of a SOCI index beside layers.
 #[derive(Default)]
 pub(super) struct ReadSoci {
-    /// Why not all that could be are, for the first.
-    pub(super) why_not: Option<String>,
+    /// Why not all that could be are.
+    pub(super) why_not: WhyNot,
     /// What it says that a start reads.
     pub(super) profile: Option<Profile>,
 }
@@ -63,10 +64,12 @@ impl Engine {
             Ok(indexes) => indexes,
             Err(error) => {
                 tracing::warn!(manifest = %resolved.manifest, "a SOCI index is not used: {error:#}");
-                return Ok(ReadSoci { why_not: Some(format!("{error:#}")), profile: None });
+                let mut why_not = WhyNot::default();
+                candidates.iter().for_each(|n| why_not.note(*n, &error));
+                return Ok(ReadSoci { why_not, profile: None });
             }
         };
-        let (mut why_not, mut ahead) = (None, Vec::new());
+        let (mut why_not, mut ahead) = (WhyNot::default(), Vec::new());
         for found in &indexes {
             let listed = |n: &usize| Some((*n, found.of(&places[*n].blob)?));
             let missing = candidates.iter().filter(|n| layers[**n].is_none());
@@ -82,8 +85,7 @@ impl Engine {
                 });
                 (n, layer)
             });
-            let untold = Self::take_opened("a zTOC", places, opened, layers);
-            why_not = why_not.or(untold);
+            why_not.then(Self::take_opened("a zTOC", places, opened, layers));
         }
         let ids = || layers.iter().flatten().map(FoundLayer::id).collect();
         let profile = (!ahead.is_empty()).then(|| Profile::new(ids(), &ahead));

@@ -28,6 +28,7 @@ use super::line::Line;
 use super::parallel::parallel;
 use super::profile::Profile;
 use super::report::IndexOrigin;
+use super::why_not::WhyNot;
 use crate::trust::Verdict;
 
 /// What the image has that holds tables, asked for once.
@@ -46,7 +47,7 @@ impl Engine {
         asked: &Question<'_>,
         line: &Line,
         layers: &mut [Option<FoundLayer>],
-    ) -> anyhow::Result<Option<String>> {
+    ) -> anyhow::Result<WhyNot> {
         let lacks = |n: &usize| layers[*n].is_none() && places[*n].table.is_some();
         let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
         let elsewhere = Elsewhere::default();

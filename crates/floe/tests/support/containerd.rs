@@ -261,11 +261,15 @@ impl<'a> Containerd<'a> {
 
     /// Makes an image known to one of the snapshotters.
     pub fn pull_as(&self, snapshotter: &str, reference: &str) {
+        let outcome = self.try_pull_as(snapshotter, reference);
+        assert!(outcome.status.success(), "{outcome:?}\n{}", self.node.log());
+    }
+
+    pub fn try_pull_as(&self, snapshotter: &str, reference: &str) -> Outcome {
         let to = format!("containerd={}", self.socket().display());
         let mut command = self.node.command(&["pull", "--to", &to, reference]);
         command.env("CONTAINERD_SNAPSHOTTER", snapshotter).env("CONTAINERD_NAMESPACE", self.namespace());
-        let outcome = self.node.spawn(command).end();
-        assert!(outcome.status.success(), "{outcome:?}\n{}", self.node.log());
+        self.node.spawn(command).end()
     }
 
     /// Returns the names of a snapshotter's snapshots, as containerd knows them.

@@ -19,6 +19,7 @@ pub mod image;
 pub mod metrics;
 pub mod readers;
 pub mod servers;
+pub mod soci;
 pub mod storage;
 pub mod strike;
 pub mod systemd;
