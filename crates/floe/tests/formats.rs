@@ -82,7 +82,7 @@ fn nydus_of(reference: &str) -> String {
     found["digest"].as_str().unwrap().to_owned()
 }
 
-/// Runs what reads a small file, and then a large one; returns what had been received between.
+/// Reads a small file, and then a large one, in containers; returns what had been received between.
 fn reads(containerd: &Containerd<'_>, node: &Node, reference: &str) -> u64 {
     let run = |name, words: &[&str]| {
         containerd.ok(&[&["run", "--rm", "--snapshotter", "floe", reference, name], words].concat())
@@ -137,7 +137,6 @@ fn without_trust_layers_are_streamed_and_nydus_is_refused() {
         let (received, before) = (node.received(), unsigned());
         containerd.pull(reference);
         let came = node.received() - received;
-
         assert!(came > image.packed() * 9 / 10, "{reference}: {came} of {}", image.packed());
         assert_eq!(unsigned() - before, told, "{reference}");
         reads(&containerd, &node, reference);
