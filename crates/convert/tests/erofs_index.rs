@@ -77,6 +77,16 @@ fn files_that_share_their_bytes_have_them_each() {
     let (file, mut tar) = (tempfile::tempfile().unwrap(), Cursor::new(Vec::new()));
     unpack(&bytes[..], &expected(&bytes, &bytes), bytes.len() as u64, &file, &mut tar).unwrap();
     says_the_same(&found, &tar.into_inner());
+
+    // One block again and again: no index is made that is so much longer than its layer.
+    let [tree, path] = ["again", "longer"].map(|name| dir.path().join(name));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), parts[0].repeat(25_000)).unwrap();
+    let out = Command::new("mkfs.erofs").arg("--chunksize=4096").args([&path, &tree]).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let bytes = fs::read(&path).unwrap();
+    let error = format!("{:?}", indexed(&bytes, 16).map(|_| ()).unwrap_err());
+    assert!(error.contains("the number of chunks"), "{} bytes: {error}", bytes.len());
 }
 
 #[test]

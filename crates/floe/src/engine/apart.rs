@@ -139,16 +139,22 @@ impl Engine {
         Ok(index.facts().tar_len)
     }
 
-    /// Fetches the blob of a layer whole, into a file without a name. It has the digest that it should have.
-    pub(crate) fn blob(&self, reference: &str, layer: &RefLayer) -> anyhow::Result<File> {
+    /// Says that there is no room for so many bytes, if there is none.
+    pub(super) fn check_room(&self, wanted: u64) -> anyhow::Result<()> {
         let room = self.room.report()?;
-        if room.free < layer.size.saturating_add(room.reserve) {
+        if room.free < wanted.saturating_add(room.reserve) {
             bail!(
                 "{} are free on the store's disk, and {} of them kept",
                 shown(room.free),
                 shown(room.reserve)
             );
         }
+        Ok(())
+    }
+
+    /// Fetches the blob of a layer whole, into a file without a name. It has the digest that it should have.
+    pub(crate) fn blob(&self, reference: &str, layer: &RefLayer) -> anyhow::Result<File> {
+        self.check_room(layer.size)?;
         let source = self.net.source(&parse(reference)?)?;
         self.net.know(layer.blob, &source);
         let mut file = self.store.scratch()?;

@@ -65,6 +65,8 @@ pub(super) struct Found {
     pub(super) why: String,
     /// What the artifact says a start reads.
     pub(super) profile: Option<Profile>,
+    /// What a SOCI index says.
+    pub(super) ahead: Option<Profile>,
     /// What fetching the indexes has told.
     pub(super) line: Line,
 }
@@ -74,6 +76,7 @@ pub(super) struct KnownLayers {
     pub(super) layers: Vec<Option<FoundLayer>>,
     why_not: WhyNot,
     profile: Option<Profile>,
+    ahead: Option<Profile>,
     line: Line,
 }
 
@@ -115,7 +118,7 @@ impl Engine {
         talk: &Talk<'_>,
     ) -> anyhow::Result<Found> {
         let known = self.known_layers(reference, resolved, purpose)?;
-        let KnownLayers { mut layers, why_not, profile, line } = known;
+        let KnownLayers { mut layers, why_not, profile, ahead, line } = known;
         let asker = Asker::of(reference, purpose);
         let asked = asker.question();
         let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
@@ -138,7 +141,7 @@ impl Engine {
         }
         let layers: Vec<_> = layers.into_iter().flatten().collect();
         let all = missing.iter().all(|n| role(n).is_some()).then(|| Fallback::FileSystem.to_string());
-        Ok(Found { why: why(&layers, why_not.text.or(all)), layers, profile, line })
+        Ok(Found { why: why(&layers, why_not.text.or(all)), layers, profile, ahead, line })
     }
 
     /// Finds the index of every layer that has one, here or in the registry. No layer is fetched.
@@ -162,7 +165,7 @@ impl Engine {
         let alone = resolved.source.is_none() || resolved.unasked.is_some();
         let mut layers =
             parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked, alone))?;
-        let mut profile = None;
+        let (mut profile, mut ahead) = (None, None);
         let line = Line::default();
         let mut why_not = WhyNot::default();
         if let Some(source) = &resolved.source {
@@ -191,14 +194,14 @@ impl Engine {
                 if why_not.usual != Fallback::NoAnswer {
                     let read = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
                     why_not.then(read.why_not);
-                    profile = profile.or(read.profile);
+                    ahead = read.profile;
                 }
             }
         }
         if let Some(source) = &resolved.source {
             layers.iter().flatten().for_each(|found| self.know_beside(found.layer().index(), source));
         }
-        Ok(KnownLayers { layers, why_not, profile, line })
+        Ok(KnownLayers { layers, why_not, profile, ahead, line })
     }
 
     /// Remembers that a source has what a layer's bytes are in beside the layer's blob: that need be no layer of the image.
@@ -493,7 +496,11 @@ impl Engine {
         let mut staging = self.store.stage()?;
         let options = convert::Options { segment, blob_size: place.size };
         let expected = convert::Expected { blob: place.blob, diff_id: place.diff_id };
-        let scratch = place.role.map(|role| anyhow::Ok((role, self.store.scratch()?))).transpose()?;
+        let apart = |role| {
+            self.check_room(place.size.saturating_mul(2))?; // the whole blob, and what is made of it
+            anyhow::Ok((role, self.store.scratch()?))
+        };
+        let scratch = place.role.map(apart).transpose()?;
         let (layer, proved) = std::thread::scope(|scope| {
             let (pieces, blob) = Pipe::new();
             // The network writes into the pipe, this thread reads from it.

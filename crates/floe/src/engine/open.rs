@@ -272,7 +272,7 @@ impl Engine {
         // What was recorded here is nearer the truth than what somebody else recorded.
         let profile = recorded.or(found.profile);
         let guessed = profile.is_none() || unfinished;
-        let profile = profile.or_else(|| landmarks(&found.layers)).map(Arc::new);
+        let profile = profile.or(found.ahead).or_else(|| landmarks(&found.layers)).map(Arc::new);
         let missing = found.layers.iter().map(FoundLayer::missing).sum();
         let segments: usize = found.layers.iter().map(|layer| layer.layer().segments() as usize).sum();
         let tells = profile.as_ref().is_some_and(|profile| profile.reads().count() * 2 < segments);

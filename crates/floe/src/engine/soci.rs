@@ -5,7 +5,7 @@
 //! repository can add one, so it is believed where an unsigned index of ours would be. Both are claims: what they make is an
 //! index of a table ([`format::index::Basis::Contents`]).
 //!
-//! Beside a zTOC there may be a list of what a start reads, which is a profile where there is no other.
+//! Beside a zTOC there may be a list of what a start reads, which is taken for a profile until a start has been recorded, as landmarks are.
 //!
 //! Asked for last: it costs a request, and who has an index of ours or a table needs none.
 

@@ -13,10 +13,14 @@ use crate::payload::{self, SegmentSize};
 use crate::skeleton::{MadeError, SkeletonMaker};
 use crate::tar::{Member, MemberKind};
 
-/// Chunks of an index: 60 bytes each, as long together as an index may be.
-const CHUNKS: usize = (limits::INDEX / 60) as usize;
+/// What a chunk takes in an index, in bytes.
+const CHUNK: u64 = 60;
 
-const TOO_MANY: MakeError = MakeError::TooLarge { what: "the number of chunks", limit: CHUNKS as u64 };
+/// Chunks of an index however short its layer is.
+const FEW: u64 = (1 << 20) / CHUNK;
+
+/// How much its files may have to be looked through: what the largest segments of a mount hold.
+const MOST: u64 = (limits::SEGMENTS as u64) << 23;
 
 /// Zeros that are a hole, in bytes: shorter ones cost less than the entry of one.
 const HOLE: u64 = limits::SHARED_CHUNK;
@@ -73,7 +77,7 @@ pub fn index(files: &LayerFiles<'_>, whose: &Whose) -> Result<Index, MakeError> 
     if !files.is_nothing_else() {
         return Err(MakeError::Begins);
     }
-    let most = most_plain(whose.size).min(limits::LAYER);
+    let most = most_plain(whose.size).min(limits::LAYER).min(MOST);
     let mut making = Making {
         files,
         segment: whose.segment.bytes(),
@@ -82,6 +86,8 @@ pub fn index(files: &LayerFiles<'_>, whose: &Whose) -> Result<Index, MakeError> 
         pieces: Vec::new(),
         left: most,
         most,
+        // An index may be as long as its layer, as one that is fetched.
+        chunk_limit: (FEW + whose.size / CHUNK).min(limits::INDEX / CHUNK),
     };
     files.members(|member, inode| making.member(member, inode))?;
     let contents = Contents {
@@ -124,6 +130,8 @@ struct Making<'a, 'b> {
     /// How many bytes files may have yet, and how many in all.
     left: u64,
     most: u64,
+    /// How many chunks there may be.
+    chunk_limit: u64,
 }
 
 impl Making<'_, '_> {
@@ -138,11 +146,23 @@ impl Making<'_, '_> {
         if payload == inode.size {
             self.skeleton.member(member)?;
         } else {
-            let kind = MemberKind::Sparse { size: inode.size, pieces: pieces(&data).into() };
+            let pieces = pieces(&data);
+            if pieces.len() > limits::SPARSE_PIECES {
+                let limit = limits::SPARSE_PIECES as u64;
+                return Err(MakeError::TooLarge { what: "the number of holes in a file", limit });
+            }
+            let kind = MemberKind::Sparse { size: inode.size, pieces: pieces.into() };
             self.skeleton.member(&Member { kind, payload, ..member.clone() })?;
         }
         let mut placed = 0;
         data.iter().try_for_each(|data| self.chunks(data, &mut placed))
+    }
+
+    /// Says that so many chunks more are too many.
+    fn room_for(&self, more: usize) -> Result<(), MakeError> {
+        let limit = self.chunk_limit;
+        let fits = (self.chunks.len() + more) as u64 <= limit;
+        if fits { Ok(()) } else { Err(MakeError::TooLarge { what: "the number of chunks", limit }) }
     }
 
     /// Returns what of a file is no hole.
@@ -167,9 +187,7 @@ impl Making<'_, '_> {
                     at = data.at;
                 }
             }
-            if found.data.len() > CHUNKS {
-                return Err(TOO_MANY);
-            }
+            self.room_for(found.data.len())?;
         }
         found.keep_zeros();
         Ok(found.data)
@@ -179,9 +197,7 @@ impl Making<'_, '_> {
     fn chunks(&mut self, data: &Data, placed: &mut u64) -> Result<(), MakeError> {
         let (mut begin, mut rest) = (data.begin, self.files.bytes(data.begin, data.len));
         while !rest.is_empty() {
-            if self.chunks.len() >= CHUNKS {
-                return Err(TOO_MANY);
-            }
+            self.room_for(1)?;
             let room = self.segment - *placed % self.segment;
             let room = room.min(limits::PIECE.into()).min(rest.len() as u64);
             let len = u32::try_from(room).unwrap_or(limits::PIECE);

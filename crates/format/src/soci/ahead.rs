@@ -41,6 +41,11 @@ pub fn segments(list: &[u8], ztoc: &[u8], layer: &Layer) -> Result<Vec<u32>, Soc
     list.prefetch_spans.sort_by_key(|spans| spans.priority);
     let flat = Flat::new(ztoc);
     let spans = Ztoc::open(&flat, layer.source().size)?.spans;
+    if list.prefetch_spans.len() > spans.len() {
+        // Whoever merges what touches has no more.
+        let limit = spans.len() as u64;
+        return Err(SociError::TooLarge { what: "the list of what to fetch first", limit });
+    }
     let mut unread = vec![true; spans.len()];
     let mut ahead = Ahead { layer, absent: vec![true; layer.segments() as usize], segments: Vec::new() };
     for Spans { start_span, end_span, .. } in list.prefetch_spans {

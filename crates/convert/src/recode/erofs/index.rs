@@ -35,6 +35,11 @@ pub fn index(
         return Err(RecodeError::DiffId { expected: expected.diff_id, found });
     }
     let map = kept(blob, expected, options.blob_size, file)?;
+    // It was hashed as it came. What the file gives back is what the index is made of, and what is kept.
+    let found = Digest::of(&map);
+    if found != expected.blob {
+        return Err(RecodeError::BlobDigest { expected: expected.blob, found });
+    }
     let files = LayerFiles::open(&map).map_err(ErofsError::from)?;
     let (blob, size) = (expected.blob, options.blob_size);
     let mut segment = options.segment;
