@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The other way it is in a file first, for what its names lead to is anywhere in it: a tar is made of that ([`unpack`]), or an index
-//! by which the image is read as it is ([`index`]).
+//! by which the image is read as it is ([`index()`]).
 //!
 //! The first block depends on all that follows, and a digest begins with it: so `out` is read once more.
 //!
