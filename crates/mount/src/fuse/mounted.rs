@@ -293,7 +293,15 @@ impl Mounted {
 
     /// Takes the mount down if nobody uses it; otherwise it stays as it is.
     pub fn unmount(&mut self) -> Result<(), UnmountError> {
-        self.take_name(How::Idle)?;
+        let settled = Instant::now() + SETTLES;
+        loop {
+            match self.take_name(How::Idle) {
+                Err(UnmountError::Busy { by, .. }) if by.is_empty() && Instant::now() < settled => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                taken => break taken?,
+            }
+        }
         // An overlay holds the file system itself, not its name: then it is served until the overlay goes.
         let limit = Instant::now() + ENDING;
         while self.is_served() && Instant::now() < limit {
@@ -367,6 +375,9 @@ impl Drop for Mounted {
         }
     }
 }
+
+/// How long a mount that nobody uses may be busy: a page that was read ahead holds its file when that is closed.
+const SETTLES: Duration = Duration::from_millis(500);
 
 /// How long the end of an unmounted file system is waited for. The kernel ends an idle one at once.
 const ENDING: Duration = Duration::from_secs(1);
