@@ -66,6 +66,9 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Re
     let said = host.ok(&[FLOE, "install"]);
     assert!(said.contains("/usr/local/bin/floe") && said.contains("(restarted)"), "{said}");
     assert!(host.ok(&["ctr", "plugins", "ls"]).lines().any(|line| line.contains(" floe ")));
+    // What 1.6 tells kubelet (see `cri.rs`).
+    let images = "/var/lib/containerd/io.containerd.snapshotter.v1.floe";
+    assert_eq!(host.ok(&["readlink", images]).trim(), "/var/lib/floe");
     let again = host.ok(&["floe", "install"]);
     assert!(!again.contains("restarted"), "{again}");
 
@@ -111,6 +114,7 @@ fn a_service_goes_on_through_restarts_and_reboots_and_leaves_nothing(release: Re
     assert!(said.contains("next boot"), "{said}");
     assert_eq!(exec(&host, "two", "/etc/name"), "tested\n");
     assert_eq!(host.sh("pgrep -xc floe || true").trim(), "0");
+    host.sh(&format!("! test -L {images}"));
     let left = host.sh("ls -d /etc/systemd/system/floe* /etc/containerd/conf.d /etc/systemd/system/*/floe* /usr/local/bin/floe 2>/dev/null || true");
     assert_eq!(left, "");
     assert!(!host.ok(&["containerd", "config", "dump"]).contains("floe"));

@@ -123,7 +123,11 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
 /// Tells containerd, and restarts it if it is one that does not know yet: containers do not notice.
 fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
     let new = containerd::told().is_none();
-    match containerd::tell(root)? {
+    let told = containerd::tell(root)?;
+    if let Some(link) = containerd::link(root)? {
+        let _ = writeln!(said, "images      {} is {}", link.display(), root.display());
+    }
+    match told {
         Told::Absent => *said += "containerd  systemd starts none; install again once it does\n",
         Told::By(files) => {
             host::systemctl(&["daemon-reload"])?;
@@ -131,7 +135,7 @@ fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
             let restarts = runs && !containerd::knows();
             if restarts && let Err(error) = host::systemctl(&["restart", "containerd.service"]) {
                 if new {
-                    containerd::untell()?;
+                    containerd::untell(root)?;
                     host::systemctl(&["daemon-reload"])?;
                     let _ = host::systemctl(&["restart", "containerd.service"]); // as it was before
                 }
@@ -185,7 +189,7 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
     })?;
 
     let mut said = String::new();
-    let untold = containerd::untell()?;
+    let untold = containerd::untell(root)?;
     let mut gone: Vec<PathBuf> = untold.clone();
     for file in [UNIT, SOCKET] {
         if host::remove(Path::new(file))? {
