@@ -15,16 +15,19 @@ use crate::claim::{Claim, FillError};
 use crate::flights::{Job, Outcome};
 use crate::guard;
 use crate::known::Asker;
+use crate::niceness::Niceness;
 use crate::origin::{Blob, OriginError, Priority, Urgency};
 use crate::pace::Clock;
 use crate::plan::{Request, fitting, has_half, known_from, request, units};
 use crate::read_error::ReadError;
 use crate::read_through::{Held, Inner};
+use crate::stretch::Stretch;
 
 /// Does a job; every flight of it has ended, is another's or was put back when this returns.
-pub(crate) fn run(inner: &Inner, job: Job) {
+pub(crate) fn run(inner: &Inner, job: Job, niceness: &mut Niceness) {
+    niceness.suit(job.priority);
     let urgency = Arc::new(Urgency::new(job.priority));
-    let mut fill = Fill { inner, job, urgency, at: 0, known: HashSet::new(), retried: None };
+    let mut fill = Fill { inner, job, urgency, niceness, at: 0, known: HashSet::new(), retried: None };
     match inner.held(fill.job.layer) {
         Err(error) => fill.finish_rest(&Outcome::Failed(error)),
         Ok(held) => {
@@ -45,6 +48,8 @@ struct Fill<'a> {
     job: Job,
     /// Of its request; shared with the flight that runs.
     urgency: Arc<Urgency>,
+    /// Of the thread that does it.
+    niceness: &'a mut Niceness,
     /// The span that is next, in `job.spans`.
     at: usize,
     /// What need not be fetched: other layers seem to have it.
@@ -249,7 +254,7 @@ impl<'a> Fill<'a> {
             let (mut clock, mut arriving) = (Clock::start(), None);
             let mut sink = |piece: &[u8]| {
                 clock.took(piece.len());
-                arriving.get_or_insert_with(|| Arrives::begin(inner));
+                arriving.get_or_insert_with(|| Arrives::begin(inner, priority));
                 // An origin that sends too much is cut off: nothing behind the range was asked for.
                 let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
                 left -= piece.len() as u64;
@@ -381,6 +386,9 @@ impl<'a> Fill<'a> {
         past: usize,
         mut piece: &[u8],
     ) -> Option<Stop> {
+        // A reader may have come, or got what it waited for.
+        let awaited = guard::lock(&self.inner.flights).is_awaited(self.key());
+        self.niceness.suit(if awaited { Priority::Demand } else { self.job.priority });
         loop {
             let (segment, verified) = match decoder.push(&mut piece) {
                 Ok(Some(found)) => found,
@@ -478,19 +486,36 @@ impl<'a> Fill<'a> {
     }
 }
 
+/// For how long answers have been arriving.
+#[derive(Debug, Default)]
+pub(crate) struct Arriving {
+    pub(crate) all: Stretch,
+    /// Those that readers wait for.
+    pub(crate) demand: Stretch,
+}
+
+impl Arriving {
+    fn each(&mut self, priority: Priority, of: fn(&mut Stretch)) {
+        of(&mut self.all);
+        if priority == Priority::Demand {
+            of(&mut self.demand);
+        }
+    }
+}
+
 /// An answer that is arriving; also while a piece of it is worked on, which holds up the next.
-struct Arrives<'a>(&'a Inner);
+struct Arrives<'a>(&'a Inner, Priority);
 
 impl<'a> Arrives<'a> {
-    fn begin(inner: &'a Inner) -> Self {
-        guard::lock(&inner.arriving).begin();
-        Self(inner)
+    fn begin(inner: &'a Inner, priority: Priority) -> Self {
+        guard::lock(&inner.arriving).each(priority, Stretch::begin);
+        Self(inner, priority)
     }
 }
 
 impl Drop for Arrives<'_> {
     fn drop(&mut self) {
-        guard::lock(&self.0.arriving).end();
+        guard::lock(&self.0.arriving).each(self.1, Stretch::end);
     }
 }
 

@@ -313,6 +313,11 @@ impl Flights {
         !self.closed && self.flights.get(&key).is_some_and(|flight| !flight.waiting.is_empty() || flight.kept)
     }
 
+    /// Says whether readers wait for a span.
+    pub(crate) fn is_awaited(&self, key: Key) -> bool {
+        self.flights.get(&key).is_some_and(|flight| !flight.waiting.is_empty())
+    }
+
     /// Returns what readers of a span wait for, as far as its flight goes: those of more ask again when it has ended.
     pub(crate) fn waiting(&self, key: Key) -> Vec<u32> {
         let flight = self.flights.get(&key);

@@ -22,6 +22,7 @@ mod halves;
 mod held;
 mod known;
 mod lock;
+mod niceness;
 mod open_files;
 mod origin;
 mod pace;

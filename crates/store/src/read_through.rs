@@ -28,6 +28,7 @@ use crate::guard;
 use crate::halves::Halves;
 use crate::held::Memory;
 use crate::known::learn;
+use crate::niceness::Niceness;
 use crate::origin::{Origin, Priority};
 use crate::pace::Pace;
 use crate::parked::Parked;
@@ -37,7 +38,6 @@ use crate::room;
 use crate::segments::{OpenLayer, SegmentFile};
 use crate::standing::Proof;
 use crate::store::Store;
-use crate::stretch::Stretch;
 
 /// How long a reader waits unless it says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(300);
@@ -117,7 +117,7 @@ pub(crate) struct Inner {
     /// How fast the origin has been. Held for a look only.
     pub(crate) pace: Mutex<Pace>,
     /// How long answers have been arriving. Held for a look only.
-    pub(crate) arriving: Mutex<Stretch>,
+    pub(crate) arriving: Mutex<fill::Arriving>,
     /// Told, with the lock of the flights, when there is work.
     pub(crate) work: Condvar,
     /// Bytes that came from other layers.
@@ -284,9 +284,10 @@ impl ReadThrough {
         guard::lock(&self.inner.flights).paused = false;
     }
 
-    /// Returns for how long at least one answer of an origin has been arriving, since the start.
-    pub fn arriving(&self) -> Duration {
-        guard::lock(&self.inner.arriving).time()
+    /// Returns for how long at least one answer of an origin has been arriving since the start, and at least one to a reader.
+    pub fn arriving(&self) -> (Duration, Duration) {
+        let arriving = guard::lock(&self.inner.arriving);
+        (arriving.all.time(), arriving.demand.time())
     }
 
     /// Returns the bytes that were copied from other layers and not fetched, since the start.
@@ -473,6 +474,7 @@ impl Inner {
 
     /// What a worker thread does.
     fn work(&self, unhurried: usize) {
+        let mut niceness = Niceness::of_this_thread();
         loop {
             let job = {
                 let mut flights = guard::lock(&self.flights);
@@ -487,7 +489,8 @@ impl Inner {
                 }
             };
             // A panic has failed its flights on the way (`fill::Fill::drop`); the thread goes on.
-            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fill::run(self, job)));
+            let run = std::panic::AssertUnwindSafe(|| fill::run(self, job, &mut niceness));
+            let ran = std::panic::catch_unwind(run);
             if ran.is_err() {
                 tracing::error!("a fill panicked");
             }

@@ -61,8 +61,9 @@ struct Gauges {
     waited: Duration,
     /// Bytes received.
     bytes: u64,
-    /// For how long at least one answer has been arriving.
+    /// For how long at least one answer has been arriving, and at least one to a reader.
     arriving: Duration,
+    answering: Duration,
     /// Processor time of this process.
     cpu: Duration,
 }
@@ -75,6 +76,8 @@ struct Seen {
     /// Bytes received, and the seconds for which answers were arriving.
     bytes: f64,
     arriving: f64,
+    /// Seconds for which answers to readers were.
+    answering: f64,
 }
 
 impl Seen {
@@ -90,12 +93,19 @@ impl Seen {
         }
         self.bytes += now.bytes.saturating_sub(before.bytes) as f64;
         self.arriving += arriving;
+        self.answering += now.answering.saturating_sub(before.answering).as_secs_f64();
     }
 
-    /// Says whether more has been lost than has arrived. Where it is less, fetching what nobody wants yet would cost more
-    /// than it saves: a link that is full makes each answer begin later.
+    /// Says whether more has been lost than it took for what readers wanted to arrive. Where it is less, fetching what nobody
+    /// wants yet would cost more than it saves: a link that is full makes each answer begin later. A first burst may hide that
+    /// for a while.
     fn is_idle(&self) -> bool {
-        self.bytes >= TELLING && self.idle > self.arriving
+        self.idle > self.answering
+    }
+
+    /// Says whether enough has arrived to tell how fast the line is.
+    fn tells(&self) -> bool {
+        self.bytes >= TELLING
     }
 
     /// Bytes that arrive in a second, while any do.
@@ -117,6 +127,9 @@ impl Seen {
         reason = "not negative, and bounded at once"
     )]
     fn ahead(&self, all: f64, patience: f64, delay: Duration, before: Option<&Self>) -> Pace {
+        if !self.is_idle() {
+            return Pace::Nothing;
+        }
         let mut rate = self.rate();
         if let Some(before) = before {
             let (bytes, arriving) = (self.bytes - before.bytes, self.arriving - before.arriving);
@@ -243,7 +256,7 @@ impl<'a> Start<'a> {
     /// Waits until a start had better fetch more than it reads; false if it was over before.
     fn regrets(&mut self) -> bool {
         while self.look().is_some() {
-            if self.seen.is_idle() && self.pace() != Pace::Nothing {
+            if self.seen.tells() && self.pace() != Pace::Nothing {
                 tracing::info!(seen = ?self.seen, all = self.all, "readers wait for answers to begin: fetching the rest");
                 return true;
             }
@@ -279,8 +292,8 @@ impl<'a> Start<'a> {
 fn gauges(engine: &Engine, mount: &Weak<LiveMount>) -> Gauges {
     let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
     let waited = mount.upgrade().map_or(Duration::ZERO, |mount| mount.waits().waited());
-    let (bytes, arriving) = (engine.net.traffic().bytes, engine.through.arriving());
-    Gauges { at: Instant::now(), waited, bytes, arriving, cpu }
+    let (bytes, (arriving, answering)) = (engine.net.traffic().bytes, engine.through.arriving());
+    Gauges { at: Instant::now(), waited, bytes, arriving, answering, cpu }
 }
 
 #[cfg(test)]
@@ -299,6 +312,7 @@ mod tests {
                 at: at + LOOK * n,
                 waited: ms(waited) * n,
                 arriving: ms(arriving) * n,
+                answering: ms(arriving) * n,
                 bytes: bytes * u64::from(n),
                 cpu: ms(cpu) * n,
             };
@@ -312,7 +326,7 @@ mod tests {
     #[test]
     fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
         let nothing =
-            |seen: Seen| !seen.is_idle() || seen.ahead(150.0 * MB, PATIENCE, DELAY, None) == Pace::Nothing;
+            |seen: Seen| !seen.tells() || seen.ahead(150.0 * MB, PATIENCE, DELAY, None) == Pace::Nothing;
         // 100 Mbit/s, answers arrive most of the time.
         assert!(nothing(seen(400, 25, 18, 10, 216_000)));
         // The processors are busy.
@@ -352,6 +366,7 @@ mod tests {
                 idle: before.idle + after.idle,
                 bytes: before.bytes + after.bytes,
                 arriving: before.arriving + after.arriving,
+                answering: before.answering, // the rest arrives
             };
             now.ahead(71.0 * MB, PATIENCE, DELAY, Some(&before))
         };
@@ -362,5 +377,19 @@ mod tests {
         assert_eq!(pace(seen(4, 25, 24, 2, 300_000)), Pace::Nothing);
         // It is as fast as that.
         assert_ne!(pace(seen(2, 25, 24, 2, 2_500_000)), Pace::Nothing);
+    }
+
+    #[test]
+    fn who_came_to_wait_for_bytes_regrets_no_longer() {
+        let mut start = seen(20, 25, 2, 2, 60_000);
+        let before = start;
+        assert_ne!(start.ahead(150.0 * MB, PATIENCE, DELAY, None), Pace::Nothing);
+        let later = seen(40, 25, 20, 2, 250_000);
+        start.idle += later.idle;
+        start.bytes += later.bytes;
+        start.arriving += later.arriving;
+        assert_ne!(start.ahead(150.0 * MB, PATIENCE, DELAY, Some(&before)), Pace::Nothing, "of the rest");
+        start.answering += later.answering;
+        assert_eq!(start.ahead(150.0 * MB, PATIENCE, DELAY, Some(&before)), Pace::Nothing, "of what is read");
     }
 }

@@ -2,6 +2,7 @@
 //! how urgent what has begun becomes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use format::index::Codec;
 
@@ -235,6 +236,8 @@ fn what_nobody_waits_for_is_asked_for_a_little_at_a_time_where_that_is_the_limit
     bench.origin.release();
     reader.wait().unwrap();
     bench.settle();
+    let (arriving, to_readers) = bench.read.arriving();
+    assert!(arriving > to_readers && to_readers > Duration::ZERO);
     let background: Vec<_> = asked().into_iter().filter(|(_, p)| *p == Priority::Background).collect();
     assert!(background.len() >= 5 && background.iter().all(|(len, _)| *len <= 130_000), "{background:?}");
     (0..11).for_each(|segment| bench.check(&sample, segment));
