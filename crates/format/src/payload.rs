@@ -19,6 +19,9 @@ impl SegmentSize {
     /// 1 MiB.
     pub const DEFAULT: Self = Self(20);
 
+    /// 8 MiB.
+    const LARGEST: Self = Self(23);
+
     /// Returns the segment size of `1 << bits` bytes, or nothing where a limit forbids it.
     pub fn from_bits(bits: u8) -> Option<Self> {
         limits::SEGMENT_BITS.contains(&bits).then_some(Self(bits))
@@ -32,6 +35,21 @@ impl SegmentSize {
     /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         1 << self.0
+    }
+
+    /// Makes something with segments of this size, or of larger ones while it `lacks` room: how much room the files of a layer
+    /// take is known when all are placed. 8 MiB are enough for 128 GiB of files.
+    pub fn enough<T, E>(
+        self,
+        lacks: impl Fn(&E) -> bool,
+        make: impl Fn(Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        match make(self) {
+            Err(error) if lacks(&error) && self < Self::LARGEST => {
+                Self(self.0 + 2).min(Self::LARGEST).enough(lacks, make)
+            }
+            made => made,
+        }
     }
 
     /// Returns the number of the segment that holds this payload offset.

@@ -22,7 +22,6 @@ use super::open::{Purpose, parse};
 use super::record::Shape;
 use super::stack;
 use crate::daemon::protocol::Event;
-use crate::size::shown;
 
 /// A blob that has not come by then never will. Stalls are noticed long before, by the client.
 const BLOB_DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -137,19 +136,6 @@ impl Engine {
     pub(crate) fn tar_len(&self, layer: &RefLayer) -> anyhow::Result<u64> {
         let index = self.store.index(layer.index)?.context("the index of the layer is gone")?;
         Ok(index.facts().tar_len)
-    }
-
-    /// Says that there is no room for so many bytes, if there is none.
-    pub(super) fn check_room(&self, wanted: u64) -> anyhow::Result<()> {
-        let room = self.room.report()?;
-        if room.free < wanted.saturating_add(room.reserve) {
-            bail!(
-                "{} are free on the store's disk, and {} of them kept",
-                shown(room.free),
-                shown(room.reserve)
-            );
-        }
-        Ok(())
     }
 
     /// Fetches the blob of a layer whole, into a file without a name. It has the digest that it should have.

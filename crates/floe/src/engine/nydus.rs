@@ -27,9 +27,6 @@ use super::line::Line;
 use super::report::IndexOrigin;
 use super::role::Role;
 
-/// Segments of 8 MiB, as a power of two: enough for 128 GiB of files.
-const LARGEST: u8 = 23;
-
 impl Engine {
     /// Opens the layers of an image of Nydus that have no index; returns why not, for the first that could not be.
     pub(super) fn read_nydus(
@@ -101,16 +98,11 @@ impl Engine {
         let metas: Vec<_> = (bootstrap.blobs().iter())
             .map(|blob| self.meta(source, blob, places, line))
             .collect::<anyhow::Result<_>>()?;
-        // How much room its files take is known when all are placed.
-        let mut segment = segment_size(blobs.iter().map(|blob| blob.size).sum());
-        let index = loop {
-            match index(&bootstrap, &whose(place, codec, &blobs, &metas, segment)) {
-                Err(MakeError::Made(MadeError::Space(_))) if segment.bits() < LARGEST => {
-                    segment = SegmentSize::from_bits(segment.bits() + 2).context("making larger segments")?;
-                }
-                made => break made.context("reading the bootstrap")?,
-            }
-        };
+        let lacks = |error: &MakeError| matches!(error, MakeError::Made(MadeError::Space(_)));
+        let segment = segment_size(blobs.iter().map(|blob| blob.size).sum());
+        let index =
+            segment.enough(lacks, |size| index(&bootstrap, &whose(place, codec, &blobs, &metas, size)));
+        let index = index.context("reading the bootstrap")?;
         tracing::info!(layer = %place.blob, index = %index.id(), "index from a bootstrap of Nydus");
         Ok(index)
     }

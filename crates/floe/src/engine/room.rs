@@ -252,6 +252,19 @@ impl Engine {
         !self.stopping()
     }
 
+    /// Says that there is no room for so many bytes, if there is none.
+    pub(super) fn check_room(&self, wanted: u64) -> anyhow::Result<()> {
+        let room = self.room.report()?;
+        if room.free < wanted.saturating_add(room.reserve) {
+            bail!(
+                "{} are free on the store's disk, and {} of them kept",
+                shown(room.free),
+                shown(room.reserve)
+            );
+        }
+        Ok(())
+    }
+
     /// Says why a layer could not be completed, and what helps if it is for want of room.
     pub(super) fn for_want_of_room(&self, error: CompleteError) -> anyhow::Error {
         let CompleteError::Paused = error else { return error.into() };

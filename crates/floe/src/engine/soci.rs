@@ -9,9 +9,12 @@
 //!
 //! Asked for last: it costs a request, and who has an index of ours or a table needs none.
 
+use std::panic::resume_unwind;
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use format::limits;
 use format::soci::index::{Whose, index};
 use format::soci::{ahead, assumes_short_header};
@@ -132,7 +135,14 @@ impl Engine {
     ) -> anyhow::Result<(FoundLayer, Vec<u32>)> {
         let begun = Instant::now();
         let limit = limits::CONTENTS.min(SMALL_INDEX + place.size); // the layer itself would be here sooner
-        let ztoc = self.net.blob(source, table, limit).context("fetching the zTOC")?;
+        let (ztoc, list) = std::thread::scope(|scope| {
+            let list = list.map(|list| scope.spawn(|| self.net.blob(source, list, limits::MANIFEST)));
+            let ztoc = self.net.blob(source, table, limit);
+            let join =
+                |list: ScopedJoinHandle<'_, _>| list.join().unwrap_or_else(|panic| resume_unwind(panic));
+            (ztoc, list.map(join))
+        });
+        let ztoc = ztoc.context("fetching the zTOC")?;
         line.seen(ztoc.len() as u64, begun.elapsed());
         if assumes_short_header(&ztoc)? {
             let head = self.net.part(source, &place.blob, place.size, 0..4.min(place.size), Priority::Demand);
@@ -150,10 +160,8 @@ impl Engine {
         let made = index(&ztoc, &whose).context("reading a layer by its zTOC")?;
         tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's zTOC");
         let found = self.take_index(place, made, IndexOrigin::Soci, ztoc.len() as u64)?;
-        let read = |list: &Descriptor| {
-            let list = self.net.blob(source, list, limits::MANIFEST)?;
-            anyhow::Ok(ahead::segments(&list, &ztoc, found.layer())?)
-        };
+        let read =
+            |list: Result<Bytes, registry::Error>| anyhow::Ok(ahead::segments(&list?, &ztoc, found.layer())?);
         let segments = list.map(read).transpose().unwrap_or_else(|error| {
             tracing::warn!(layer = %place.blob, "what a SOCI index says to fetch first is not used: {error:#}");
             None

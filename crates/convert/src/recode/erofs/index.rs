@@ -7,7 +7,6 @@ use std::io::Read;
 use format::erofs::index::{MakeError, Whose, index as index_of};
 use format::erofs::read::LayerFiles;
 use format::layer::Layer;
-use format::payload::SegmentSize;
 use format::proof::Proved;
 use format::skeleton::MadeError;
 use format::{DiffId, Digest};
@@ -15,9 +14,6 @@ use format::{DiffId, Digest};
 use super::super::RecodeError;
 use super::{ErofsError, kept};
 use crate::{Expected, Options, Sink};
-
-/// Segments of 8 MiB, as a power of two: enough for 128 GiB of files.
-const LARGEST: u8 = 23;
 
 /// Makes the index of an image that is not packed, which names this table; `sink` gets every segment. `file` is where the image goes
 /// meanwhile; it is empty, and nobody else changes it.
@@ -42,16 +38,10 @@ pub fn index(
     }
     let files = LayerFiles::open(&map).map_err(ErofsError::from)?;
     let (blob, size) = (expected.blob, options.blob_size);
-    let mut segment = options.segment;
-    // How much room its files take is known when all are placed.
-    let index = loop {
-        match index_of(&files, &Whose { blob, size, table, segment }) {
-            Err(MakeError::Made(MadeError::Space(_))) if segment.bits() < LARGEST => {
-                segment = SegmentSize::from_bits((segment.bits() + 2).min(LARGEST)).unwrap_or(segment);
-            }
-            made => break made.map_err(ErofsError::from)?,
-        }
-    };
+    let lacks = |error: &MakeError| matches!(error, MakeError::Made(MadeError::Space(_)));
+    let index =
+        options.segment.enough(lacks, |segment| index_of(&files, &Whose { blob, size, table, segment }));
+    let index = index.map_err(ErofsError::from)?;
     let proved = Proved::by_digests(&index, blob, blob).map_err(ErofsError::from)?;
     let layer = Layer::open(index).map_err(ErofsError::from)?;
     let mut bytes = Vec::new();
