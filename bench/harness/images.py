@@ -3,15 +3,16 @@ import json
 import os
 from dataclasses import dataclass
 
+from harness import torture
 from harness.process import Failed, talk
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, "..", "lab", "images.sh")
 PORT = 8088
 
-# nginx answers on a port, the others print a line and end. bulk is only read, pause is what sandboxes of pods run.
+# nginx answers on a port, the others print a line and end. bulk is only read, pause is what sandboxes of pods run, torture is converted.
 READY = {"nginx": f"port:{PORT}", "node": "line:READY", "pysci-v1": "line:READY", "pysci-v2": "line:READY", "pytf": "line:READY",
-         "readall": "line:READY", "bulk": None, "pause": None}
+         "readall": "line:READY", "bulk": None, "pause": None, **dict.fromkeys(torture.IMAGES)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def build(names, lab):
     for name in names:
         if name not in READY:
             raise Failed(f"no image {name!r}; there are {', '.join(READY)}")
+    for name in torture.IMAGES.keys() & set(names):
+        torture.build(name, f"{lab}/images/{name}")
     missing = [name for name in names if not os.path.exists(f"{lab}/images/{name}/index.json")]
     if missing:
         talk(["nice", "-n", "10", SCRIPT, *missing], env={**os.environ, "LAB": lab})

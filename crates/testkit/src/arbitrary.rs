@@ -130,3 +130,36 @@ pub fn layer(members: std::ops::Range<usize>) -> impl Strategy<Value = Vec<(Entr
             .collect()
     })
 }
+
+/// Members that every format can hold, with their variants: each with a name of its own, links behind their targets.
+pub fn listed(members: std::ops::Range<usize>) -> impl Strategy<Value = Vec<(Entry, Variant)>> {
+    let content = prop_oneof![
+        3 => vec(any::<u8>(), 0..600),
+        1 => (0usize..3000).prop_map(|n| vec![0; n]),
+    ];
+    let member = (0u8..9, content, 0usize..6, 0u32..0o10000, 0u32..70_000, 0u32..1_000_000_000);
+    vec(member, members).prop_map(|members| {
+        let mut files = Vec::new();
+        let place = |n: usize, prefix: &str| format!("d{}/{prefix}{}{n}", n % 3, "x".repeat(n * 7 % 120));
+        let members = members.into_iter().enumerate().map(|(n, (kind, content, wish, mode, id, nanos))| {
+            let path = place(n, "");
+            let entry = match (kind, files.last()) {
+                (0, _) => Entry::dir(path + "/"),
+                (1, Some(file)) => Entry::link(path, file),
+                (2, _) => Entry::symlink(path, "elsewhere"),
+                (3, _) => Entry::new(path, Kind::Char(id % 4096, 7)),
+                (4, _) => Entry::file(place(n + 1, ".wh."), ""),
+                _ => {
+                    files.push(path.clone());
+                    Entry::file(path, content).xattr("user.n", n.to_string())
+                }
+            };
+            let entry =
+                if nanos % 3 == 0 { Entry { xattrs: vec![], ..entry } } else { entry.mtime(-5, nanos) };
+            let entry = entry.mode(mode).owner(id, id / 2);
+            let variant = variant(&entry, wish);
+            (entry, variant)
+        });
+        members.collect()
+    })
+}

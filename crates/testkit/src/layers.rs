@@ -4,7 +4,7 @@
 //! whiteouts stand in. Symbolic links are not
 //! followed: a path through one is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dump::{Dump, Node, What};
 use crate::tar::{Entry, Kind};
@@ -54,6 +54,30 @@ pub fn sensible<T: Clone>(layers: &[Vec<T>], entry: impl Fn(&T) -> &Entry) -> Ve
         }
     }
     kept
+}
+
+/// Returns a layer with members for the directories that only lead to others: 0755 root:root, time 0.
+pub fn described(layer: &[Entry]) -> Vec<Entry> {
+    let (mut out, mut there) = (Vec::new(), BTreeSet::new());
+    for entry in layer {
+        let path = tidy(&entry.path);
+        if name(&path).starts_with(b".wh..wh.") && name(&path) != b".wh..wh..opq" {
+            out.push(entry.clone());
+            continue;
+        }
+        for end in (0..path.len()).filter(|at| path[*at] == b'/') {
+            if there.insert(path[..end].to_vec()) {
+                out.push(Entry::dir(&path[..end]).mtime(0, 0));
+            }
+        }
+        if entry.kind == Kind::Dir {
+            there.insert(path);
+        } else {
+            there.retain(|other| *other != path && !below(other, &path));
+        }
+        out.push(entry.clone());
+    }
+    out
 }
 
 impl Model {

@@ -11,6 +11,7 @@ pub mod layers;
 pub mod shapes;
 pub mod soci;
 pub mod tar;
+pub mod torture;
 
 /// Ends a test that cannot run here, and says so: `SKIPPED: why` on standard error.
 ///
