@@ -25,7 +25,6 @@ use crate::stretch::Stretch;
 
 /// Does a job; every flight of it has ended, is another's or was put back when this returns.
 pub(crate) fn run(inner: &Inner, job: Job, niceness: &mut Niceness) {
-    niceness.suit(job.priority);
     let urgency = Arc::new(Urgency::new(job.priority));
     let mut fill = Fill { inner, job, urgency, niceness, at: 0, known: HashSet::new(), retried: None };
     match inner.held(fill.job.layer) {
@@ -254,7 +253,7 @@ impl<'a> Fill<'a> {
             let (mut clock, mut arriving) = (Clock::start(), None);
             let mut sink = |piece: &[u8]| {
                 clock.took(piece.len());
-                arriving.get_or_insert_with(|| Arrives::begin(inner, priority));
+                arriving.get_or_insert_with(|| Arrives::begin(inner)).to(urgency.priority());
                 // An origin that sends too much is cut off: nothing behind the range was asked for.
                 let piece = &piece[..usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()))];
                 left -= piece.len() as u64;
@@ -378,17 +377,22 @@ impl<'a> Fill<'a> {
         }
     }
 
-    /// Takes one piece of compressed bytes.
-    fn take(
+    /// Takes one piece of compressed bytes; nicely, if no reader waits for it.
+    fn take(&mut self, held: &Held, decoder: &mut SpanDecoder, past: usize, piece: &[u8]) -> Option<Stop> {
+        let awaited = guard::lock(&self.inner.flights).is_awaited(self.key());
+        self.niceness.suit(if awaited { Priority::Demand } else { self.job.priority });
+        let stop = self.decode(held, decoder, past, piece);
+        self.niceness.suit(Priority::Demand); // what asks and waits is the same thread
+        stop
+    }
+
+    fn decode(
         &mut self,
         held: &Held,
         decoder: &mut SpanDecoder,
         past: usize,
         mut piece: &[u8],
     ) -> Option<Stop> {
-        // A reader may have come, or got what it waited for.
-        let awaited = guard::lock(&self.inner.flights).is_awaited(self.key());
-        self.niceness.suit(if awaited { Priority::Demand } else { self.job.priority });
         loop {
             let (segment, verified) = match decoder.push(&mut piece) {
                 Ok(Some(found)) => found,
@@ -494,28 +498,35 @@ pub(crate) struct Arriving {
     pub(crate) demand: Stretch,
 }
 
-impl Arriving {
-    fn each(&mut self, priority: Priority, of: fn(&mut Stretch)) {
-        of(&mut self.all);
-        if priority == Priority::Demand {
-            of(&mut self.demand);
-        }
-    }
+/// An answer that is arriving; also while a piece of it is worked on, which holds up the next.
+struct Arrives<'a> {
+    inner: &'a Inner,
+    /// Whether a reader waits for it.
+    demand: bool,
 }
 
-/// An answer that is arriving; also while a piece of it is worked on, which holds up the next.
-struct Arrives<'a>(&'a Inner, Priority);
-
 impl<'a> Arrives<'a> {
-    fn begin(inner: &'a Inner, priority: Priority) -> Self {
-        guard::lock(&inner.arriving).each(priority, Stretch::begin);
-        Self(inner, priority)
+    fn begin(inner: &'a Inner) -> Self {
+        guard::lock(&inner.arriving).all.begin();
+        Self { inner, demand: false }
+    }
+
+    /// Says how urgent it is now.
+    fn to(&mut self, priority: Priority) {
+        if priority == Priority::Demand && !self.demand {
+            guard::lock(&self.inner.arriving).demand.begin();
+            self.demand = true;
+        }
     }
 }
 
 impl Drop for Arrives<'_> {
     fn drop(&mut self) {
-        guard::lock(&self.0.arriving).each(self.1, Stretch::end);
+        let mut arriving = guard::lock(&self.inner.arriving);
+        arriving.all.end();
+        if self.demand {
+            arriving.demand.end();
+        }
     }
 }
 

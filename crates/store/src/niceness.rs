@@ -1,4 +1,5 @@
-//! What nobody waits for gives way on the processors as well: to readers' bytes, and to the containers themselves.
+//! What nobody waits for gives way on the processors as well: to readers' bytes, and to whatever else shares them with the daemon
+//! (its control group, where that has weights, sched(7)).
 
 use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::gettid;

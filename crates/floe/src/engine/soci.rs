@@ -138,12 +138,14 @@ impl Engine {
         let (ztoc, list) = std::thread::scope(|scope| {
             let list = list.map(|list| scope.spawn(|| self.net.blob(source, list, limits::MANIFEST)));
             let ztoc = self.net.blob(source, table, limit);
+            if let Ok(ztoc) = &ztoc {
+                line.seen(ztoc.len() as u64, begun.elapsed());
+            }
             let join =
                 |list: ScopedJoinHandle<'_, _>| list.join().unwrap_or_else(|panic| resume_unwind(panic));
             (ztoc, list.map(join))
         });
         let ztoc = ztoc.context("fetching the zTOC")?;
-        line.seen(ztoc.len() as u64, begun.elapsed());
         if assumes_short_header(&ztoc)? {
             let head = self.net.part(source, &place.blob, place.size, 0..4.min(place.size), Priority::Demand);
             if head.context("looking at the layer's header")? != SHORT {

@@ -28,7 +28,7 @@ const OVERRIDE: &str = "/etc/systemd/system/containerd.service.d/floe.conf";
 /// Where containerd is if its configuration does not say, and what 1.6, which reads nothing that a plugin exports, tells kubelet is
 /// there: the images.
 const ROOT: &str = "/var/lib/containerd";
-const IMAGES: &str = "io.containerd.snapshotter.v1.floe";
+const BESIDE: &str = "io.containerd.snapshotter.v1.floe";
 
 /// The version of a configuration that all containerds of 1.6 and later read.
 const VERSION: i64 = 2;
@@ -83,23 +83,24 @@ fn try_to_tell(root: &Path, command: &[String]) -> anyhow::Result<Told> {
 
 /// Puts the store where containerd 1.6 says that images are, for kubelet watches the room there; returns the link.
 pub(super) fn link(root: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let Some(link) = images()? else { return Ok(None) };
+    let Some(dir) = own_root()? else { return Ok(None) };
+    let link = dir.join(BESIDE);
     let make = || {
-        if let Some(dir) = link.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o711).create(dir)?; // as containerd does
-        }
-        match symlink(root, &link) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        }
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?; // as containerd does
+        symlink(root, &link)
     };
-    make().with_context(|| format!("making {}", link.display()))?;
-    Ok(is_link(&link, root).then_some(link))
+    match make() {
+        Err(_) if is_link(&link, root) => {}
+        made => made.with_context(|| format!("making {}", link.display()))?,
+    }
+    Ok(Some(link))
 }
 
-/// Takes the link away, if it is one to this store.
-fn unlink(root: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let Some(link) = images()?.filter(|link| is_link(link, root)) else { return Ok(None) };
+/// Takes the link away, if it is one to this store; also where containerd has gone, or was configured otherwise meanwhile.
+pub(super) fn unlink(root: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let dirs = [own_root().ok().flatten(), Some(ROOT.into())];
+    let links = dirs.into_iter().flatten().map(|dir| dir.join(BESIDE));
+    let Some(link) = links.into_iter().find(|link| is_link(link, root)) else { return Ok(None) };
     fs::remove_file(&link).with_context(|| format!("removing {}", link.display()))?;
     Ok(Some(link))
 }
@@ -108,13 +109,12 @@ fn is_link(link: &Path, root: &Path) -> bool {
     fs::read_link(link).is_ok_and(|to| to == root)
 }
 
-/// Returns where containerd 1.6 says that images are.
-fn images() -> anyhow::Result<Option<PathBuf>> {
+/// Returns where containerd has its own directories.
+fn own_root() -> anyhow::Result<Option<PathBuf>> {
     let Some(command) = command()? else { return Ok(None) };
     // One that cannot read its configuration is told so elsewhere.
     let config = dump(&command).ok().and_then(|dump| dump.parse::<toml::Table>().ok()).unwrap_or_default();
-    let root = config.get("root").and_then(toml::Value::as_str).unwrap_or(ROOT);
-    Ok(Some(Path::new(root).join(IMAGES)))
+    Ok(Some(config.get("root").and_then(toml::Value::as_str).unwrap_or(ROOT).into()))
 }
 
 /// Says whether the containerd that runs knows the snapshotter.
@@ -196,8 +196,8 @@ fn mismatch(wrapper: &str, main: Option<&str>) -> Option<String> {
 }
 
 /// Takes away what told it; returns the files.
-pub(super) fn untell(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut gone: Vec<_> = unlink(root)?.into_iter().collect();
+pub(super) fn untell() -> anyhow::Result<Vec<PathBuf>> {
+    let mut gone = Vec::new();
     for path in [IMPORTED, OVERRIDE, WRAPPER] {
         if take_away(path)? {
             gone.push(path.into());

@@ -116,6 +116,12 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
     host::systemctl(restarted)
         .context(Hint::new("starting the service", "journalctl --unit floe says more; then install again"))?;
     tell(root, &mut said)?;
+    // Only kubelet on containerd 1.6 misses it.
+    let linked = containerd::link(root).transpose().map(|link| match link {
+        Ok(link) => format!("images      {} leads there, for kubelet", link.display()),
+        Err(error) => format!("images      kubelet on containerd 1.6 does not see their room: {error:#}"),
+    });
+    let _ = linked.map(|line| writeln!(said, "{line}"));
     out(said.as_bytes())?;
     Ok(Code::Done)
 }
@@ -123,11 +129,7 @@ pub(crate) fn install(session: &Session) -> anyhow::Result<Code> {
 /// Tells containerd, and restarts it if it is one that does not know yet: containers do not notice.
 fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
     let new = containerd::told().is_none();
-    let told = containerd::tell(root)?;
-    if let Some(link) = containerd::link(root)? {
-        let _ = writeln!(said, "images      {} is {}", link.display(), root.display());
-    }
-    match told {
+    match containerd::tell(root)? {
         Told::Absent => *said += "containerd  systemd starts none; install again once it does\n",
         Told::By(files) => {
             host::systemctl(&["daemon-reload"])?;
@@ -135,7 +137,7 @@ fn tell(root: &Path, said: &mut String) -> anyhow::Result<()> {
             let restarts = runs && !containerd::knows();
             if restarts && let Err(error) = host::systemctl(&["restart", "containerd.service"]) {
                 if new {
-                    containerd::untell(root)?;
+                    containerd::untell()?;
                     host::systemctl(&["daemon-reload"])?;
                     let _ = host::systemctl(&["restart", "containerd.service"]); // as it was before
                 }
@@ -189,8 +191,9 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
     })?;
 
     let mut said = String::new();
-    let untold = containerd::untell(root)?;
+    let untold = containerd::untell()?;
     let mut gone: Vec<PathBuf> = untold.clone();
+    gone.extend(containerd::unlink(root)?);
     for file in [UNIT, SOCKET] {
         if host::remove(Path::new(file))? {
             gone.push(file.into());
