@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use convert::recode::nydus::{Packing, pack};
 use format::erofs::write::{self, LayerDevices};
 use format::payload::SegmentSize;
 use format::skeleton::SkeletonWriter;
@@ -61,6 +62,8 @@ fn write_all() {
         put("erofs", &name, &[&[1], &image(&archive.skeleton)]);
         put("erofs", &format!("{name}-layer"), &[&[3], &layer(&archive.tar)]);
         put("erofs_back", &name, &[&[1], &layer(&archive.tar)]);
+        put("nydus_back", &name, &[&[1], &blob(&archive.tar)]);
+        put("nydus_back", &format!("{name}-plain"), &[&[1], &unpacked_ends(&blob(&archive.tar))]);
         let many = (0..70).map(|n| Entry::file(format!("many/{n}-{}", "x".repeat(70)), vec![b'y'; 9 * n]));
         let many: Vec<_> = many.chain(entries).collect();
         put("erofs", &format!("{name}-many"), &[&[1], &image(&Archive::of(&many, variant).skeleton)]);
@@ -111,6 +114,37 @@ fn layer(tar: &[u8]) -> Vec<u8> {
     out.into_inner()
 }
 
+/// The blob of Nydus that a layer becomes.
+fn blob(tar: &[u8]) -> Vec<u8> {
+    let digest = Digest::of(tar);
+    let expected = convert::Expected { blob: digest, diff_id: format::DiffId::new(digest) };
+    let packing = Packing { level: Some(1), blob_size: tar.len() as u64, threads: 1 };
+    let mut out = Vec::new();
+    pack(tar, &expected, &packing, &mut out).expect("a sensible layer");
+    out
+}
+
+/// The same blob with its bootstrap once more, not compressed, which is the one that the table of contents names.
+fn unpacked_ends(blob: &[u8]) -> Vec<u8> {
+    let (rest, header) = blob.split_last_chunk::<512>().expect("a header");
+    let len = std::str::from_utf8(&header[124..135]).expect("digits");
+    let (rest, toc) = rest.split_at(rest.len() - usize::from_str_radix(len, 8).expect("a length"));
+    let number = |entry: &[u8], at: usize| {
+        usize::try_from(u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight"))).expect("small")
+    };
+    let (mut out, mut table) = (rest.to_vec(), toc.to_vec());
+    for entry in table.chunks_mut(128).filter(|entry| entry[8..].starts_with(b"image.boot\0")) {
+        let (at, packed, plain) = (number(entry, 56), number(entry, 64), number(entry, 72));
+        let bytes = zstd::bulk::decompress(&rest[at..at + packed], plain).expect("packed");
+        entry[0] = 1;
+        for (field, value) in [(56, out.len()), (64, bytes.len())] {
+            entry[field..field + 8].copy_from_slice(&(value as u64).to_le_bytes());
+        }
+        out.extend(bytes);
+    }
+    [&out[..], &table, header].concat()
+}
+
 fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
     let digest = Digest::of(b"");
     let pinned = format!("localhost:5000/a/b:v1@{digest}");
@@ -150,9 +184,19 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
     let blob = vector(include_bytes!("../../crates/format/tests/nydus/batch.blob.zst"));
     put("nydus", "meta", &[&blob[8154..]]);
     put("nydus", "bootstrap5", &[&vector(include_bytes!("../../crates/format/tests/nydus/none5.boot.zst"))]);
+    for (name, blob) in [
+        ("base", &include_bytes!("../../crates/format/tests/nydus/base.blob.zst")[..]),
+        ("middle", include_bytes!("../../crates/format/tests/nydus/middle.blob.zst")),
+        ("base5", include_bytes!("../../crates/format/tests/nydus/base5.blob.zst")),
+    ] {
+        put("nydus_back", name, &[&[0], &vector(blob)]);
+    }
     let beside = vector(include_bytes!("../../crates/format/tests/nydus/big.ref.zst"));
     put("nydus", "zran", &[&beside[..796 + 4096]]);
     put("soci", "ztoc", &[&testkit::soci::Ztoc::sample(1 << 20).encode()]);
+    let spans = r#"{"start_span":0,"end_span":1,"priority":1},{"start_span":1,"end_span":9}"#;
+    let ahead = format!(r#"{{"version":"1.0","prefetch_spans":[{spans}]}}"#);
+    put("soci", "ahead", &[ahead.as_bytes()]);
     let id = IndexId::from_bytes([7; 32]);
     let notes = format!(
         r#","annotations":{{"dev.floe.layer":"{digest}","dev.floe.diffid":"{digest}","dev.floe.index":"{id}"}}"#
@@ -175,6 +219,18 @@ fn texts(put: &dyn Fn(&str, &str, &[&[u8]])) {
         &[&[2], &Archive::of(&[Entry::file("index.json", b"{}")], Variant::Pax10).tar],
     );
     put("manifest", "config", &[&[3], image.as_bytes(), &[0], told.as_bytes()]);
+    let position = r#","annotations":{"io.github.containers.zstd-chunked.manifest-position":"1:2:3:1","#;
+    let chunked =
+        format!(r#"{position}"io.github.containers.zstd-chunked.manifest-checksum":"{digest}"}}"#);
+    let stargz = format!(
+        r#","annotations":{{"containerd.io/snapshot/stargz/toc.digest":"{digest}","containerd.io/snapshot/stargz/layer.digest":"{digest}"}}"#
+    );
+    let kinds = [chunked, stargz].map(|notes| descriptor("a/b", &notes).replace("\"size\":7", "\"size\":70"));
+    let tables = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#, kinds.join(","));
+    put("manifest", "tables", &[&[0], tables.as_bytes()]);
+    let list = r#"[{"Config":"1","RepoTags":["a:b","c"],"Layers":["2","3"]},{"Config":"1","Layers":["3","2"]}]"#;
+    put("manifest", "saved", &[&[5], list.as_bytes(), &[0], told.as_bytes(), b"\0tar\0\x1f\x8b\x08gzip"]);
+    put("manifest", "flat", &[&[6], image.as_bytes()]);
     let mirrors =
         b"server = \"https://a.example\"\n[host.\"http://b.example/v2\"]\ncapabilities = [\"pull\"]\n";
     put("manifest", "hosts", &[&[4], &mirrors[..]]);

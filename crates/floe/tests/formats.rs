@@ -13,7 +13,6 @@ mod support;
 mod ztoc;
 
 use convert::recode::Target;
-use registry::media_type;
 use serde_json::{Value, json};
 use support::Node;
 use support::containerd::{Containerd, Release};
@@ -65,21 +64,10 @@ fn publish(format: Format, registry: &Embedded, image: &TestImage) -> String {
             let plain = format!("{}/team/app:plain", registry.host());
             image.push(&plain);
             Node::new("").ok(&["convert", &plain, &format!("docker://{reference}"), "--format", "nydus"]);
-            return format!("{}/team/app@{}", registry.host(), nydus_of(&reference));
+            return format!("{}/team/app@{}", registry.host(), image::nydus_of(&reference));
         }
     }
     reference
-}
-
-/// Returns the digest of the one image of Nydus in an index.
-fn nydus_of(reference: &str) -> String {
-    let root = tokio::runtime::Runtime::new().unwrap().block_on(async {
-        image::client().source(&reference.parse().unwrap()).await.unwrap().root().await.unwrap()
-    });
-    let index: Value = serde_json::from_slice(&root.bytes).unwrap();
-    let mut entries = index["manifests"].as_array().unwrap().iter();
-    let found = entries.find(|entry| entry["artifactType"] == media_type::NYDUS_IMAGE).unwrap();
-    found["digest"].as_str().unwrap().to_owned()
 }
 
 /// Reads a small file, and then a large one, in containers; returns what had been received between.

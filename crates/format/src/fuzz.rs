@@ -226,6 +226,20 @@ pub fn soci(data: &[u8]) {
     }
 }
 
+/// Reads bytes as the list of what to fetch first beside a zTOC, of which the layer was made. What it names is there, and once.
+///
+/// # Panics
+///
+/// On a defect.
+pub fn soci_ahead(list: &[u8], ztoc: &[u8], layer: &Layer) {
+    let Ok(mut ahead) = soci::ahead::segments(list, ztoc, layer) else { return };
+    let count = ahead.len();
+    assert!(ahead.iter().all(|segment| *segment < layer.segments()), "a segment that does not exist");
+    ahead.sort_unstable();
+    ahead.dedup();
+    assert_eq!(ahead.len(), count, "a segment twice");
+}
+
 /// An index that was made of a table opens, and gives no segment from noise.
 #[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
 fn opens_to_nothing(made: Index, noise: &[u8]) {
@@ -264,6 +278,19 @@ mod tests {
         super::contents(b"noise");
         super::nydus(b"noise");
         super::soci(b"noise");
+        let ztoc = zstd::decode_all(&include_bytes!("../tests/ztoc/layer.ztoc.zst")[..]).unwrap();
+        let table = crate::Digest::of(&ztoc);
+        let whose = crate::soci::index::Whose {
+            blob: table,
+            size: include_bytes!("../tests/ztoc/layer.gz").len() as u64,
+            diff_id: crate::DiffId::new(table),
+            table,
+            segment: crate::payload::SegmentSize::from_bits(16).unwrap(),
+        };
+        let layer = crate::layer::Layer::open(crate::soci::index::index(&ztoc, &whose).unwrap()).unwrap();
+        let list = br#"{"version":"1.0","prefetch_spans":[{"start_span":1,"end_span":9},{"start_span":0,"end_span":1}]}"#;
+        super::soci_ahead(list, &ztoc, &layer);
+        super::soci_ahead(b"noise", &ztoc, &layer);
         super::soci(&testkit::soci::Ztoc::sample(1 << 20).encode());
         super::soci(&zstd::decode_all(&include_bytes!("../tests/ztoc/layer.ztoc.zst")[..]).unwrap());
         let bootstrap = include_bytes!("../tests/nydus/none.boot.zst");

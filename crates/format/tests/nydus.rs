@@ -277,27 +277,59 @@ fn an_index_needs_what_is_missing() {
     assert!(matches!(error, MakeError::Index(IndexError::Corrupt(_))), "{error}");
 }
 
-#[test]
-fn files_that_are_to_be_read_first_come_first() {
-    let mut bytes = vector("zstd.boot");
-    let root = bytes[4096 + 256..4096 + 260].to_vec();
-    let mut first = 0;
-    let made = |bytes: &[u8]| index(&Bootstrap::open(bytes.to_vec()).unwrap(), &whose(&[], &[])).unwrap();
-    let ahead = |index: &Index| index.source().contents.as_ref().unwrap().ahead;
-    assert_eq!((&root[1..], ahead(&made(&bytes))), (&[0, 0, 0][..], 0), "all of it is none of it");
-    // The directory of many small files instead: the seventh of ten entries of the root, 12 bytes each.
-    let name = b"...another harddeepfileslinksmanynames";
-    let names = bytes.windows(name.len()).position(|window| window == name).unwrap();
-    bytes.copy_within(names - 10 * 12 + 6 * 12..names - 10 * 12 + 6 * 12 + 4, 4096 + 256);
-    let index = made(&bytes);
+/// Makes an index without knowing of any blob; returns it, and how many segments come first.
+#[cfg(test)]
+fn ahead(bytes: &[u8]) -> (Index, u32) {
+    let made = index(&Bootstrap::open(bytes.to_vec()).unwrap(), &whose(&[], &[])).unwrap();
+    let ahead = made.source().contents.as_ref().unwrap().ahead;
+    (made, ahead)
+}
+
+/// Says that the directory of many small files comes first, and nothing else.
+#[cfg(test)]
+fn assert_many_come_first(bytes: &[u8]) {
+    let ((index, ahead), mut first) = (ahead(bytes), 0);
     // Its files that are not empty take 4 KiB each; no others come before the last of them.
-    assert_eq!(ahead(&index), 243_u32.div_ceil(16));
+    assert_eq!(ahead, 243_u32.div_ceil(16));
     let layer = Layer::open_with(index, |member, _| {
         assert!(member.payload == 0 || member.path.starts_with(b"many/") == (first < 243));
         first += u32::from(member.payload > 0);
         Ok::<_, LayerError>(())
     });
     assert!(layer.is_ok() && first > 243);
+}
+
+#[test]
+fn files_that_are_to_be_read_first_come_first() {
+    let mut bytes = vector("zstd.boot");
+    let root = bytes[4096 + 256..4096 + 260].to_vec();
+    assert_eq!((&root[1..], ahead(&bytes).1), (&[0, 0, 0][..], 0), "all of it is none of it");
+    // The directory of many small files instead: the seventh of ten entries of the root, 12 bytes each.
+    let name = b"...another harddeepfileslinksmanynames";
+    let names = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes.copy_within(names - 10 * 12 + 6 * 12..names - 10 * 12 + 6 * 12 + 4, 4096 + 256);
+    assert_many_come_first(&bytes);
+}
+
+#[test]
+fn files_that_are_to_be_read_first_come_first_in_version_5() {
+    let mut bytes = vector("zstd5.boot");
+    let place = |at: u64| usize::try_from(at).unwrap();
+    let block = five::SuperBlock::read_from_bytes(&bytes[..80]).unwrap();
+    assert_eq!((block.prefetch_count.get(), ahead(&bytes).1), (1, 0), "all of it is none of it");
+    // The directory in the root instead, by its number: its name lies behind its inode.
+    let table = place(block.inodes_offset.get());
+    let named = |number: &u32| {
+        let at = &bytes[table + 4 * (*number as usize - 1)..];
+        let at = 8 * u32::from_le_bytes(*at.first_chunk().unwrap()) as usize;
+        let (inode, rest) = five::Inode::read_from_prefix(&bytes[at..]).unwrap();
+        inode.parent.get() == 1 && rest.starts_with(b"many\0")
+    };
+    let many: Vec<_> = (1..=block.inode_count.get()).filter(named).collect();
+    assert_eq!(many.len(), 1);
+    let at = place(block.prefetch_offset.get());
+    bytes[at..at + 4].copy_from_slice(&many[0].to_le_bytes());
+    assert_many_come_first(&bytes);
 }
 
 /// Older versions of the reference could pack chunks by gzip.

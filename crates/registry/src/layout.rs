@@ -5,8 +5,8 @@
 //! refer to an image, which are the entries of `index.json` whose manifest has that subject. A directory can also
 //! be written to: content first, made durable, then the `index.json` that names it.
 
-mod docker;
-mod flat;
+pub(crate) mod docker;
+pub(crate) mod flat;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -16,7 +16,7 @@ use crate::client::{Client, Pick, Repository};
 use crate::error::Error;
 use crate::layout::Layout;
 use crate::limits;
-use crate::manifest::{self, Descriptor, Image, Manifest, Platform, media_type};
+use crate::manifest::{self, Descriptor, Image, ImageManifest, Manifest, Platform, media_type};
 use crate::names::{LayoutName, Tag};
 use crate::reference::Reference;
 use crate::urgency::Urgency;
@@ -182,11 +182,8 @@ impl Source {
     pub async fn tables(&self) -> Result<Option<Vec<(Digest, Descriptor)>>, Error> {
         let Some(tag) = self.tables_tag() else { return Ok(None) };
         let Some(manifest) = self.beside(&tag).await? else { return Ok(None) };
-        let what = format!("image {tag} beside {self}");
-        let image = manifest.image(&what)?;
-        // Of all platforms, so that there may be more than an image has layers.
-        let of = |table: Descriptor| Some((table.annotations.get(TABLE_OF)?.parse().ok()?, table));
-        Ok(Some(image.layers.into_iter().filter_map(of).collect()))
+        let image = manifest.image(&format!("image {tag} beside {self}"))?;
+        Ok(Some(tables_in(image)))
     }
 
     /// Returns the registry and repository that it is in, if it is in one.
@@ -302,6 +299,13 @@ impl Source {
         }
         Ok(manifest.digest)
     }
+}
+
+/// Returns the tables of contents that an image has, and the layers they are of. It is of all platforms, so that there may be more
+/// of them than an image has layers.
+pub(crate) fn tables_in(image: ImageManifest) -> Vec<(Digest, Descriptor)> {
+    let of = |table: Descriptor| Some((table.annotations.get(TABLE_OF)?.parse().ok()?, table));
+    image.layers.into_iter().filter_map(of).collect()
 }
 
 impl std::fmt::Display for Source {

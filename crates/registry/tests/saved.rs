@@ -108,6 +108,22 @@ async fn what_docker_saved_is_an_image() {
     assert_eq!(bytes(&source, &image.layers[0]).await, saved.plain);
 }
 
+/// A short name in the list stands for a config, and for a manifest that is made here.
+#[tokio::test]
+async fn what_is_read_of_all_images_of_an_archive_is_bounded() {
+    let saved = Saved::new();
+    let diff_ids = vec![Digest::of(b"whatever the packed one has inside"); 100];
+    let config = serde_json::json!({ "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids} });
+    saved.write("a.json", &config);
+    fs::write(saved.path("tree/t"), &saved.packed).unwrap();
+    let image = serde_json::json!({"Config": "a.json", "Layers": vec!["t"; 100]});
+    saved.write("manifest.json", &vec![image.clone(); 1000].into());
+    saved.open("").await.unwrap();
+    saved.write("manifest.json", &vec![image; 3500].into());
+    let error = saved.open("").await.unwrap_err();
+    assert!(matches!(error, Error::TooLarge { limit: 0x400_0000, .. }), "{error}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_an_archive_is_said() {
     let saved = Saved::new();

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+mod uploads;
+
 /// A way to misbehave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
@@ -141,6 +143,7 @@ struct State {
     in_flight: u32,
     peak: u32,
     held: bool,
+    takes: bool,
 }
 
 #[derive(Debug)]
@@ -194,6 +197,11 @@ impl Faulty {
     pub fn put(&self, path: &str, kind: &str, bytes: &[u8]) {
         let content = Content { kind: kind.into(), bytes: bytes.into(), headers: Vec::new() };
         self.0.lock().content.insert(path.into(), content);
+    }
+
+    /// Takes what is pushed from here on, as a registry does: blobs in one piece, and manifests.
+    pub fn take_uploads(&self) {
+        self.0.lock().takes = true;
     }
 
     /// Adds a header to the answers for a path that was put.
@@ -427,7 +435,7 @@ impl State {
                 self.signed.insert(place.clone(), (path, uses));
                 Some(Answer::status(307).with("Location", format!("{base}{place}")))
             }
-            other => Some(self.content(seen, &path, other)),
+            other => Some(self.taken(seen).unwrap_or_else(|| self.content(seen, &path, other))),
         }
     }
 

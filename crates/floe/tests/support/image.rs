@@ -351,6 +351,18 @@ pub fn name(reference: &str) -> ImageName {
     }
 }
 
+/// Returns the digest of the one image of Nydus in an index of a registry.
+pub fn nydus_of(reference: &str) -> Digest {
+    let name = name(reference);
+    let repository = client().repository(name.host(), name.repository());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let index = runtime.block_on(repository.manifest(&Pick::of(&name))).unwrap();
+    let index: Value = serde_json::from_slice(&index.bytes).unwrap();
+    let mut entries = index["manifests"].as_array().unwrap().iter();
+    let found = entries.find(|entry| entry["artifactType"] == media_type::NYDUS_IMAGE).unwrap();
+    found["digest"].as_str().unwrap().parse().unwrap()
+}
+
 /// Returns bytes that do not compress and are the same on every run (Marsaglia's xorshift64).
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -115,6 +115,11 @@ impl<'a> Storage<'a> {
     }
 
     fn tool(&self, name: &str, args: &[&str]) -> Outcome {
+        self.node.spawn(self.command(name, args)).end()
+    }
+
+    /// Returns a command of one of the tools, ready to run.
+    pub fn command(&self, name: &str, args: &[&str]) -> Command {
         let mut command = Command::new(super::program(name).unwrap());
         self.node.isolate(&mut command);
         let home = self.dir.join("home");
@@ -127,7 +132,7 @@ impl<'a> Storage<'a> {
         ] {
             command.env(variable, self.dir.join(file));
         }
-        self.node.spawn(command).end()
+        command
     }
 
     /// Returns how many bytes of layers the storage has unpacked.

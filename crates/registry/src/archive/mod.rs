@@ -15,7 +15,7 @@ use crate::limits;
 const BLOCK: u64 = 512;
 
 /// Where a member's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Member {
     pub(crate) offset: u64,
     pub(crate) len: u64,

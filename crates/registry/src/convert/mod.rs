@@ -323,7 +323,7 @@ impl Client {
         let outcome = images.assemble(plan, &made, &tops, conversion, &*work.watch)?;
         work.carry(&outcome, plan, &mut sums).await?;
         let verified = match conversion.verify {
-            true => work.verify(&images, &made).await?,
+            true => work.verify(&images, &made, &tops).await?,
             false => 0,
         };
         let named = Plan::made(outcome.manifests, outcome.root);
@@ -376,7 +376,18 @@ impl Work {
     }
 
     /// Reads what was made from the destination and compares it with what it was made of; says of how many layers.
-    async fn verify(&self, images: &Images, made: &BTreeMap<Digest, Made>) -> Result<usize, Error> {
+    async fn verify(
+        &self,
+        images: &Images,
+        made: &BTreeMap<Digest, Made>,
+        tops: &Tops,
+    ) -> Result<usize, Error> {
+        for top in tops.values() {
+            if stream::digest_of(&self.target, top).await? != top.digest {
+                let what = format!("layer {}, which has the tree of the others", top.digest);
+                return Err(Error::invalid(what, "it is not what was made"));
+            }
+        }
         let mut count = 0;
         for layer in images.wanted() {
             let Some(Made::Another(there, _)) = made.get(&layer.digest) else { continue };

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use format::Digest;
+use format::{Digest, DigestHasher};
 use tokio::sync::mpsc;
 
 use super::{LAYER_TAIL, Recode, RecodeError, Recoded, TopLayer};
@@ -194,6 +194,15 @@ async fn part(target: &Target, layer: &LayerBlob, range: Range<u64>) -> Result<V
         }
     }
     Ok(bytes)
+}
+
+/// Returns the digest that a layer has where it was stored.
+pub(super) async fn digest_of(target: &Target, layer: &LayerBlob) -> Result<Digest, Error> {
+    let (mut reader, mut hasher) = (target.read(layer)?, DigestHasher::new());
+    while let Some(piece) = reader.chunk().await? {
+        hasher.update(&piece);
+    }
+    Ok(hasher.finish())
 }
 
 /// Makes the layer that goes on top of others.

@@ -3,6 +3,9 @@
 //! `manifest.json` lists images: a config, names, a file for each layer (Docker's image spec 1.2, "Combined Image JSON +
 //! Filesystem Changeset Format"; docker/docker `image/tarexport`). Layers are plain tars, whose digests the config tells
 //! as diffIDs, as claims like any other: they are compared when a layer is read. One that was compressed is hashed here.
+//!
+//! An image may be listed as often as there is room for its name. So each member is hashed once, and what is read and made of all
+//! images is bounded together.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -41,12 +44,12 @@ struct RootFs {
 
 /// Gives configs and layers the names that blobs have in a layout, and returns the manifests and the list that a layout
 /// would have beside them.
-pub(super) fn shown(
+pub(crate) fn shown(
     file: &File,
     members: &mut HashMap<String, Member>,
     what: &str,
 ) -> Result<HashMap<String, Bytes>, Error> {
-    let archive = Archive { file, what };
+    let mut archive = Archive { file, what, hashed: HashMap::new(), held: 0 };
     let Some(list) = members.get("manifest.json") else {
         return Err(Error::invalid(what, "it is nothing that docker saved: it has no manifest.json"));
     };
@@ -79,17 +82,23 @@ pub(super) fn same_name(own: &str, name: &str) -> bool {
 struct Archive<'a> {
     file: &'a File,
     what: &'a str,
+    /// The digests of members, by where they are.
+    hashed: HashMap<Member, Digest>,
+    /// Bytes of configs, and of manifests that were made.
+    held: u64,
 }
 
 impl Archive<'_> {
     /// Returns an image's manifest; what it names is found by its digest afterwards.
-    fn manifest(&self, image: &Saved, members: &mut HashMap<String, Member>) -> Result<Manifest, Error> {
+    fn manifest(&mut self, image: &Saved, members: &mut HashMap<String, Member>) -> Result<Manifest, Error> {
+        let what = self.what;
         let find = |members: &HashMap<String, Member>, name: &str| {
             let missing =
-                || Error::invalid(self.what, format!("it has no {name:.200}, which manifest.json names"));
+                || Error::invalid(what, format!("it has no {name:.200}, which manifest.json names"));
             members.get(name).copied().ok_or_else(missing)
         };
         let member = find(members, &image.config)?;
+        self.hold(member.len)?;
         let bytes = self.small(&member, &image.config, sizes::CONFIG)?;
         let config: Config = self.parse(&bytes, &image.config)?;
         let diff_ids = &config.rootfs.diff_ids;
@@ -113,11 +122,27 @@ impl Archive<'_> {
             "config": Descriptor::new(media_type::CONFIG, digest, member.len),
             "layers": layers,
         });
-        Manifest::verify(manifest.to_string().into(), None, Some(media_type::MANIFEST), self.what)
+        let manifest = manifest.to_string();
+        self.hold(manifest.len() as u64)?;
+        Manifest::verify(manifest.into(), None, Some(media_type::MANIFEST), self.what)
+    }
+
+    fn hold(&mut self, more: u64) -> Result<(), Error> {
+        self.held = self.held.saturating_add(more);
+        if self.held <= limits::COPY_BYTES {
+            return Ok(());
+        }
+        let (what, size) = (format!("all images of {}", self.what), self.held);
+        Err(Error::TooLarge { what, size, limit: limits::COPY_BYTES })
     }
 
     /// Returns what a layer is, and its digest.
-    fn layer(&self, member: &Member, name: &str, diff_id: &Digest) -> Result<(&'static str, Digest), Error> {
+    fn layer(
+        &mut self,
+        member: &Member,
+        name: &str,
+        diff_id: &Digest,
+    ) -> Result<(&'static str, Digest), Error> {
         let mut magic = [0; 4];
         if member.len >= 4 {
             self.file.read_exact_at(&mut magic, member.offset).map_err(|error| self.failed(name, error))?;
@@ -129,7 +154,10 @@ impl Archive<'_> {
         })
     }
 
-    fn hashed(&self, member: &Member, name: &str) -> Result<Digest, Error> {
+    fn hashed(&mut self, member: &Member, name: &str) -> Result<Digest, Error> {
+        if let Some(digest) = self.hashed.get(member) {
+            return Ok(*digest);
+        }
         let mut hasher = DigestHasher::new();
         let mut piece = vec![0; usize::try_from(limits::PIECE).unwrap_or(usize::MAX)];
         let mut done = 0;
@@ -141,7 +169,9 @@ impl Archive<'_> {
             hasher.update(piece);
             done += len as u64;
         }
-        Ok(hasher.finish())
+        let digest = hasher.finish();
+        self.hashed.insert(*member, digest);
+        Ok(digest)
     }
 
     fn small(&self, member: &Member, name: &str, limit: u64) -> Result<Bytes, Error> {

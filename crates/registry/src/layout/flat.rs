@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::manifest::{ImageIndex, Manifest};
 
 /// Returns the list that a layout would have, and the manifest that it names.
-pub(super) fn shown(manifest: Result<Bytes, Error>, what: &str) -> Result<HashMap<String, Bytes>, Error> {
+pub(crate) fn shown(manifest: Result<Bytes, Error>, what: &str) -> Result<HashMap<String, Bytes>, Error> {
     let no_image =
         "no image of skopeo's: it has no manifest.json; the files of a root filesystem are not an image";
     let bytes = manifest.map_err(|error| match error {
