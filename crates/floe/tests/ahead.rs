@@ -11,6 +11,7 @@
 mod support;
 
 use std::fs;
+use std::time::Duration;
 
 use format::Digest;
 use serde_json::{Value, json};
@@ -85,6 +86,11 @@ fn what_is_listed_comes_by_itself(format: &str) {
     };
     support::until("what is listed is here", || {
         ranges().iter().map(|range| range.end - range.start).sum::<u64>() >= FILE * FIRST.len() as u64
+    });
+    support::until("all that was asked for is here", || {
+        let received = node.received();
+        std::thread::sleep(Duration::from_millis(500));
+        node.received() == received
     });
     assert!(ranges().iter().all(|range| range.end < end), "no more than is listed: {:?}", ranges());
 

@@ -39,8 +39,8 @@ fn converted(node: &Node, mut builder: Command, from: &str, to: &str, format: &s
     drop(builder);
     let outcome = node.spawn(command).end();
     let built = building.wait().unwrap();
-    assert!(built.success(), "{built}: {}", std::fs::read_to_string(said).unwrap());
     assert!(outcome.status.success(), "{outcome:?}");
+    assert!(built.success(), "{built}: {}", std::fs::read_to_string(said).unwrap());
     outcome.json()
 }
 

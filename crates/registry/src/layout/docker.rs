@@ -37,6 +37,9 @@ struct Config {
     rootfs: RootFs,
 }
 
+/// What an entry of the list that is made takes in memory, beside its name: a value of a few members.
+const ENTRY: u64 = 1024;
+
 #[derive(Deserialize)]
 struct RootFs {
     diff_ids: Vec<Digest>,
@@ -64,6 +67,7 @@ pub(crate) fn shown(
         for name in names.into_iter().filter(|name| seen.insert((manifest.digest, *name))) {
             let mut entry = manifest.descriptor();
             entry.annotations.extend(name.map(|name| (NAME.to_owned(), name.clone())));
+            archive.hold(ENTRY + name.map_or(0, |name| name.len() as u64))?;
             index.manifests.push(json!(entry));
         }
         made.insert(blob_name(&manifest.digest), manifest.bytes);
