@@ -34,6 +34,9 @@ const PATIENCE_WITH_PROFILE: f64 = 0.1;
 /// Requests of the rest under way beyond which they are not counted.
 const MOST: usize = 3;
 
+/// Of these, for how many it is no regret if readers wait for their bytes more than for answers to begin.
+const GRACE: usize = 2;
+
 /// Bytes that must have arrived before they tell how fast the line is.
 const TELLING: f64 = 512.0 * 1024.0;
 
@@ -127,9 +130,6 @@ impl Seen {
         reason = "not negative, and bounded at once"
     )]
     fn ahead(&self, all: f64, patience: f64, delay: Duration, before: Option<&Self>) -> Pace {
-        if !self.is_idle() {
-            return Pace::Nothing;
-        }
         let mut rate = self.rate();
         if let Some(before) = before {
             let (bytes, arriving) = (self.bytes - before.bytes, self.arriving - before.arriving);
@@ -141,6 +141,7 @@ impl Seen {
         let lost = self.idle * rate / all;
         match (lost / patience) as usize {
             0 => Pace::Nothing,
+            1..=GRACE if !self.is_idle() => Pace::Nothing,
             requests if requests > MOST => Pace::Everything,
             requests => {
                 let bytes = rate * LEAST.max(delay / 2).as_secs_f64();
@@ -256,7 +257,7 @@ impl<'a> Start<'a> {
     /// Waits until a start had better fetch more than it reads; false if it was over before.
     fn regrets(&mut self) -> bool {
         while self.look().is_some() {
-            if self.seen.tells() && self.pace() != Pace::Nothing {
+            if self.seen.tells() && self.seen.is_idle() && self.pace() != Pace::Nothing {
                 tracing::info!(seen = ?self.seen, all = self.all, "readers wait for answers to begin: fetching the rest");
                 return true;
             }
@@ -325,8 +326,8 @@ mod tests {
 
     #[test]
     fn a_start_that_waits_for_answers_regrets_and_one_that_waits_for_bytes_or_processors_does_not() {
-        let nothing =
-            |seen: Seen| !seen.tells() || seen.ahead(150.0 * MB, PATIENCE, DELAY, None) == Pace::Nothing;
+        let pace = |seen: Seen| seen.ahead(150.0 * MB, PATIENCE, DELAY, None);
+        let nothing = |seen: Seen| !seen.tells() || !seen.is_idle() || pace(seen) == Pace::Nothing;
         // 100 Mbit/s, answers arrive most of the time.
         assert!(nothing(seen(400, 25, 18, 10, 216_000)));
         // The processors are busy.
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_to_wait_for_bytes_regrets_no_longer() {
+    fn who_came_to_wait_for_bytes_regrets_no_longer_unless_much_is_lost() {
         let mut start = seen(20, 25, 2, 2, 60_000);
         let before = start;
         assert_ne!(start.ahead(150.0 * MB, PATIENCE, DELAY, None), Pace::Nothing);
@@ -391,5 +392,7 @@ mod tests {
         assert_ne!(start.ahead(150.0 * MB, PATIENCE, DELAY, Some(&before)), Pace::Nothing, "of the rest");
         start.answering += later.answering;
         assert_eq!(start.ahead(150.0 * MB, PATIENCE, DELAY, Some(&before)), Pace::Nothing, "of what is read");
+        start.idle *= 2.0;
+        assert_eq!(start.ahead(150.0 * MB, PATIENCE, DELAY, Some(&before)), Pace::Everything);
     }
 }
