@@ -289,4 +289,11 @@ fn the_configuration_of_containerd_stays_its_administrators(release: Release) {
     assert!(knows());
     host.sh("echo 'oom_score = -8' >>/etc/containerd/config.toml");
     assert!(dump().contains("oom_score = -8"));
+    // Where it has directories of its own, the link to the images is there as well, and goes again.
+    host.sh("echo 'root = \"/srv/own\"' >>/etc/containerd/config.toml; systemctl restart containerd");
+    host.ok(&["floe", "install"]);
+    let images = "/srv/own/io.containerd.snapshotter.v1.floe";
+    assert_eq!(host.ok(&["readlink", images]).trim(), "/var/lib/floe");
+    host.ok(&["floe", "uninstall"]);
+    host.sh(&format!("! test -L {images}"));
 }

@@ -191,9 +191,10 @@ pub(crate) fn uninstall(session: &Session, force: bool) -> anyhow::Result<Code> 
     })?;
 
     let mut said = String::new();
+    let unlinked = containerd::unlink(root); // while its configuration still says where
     let untold = containerd::untell()?;
     let mut gone: Vec<PathBuf> = untold.clone();
-    gone.extend(containerd::unlink(root)?);
+    gone.extend(unlinked?);
     for file in [UNIT, SOCKET] {
         if host::remove(Path::new(file))? {
             gone.push(file.into());
