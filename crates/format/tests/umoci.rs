@@ -27,7 +27,7 @@ use std::process::Command;
 use format::Digest;
 use proptest::prelude::*;
 use testkit::dump::{self, Dump, What, difference};
-use testkit::layers::{described, flatten};
+use testkit::layers::{described, flatten, tidy};
 use testkit::tar::{Archive, Entry, Kind, Variant};
 use testkit::{arbitrary, skip};
 
@@ -84,11 +84,6 @@ fn linked(mut entry: Entry, tree: &Dump) -> Option<Entry> {
     (entry.mode, entry.uid, entry.gid, entry.mtime) = (node.mode, node.uid, node.gid, node.mtime);
     entry.xattrs.clear();
     Some(entry)
-}
-
-fn tidy(path: &[u8]) -> Vec<u8> {
-    let names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|name| !matches!(name, [] | [b'.'])).collect();
-    names.join(&b'/')
 }
 
 fn tar(layer: &[Entry]) -> Vec<u8> {

@@ -190,7 +190,8 @@ pub fn expand(size: u64, pieces: &[(u64, Vec<u8>)]) -> Vec<u8> {
     content
 }
 
-fn tidy(path: &[u8]) -> Vec<u8> {
+/// Returns a member's path without what says nothing: slashes at either end or doubled, and single dots.
+pub fn tidy(path: &[u8]) -> Vec<u8> {
     let names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|name| !matches!(name, [] | [b'.'])).collect();
     names.join(&b'/')
 }
