@@ -1,6 +1,7 @@
 //! Bytes to types and back: digests, names, tar skeletons, layer indexes, EROFS metadata images.
 //!
-//! No I/O, no clock, no thread: everything here is a function of its input, so it can be fuzzed whole.
+//! No I/O, no clock: everything here is a function of its input, so it can be fuzzed whole. One thread there is, which packs
+//! skeletons beside whoever makes them of a table; what it makes does not depend on it.
 
 pub mod compare;
 pub mod decode;

@@ -7,6 +7,7 @@
 //! Packed form: one zstd frame without checksum over the [lean form](lean) of the plain bytes. The same plain bytes give the same packed bytes, however they were cut into writes. The identity of an index
 //! rests on the BLAKE3 of the plain bytes alone.
 
+mod beside;
 mod lean;
 mod made;
 

@@ -1,6 +1,7 @@
 //! The skeleton of a layer that has a table of contents: headers made of its members, as if they were a tar's.
 
-use super::{SkeletonError, SkeletonFacts, SkeletonWriter};
+use super::beside::Beside;
+use super::{SkeletonError, SkeletonFacts};
 use crate::payload::{Layout, SegmentSize};
 use crate::tar::{Member, Parser, Placer, SpaceError, Step, TarError, write_sparse_header};
 
@@ -24,7 +25,7 @@ pub enum MadeError {
 pub(crate) struct SkeletonMaker {
     parser: Parser,
     placer: Placer,
-    writer: SkeletonWriter,
+    writer: Beside,
     headers: Vec<u8>,
 }
 
@@ -43,7 +44,7 @@ impl SkeletonMaker {
         Ok(Self {
             parser: Parser::new(),
             placer: Placer::uncut(segment),
-            writer: SkeletonWriter::new()?,
+            writer: Beside::new()?,
             headers: Vec::new(),
         })
     }

@@ -185,7 +185,7 @@ impl Made {
             return Ok(());
         }
         self.file = Some(File {
-            name: beginning(&entry.name),
+            name: entry.name.clone(),
             size: member.payload,
             at: 0,
             digest: entry.digest.clone(),
@@ -207,26 +207,27 @@ impl Made {
     /// Adds a piece of a file, which begins where the one before has ended.
     fn piece(&mut self, piece: &Entry) -> Result<(), TableError> {
         let Some(file) = &mut self.file else { return Err(at_fault(piece, "a piece without a file")) };
-        let wrong = |why| TableError::Entry { name: file.name.clone(), why };
+        let wrong = |why| TableError::Entry { name: beginning(&file.name), why };
         if natural(piece.chunk_offset) != Some(file.at) {
             return Err(wrong("its pieces do not follow each other"));
         }
         let left = file.size - file.at;
-        let stated = natural(piece.chunk_size).ok_or(wrong("a piece of less than nothing"))?;
+        let stated = natural(piece.chunk_size).ok_or_else(|| wrong("a piece of less than nothing"))?;
         let len = if stated == 0 { left } else { stated };
         if len == 0 || len > left {
             return Err(wrong("its pieces are longer than it is"));
         }
         let short = u32::try_from(len).ok().filter(|len| *len <= limits::PIECE);
-        let short = short.ok_or(wrong("a piece of more than 16 MiB"))?;
+        let short = short.ok_or_else(|| wrong("a piece of more than 16 MiB"))?;
         // Where a file is one piece, zstd:chunked names only the file's digest.
         let whole = piece.chunk_digest.is_empty() && len == file.size;
         let digest = if whole { &file.digest } else { &piece.chunk_digest };
         let digest: Digest = digest.parse().map_err(|_| wrong("a piece without SHA-256"))?;
-        let offset = natural(piece.offset).ok_or(wrong("a piece before the layer"))?;
+        let offset = natural(piece.offset).ok_or_else(|| wrong("a piece before the layer"))?;
         let skip = natural(piece.inner_offset).and_then(|skip| u32::try_from(skip).ok());
-        let skip =
-            skip.filter(|skip| *skip <= limits::INNER).ok_or(wrong("a piece too deep in its member"))?;
+        let skip = skip
+            .filter(|skip| *skip <= limits::INNER)
+            .ok_or_else(|| wrong("a piece too deep in its member"))?;
         self.chunks.push(Chunk { len: short, id: ChunkId(*digest.as_bytes()) });
         self.begins.push(Begins { offset, skip, end: file.end.filter(|_| len == left) });
         file.at += len;
@@ -236,9 +237,10 @@ impl Made {
     /// Says that the pieces of a file have been read.
     fn close(&mut self) -> Result<(), TableError> {
         match self.file.take() {
-            Some(file) if file.at < file.size => {
-                Err(TableError::Entry { name: file.name, why: "its pieces are shorter than it is" })
-            }
+            Some(file) if file.at < file.size => Err(TableError::Entry {
+                name: beginning(&file.name),
+                why: "its pieces are shorter than it is",
+            }),
             _ => Ok(()),
         }
     }
@@ -286,7 +288,9 @@ fn member(entry: &Entry) -> Result<Member, TableError> {
     let device = || {
         let part = |n: i64, bits: u32| u32::try_from(n).ok().filter(|n| n >> bits == 0);
         let device = part(entry.dev_major, 12).zip(part(entry.dev_minor, 20));
-        device.map(|(major, minor)| Device { major, minor }).ok_or(wrong("a device number out of range"))
+        device
+            .map(|(major, minor)| Device { major, minor })
+            .ok_or_else(|| wrong("a device number out of range"))
     };
     let kind = match &entry.kind[..] {
         "dir" => MemberKind::Dir,
@@ -303,7 +307,7 @@ fn member(entry: &Entry) -> Result<Member, TableError> {
     }
     let id = |n: i64| u32::try_from(n).map_err(|_| wrong("an owner out of range"));
     let payload = match kind {
-        MemberKind::File => natural(entry.size).ok_or(wrong("a length below zero"))?,
+        MemberKind::File => natural(entry.size).ok_or_else(|| wrong("a length below zero"))?,
         _ => 0,
     };
     if payload > limits::LAYER {
@@ -315,7 +319,7 @@ fn member(entry: &Entry) -> Result<Member, TableError> {
         mode: u16::try_from(entry.mode & 0o7777).unwrap_or(0),
         uid: id(entry.uid)?,
         gid: id(entry.gid)?,
-        mtime: rfc3339::read(&entry.modtime).ok_or(wrong("a time that is none"))?,
+        mtime: rfc3339::read(&entry.modtime).ok_or_else(|| wrong("a time that is none"))?,
         xattrs: xattrs(entry)?,
         plain: 0,
         payload,
