@@ -22,9 +22,11 @@ use convert::compare::{CompareError, Side, compare};
 use convert::recode::nydus::{Packing, Parts, merge, pack_in_order};
 use convert::recode::{self, First, Order, RecodeError, Recoded, Recoding, Target, recode_in_order};
 use format::Digest;
+use format::index::Codec;
 use format::nydus::bootstrap::Bootstrap;
 use format::payload::SegmentSize;
 use format::stargz::index::{Whose, index};
+use format::stargz::table::Announced;
 use format::stargz::{PREFETCH, TOC_NAME};
 use format::tar::{MemberKind, Parser, Step};
 use formats::{check_chunked, table, unpacked};
@@ -145,29 +147,35 @@ fn recode_again(made: &Made, target: Target) -> Made {
     Made { blob, said }
 }
 
-/// The landmark says how far a reader of the table should read at once.
+/// The landmark says how far a reader of the table should read at once, or the descriptor does.
 #[test]
-fn landmarks_are_behind_what_comes_first() {
+fn it_is_said_how_much_comes_first() {
     let mut dice = Dice::new(6);
     let files: Vec<Entry> = (0..40).map(|n| Entry::file(format!("f{n}"), dice.content(300_000))).collect();
     let tar = Archive::of(&files, Variant::Ustar).tar;
-    let made = made(&tar, &first("f31 f7 f22 f13"), Target::EStargz, 2).unwrap();
-    let json = table(&formats::Made { blob: made.blob.clone(), said: made.said.clone() });
-    let whose = Whose {
-        blob: made.said.digest,
-        size: made.said.size,
-        codec: format::index::Codec::Gzip,
-        diff_id: made.said.diff_id,
-        table: Digest::of(json.as_bytes()),
-        end: made.said.size - 51,
-        segment: SegmentSize::from_bits(16).unwrap(),
-    };
-    let index = index(json.as_bytes(), &whose).unwrap();
-    let contents = index.source().contents.as_ref().unwrap();
-    // Five segments of 64 KiB each.
-    assert_eq!(contents.ahead, 20);
-    let begins: Vec<u64> = contents.pieces.iter().take(4).map(|piece| piece.begin).collect();
-    assert!(begins.is_sorted() && begins[3] < made.said.size / 8, "they lie side by side: {begins:?}");
+    for (target, codec) in [(Target::EStargz, Codec::Gzip), (Target::ZstdChunked, Codec::Zstd)] {
+        let made = made(&tar, &first("f31 f7 f22 f13"), target, 2).unwrap();
+        let announced = Announced::by(&made.said.annotations).unwrap();
+        let json = table(&formats::Made { blob: made.blob.clone(), said: made.said.clone() });
+        let whose = Whose {
+            blob: made.said.digest,
+            size: made.said.size,
+            codec,
+            diff_id: made.said.diff_id,
+            table: Digest::of(json.as_bytes()),
+            end: made.said.size - 51,
+            ahead: announced.ahead,
+            segment: SegmentSize::from_bits(16).unwrap(),
+        };
+        let index = index(json.as_bytes(), &whose).unwrap();
+        let contents = index.source().contents.as_ref().unwrap();
+        // Five segments of 64 KiB each.
+        assert_eq!(contents.ahead, 20, "{target:?}");
+        let begins: Vec<u64> = contents.pieces.iter().take(4).map(|piece| piece.begin).collect();
+        assert!(begins.is_sorted() && begins[3] < made.said.size / 8, "they lie side by side: {begins:?}");
+    }
+    let all = made(&tar, &first(""), Target::ZstdChunked, 2).unwrap();
+    assert_eq!(Announced::by(&all.said.annotations).unwrap().ahead, 0, "nobody said what comes first");
 }
 
 #[test]

@@ -46,6 +46,7 @@ fn by_table(made: &Made, segment: SegmentSize) -> Arc<Layer> {
         diff_id: made.said.diff_id,
         table: announced.digest,
         end: whole.start,
+        ahead: announced.ahead,
         segment,
     };
     Arc::new(Layer::open(index(&json, &whose).unwrap()).unwrap())

@@ -1,4 +1,5 @@
-//! What whoever made an image says that a start reads: eStargz's landmark and Nydus' prefetch table. SOCI's list is in `soci.rs`.
+//! What whoever made an image says that a start reads: eStargz's landmark, Nydus' prefetch table, and what Floe
+//! says of zstd:chunked. SOCI's list is in `soci.rs`.
 #![allow(missing_docs, reason = "a test crate has no public surface")]
 #![allow(
     clippy::unwrap_used,
@@ -108,6 +109,11 @@ fn what_is_listed_comes_by_itself(format: &str) {
 #[test]
 fn what_comes_before_a_landmark_is_fetched_when_an_image_starts() {
     what_is_listed_comes_by_itself("estargz");
+}
+
+#[test]
+fn what_a_descriptor_says_is_fetched_when_an_image_starts() {
+    what_is_listed_comes_by_itself("zstdchunked");
 }
 
 #[test]

@@ -121,7 +121,7 @@ pub fn index(data: &[u8]) {
 pub fn contents(data: &[u8]) {
     let (size, table) = (data.len() as u64, Digest::of(data));
     for place in [Place::Footer, Place::At { offset: 0, packed: size, plain: 1 << 16 }] {
-        let announced = Announced { digest: table, place };
+        let announced = Announced { digest: table, place, ahead: 0 };
         assert!(announced.elsewhere(data, size).is_none_or(|end| end < size), "it is longer than it is");
         let _ = announced.open(data); // as a blob that is nothing else
         let Ok(whole) = announced.whole(data, size) else { continue };
@@ -137,6 +137,7 @@ pub fn contents(data: &[u8]) {
             diff_id: DiffId::new(table),
             table,
             end: 1 << 20,
+            ahead: size,
             segment,
         };
         let Ok(made) = crate::stargz::index::index(data, &whose) else { continue };

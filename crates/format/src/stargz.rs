@@ -60,6 +60,10 @@ const POSITION_OF_OLD: &str = "io.containers.zstd-chunked.manifest-position";
 /// Annotation of a zstd:chunked layer's descriptor: `offset:packed length:plain length` of the tar-split.
 pub const TARSPLIT_POSITION: &str = "io.github.containers.zstd-chunked.tarsplit-position";
 
+/// Annotation of a zstd:chunked layer's descriptor, Floe's own, for the format has no landmark: the offset in the blob where
+/// what a start reads ends, in decimal.
+pub const READ_FIRST: &str = "dev.floe.read-first";
+
 /// Name of the tar entry that holds the table of an eStargz layer.
 pub const TOC_NAME: &str = "stargz.index.json";
 

@@ -18,13 +18,16 @@
 //! files, which are found in either; and frames of 64 KiB are some per cent longer, and take a rolling sum over all.
 //! A piece of nothing but zeros is said to be one, so that nobody fetches it.
 //!
+//! What a start reads comes first where that is known; how much it is the descriptor says ([`READ_FIRST`]), for the format
+//! cannot.
+//!
 //! The descriptor does not have the annotation of eStargz' tables: containers/storage refuses a layer with both, and
 //! stargz-snapshotter does not find the table by a footer of this length.
 
 use std::collections::BTreeMap;
 
 use format::DigestHasher;
-use format::stargz::{MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION};
+use format::stargz::{MANIFEST_CHECKSUM, MANIFEST_POSITION, READ_FIRST, TARSPLIT_POSITION};
 
 use super::RecodeError;
 use super::members::{Event, Receiver};
@@ -57,6 +60,9 @@ pub(super) struct Chunked<'a, 'scope> {
     /// What the next segment of the tar-split begins with: padding, and what follows the members.
     pending: Vec<u8>,
     file: Option<File>,
+    /// Pieces so far, and how many of them are read first.
+    pieces: usize,
+    ahead: usize,
 }
 
 /// The file whose content is coming.
@@ -73,7 +79,8 @@ impl<'a, 'scope> Chunked<'a, 'scope> {
     pub(super) fn new(pipe: &'a mut Pipe<'scope>, level: Level) -> Result<Self, RecodeError> {
         let Level::Zstd(number) = level else { return Err(RecodeError::Thread) };
         let table = Table::new(Style::ZstdChunked, PIECE);
-        Ok(Self { pipe, level, table, split: Split::new(number)?, pending: Vec::new(), file: None })
+        let split = Split::new(number)?;
+        Ok(Self { pipe, level, table, split, pending: Vec::new(), file: None, pieces: 0, ahead: 0 })
     }
 
     /// Says that the tar ends, `missing` bytes before the end of a padding; returns what the descriptor says.
@@ -105,11 +112,14 @@ impl<'a, 'scope> Chunked<'a, 'scope> {
             self.pipe.as_is(&skippable(frame))?;
         }
         let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(":");
-        Ok(BTreeMap::from([
+        let ahead = self.ahead.checked_sub(1).and_then(|last| placed.places.get(last));
+        let ahead = ahead.map(|last| (READ_FIRST.to_owned(), last.end.to_string()));
+        let of_table = [
             (MANIFEST_CHECKSUM.to_owned(), format::Digest::of(&table).to_string()),
             (MANIFEST_POSITION.to_owned(), numbers(&of_table)),
             (TARSPLIT_POSITION.to_owned(), numbers(&of_split)),
-        ]))
+        ];
+        Ok(of_table.into_iter().chain(ahead).collect())
     }
 
     fn payload(&mut self, mut bytes: &[u8]) -> Result<(), RecodeError> {
@@ -122,6 +132,7 @@ impl<'a, 'scope> Chunked<'a, 'scope> {
             let of_piece = file.done % PIECE as u64;
             if of_piece == 0 {
                 self.pipe.cut()?;
+                self.pieces += 1;
             }
             let room = usize::try_from(PIECE as u64 - of_piece).unwrap_or(PIECE);
             let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -170,8 +181,11 @@ impl Receiver for Chunked<'_, '_> {
                 self.pending.extend_from_slice(bytes);
                 self.pipe.write(bytes)
             }
-            // The format has no way to say it.
-            Event::Ahead | Event::Rest => Ok(()),
+            Event::Ahead => Ok(()),
+            Event::Rest => {
+                self.ahead = self.pieces;
+                Ok(())
+            }
         }
     }
 }

@@ -98,6 +98,7 @@ impl Engine {
             diff_id: place.diff_id,
             table: table.digest,
             end,
+            ahead: table.ahead,
             segment: segment_size(place.size),
         };
         let made =

@@ -38,6 +38,8 @@ pub struct Whose {
     pub table: Digest,
     /// Offset in the blob where the table begins, and so what is before it ends.
     pub end: u64,
+    /// Offset in the blob up to which a start reads, or 0; [`PREFETCH`] says the same in the table.
+    pub ahead: u64,
     /// Size of a segment of the index.
     pub segment: SegmentSize,
 }
@@ -46,7 +48,7 @@ pub struct Whose {
 ///
 /// Entries are taken as they are read, so what is held beside the JSON is the index.
 pub fn index(json: &[u8], whose: &Whose) -> Result<Index, TableError> {
-    let (mut made, mut why) = (Made::new(whose.segment)?, None);
+    let (mut made, mut why) = (Made::new(whose)?, None);
     let mut from = serde_json::Deserializer::from_slice(json);
     let read = Table { made: &mut made, why: &mut why }.deserialize(&mut from).and_then(|()| from.end());
     match (why, read) {
@@ -155,17 +157,20 @@ struct Made {
     chunks: Vec<Chunk>,
     begins: Vec<Begins>,
     entries: u64,
+    /// Where in the blob what is read first ends, and so many segments that is.
+    read_first: u64,
     ahead: u32,
 }
 
 impl Made {
-    fn new(segment: SegmentSize) -> Result<Self, TableError> {
+    fn new(whose: &Whose) -> Result<Self, TableError> {
         Ok(Self {
-            skeleton: SkeletonMaker::new(segment)?,
+            skeleton: SkeletonMaker::new(whose.segment)?,
             file: None,
             chunks: Vec::new(),
             begins: Vec::new(),
             entries: 0,
+            read_first: whose.ahead,
             ahead: 0,
         })
     }
@@ -228,6 +233,9 @@ impl Made {
         let skip = skip
             .filter(|skip| *skip <= limits::INNER)
             .ok_or_else(|| wrong("a piece too deep in its member"))?;
+        if offset < self.read_first {
+            self.ahead = self.skeleton.segments();
+        }
         self.chunks.push(Chunk { len: short, id: ChunkId(*digest.as_bytes()) });
         self.begins.push(Begins { offset, skip, end: file.end.filter(|_| len == left) });
         file.at += len;

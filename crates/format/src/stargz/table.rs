@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CHECKSUM_OF_OLD, MANIFEST_CHECKSUM, MANIFEST_POSITION, POSITION_OF_OLD, TOC_DIGEST, TOC_NAME, TableError,
+    CHECKSUM_OF_OLD, MANIFEST_CHECKSUM, MANIFEST_POSITION, POSITION_OF_OLD, READ_FIRST, TOC_DIGEST, TOC_NAME,
+    TableError,
 };
 use crate::digest::Digest;
 use crate::index::Codec;
@@ -39,6 +40,8 @@ pub struct Announced {
     pub digest: Digest,
     /// Which format it is, and where it is in the blob.
     pub place: Place,
+    /// Offset in the blob where what a start reads ends, if the descriptor says so; else 0. eStargz has a landmark for that.
+    pub ahead: u64,
 }
 
 /// Where a table of contents is.
@@ -67,10 +70,11 @@ impl Announced {
             let mut next = || numbers.next().flatten();
             let (offset, packed, plain, kind): (u64, _, _, u64) = (next()?, next()?, next()?, next()?);
             let place = Place::At { offset, packed, plain };
-            return (kind == 1).then_some(Self { digest: sum.parse().ok()?, place });
+            let ahead = annotations.get(READ_FIRST).and_then(|end| end.parse().ok()).unwrap_or(0);
+            return (kind == 1).then_some(Self { digest: sum.parse().ok()?, place, ahead });
         }
         let digest = annotations.get(TOC_DIGEST)?.parse().ok()?;
-        Some(Self { digest, place: Place::Footer })
+        Some(Self { digest, place: Place::Footer, ahead: 0 })
     }
 
     /// Returns the part of a blob of this length to fetch first: the table, or for eStargz what may hold it.
