@@ -112,7 +112,7 @@ impl Job {
 /// How much is asked for at a time of what no reader waits for and no profile has told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ahead {
-    /// Requests under way at once; 0 asks for nothing more.
+    /// Requests under way at once; 0 asks for nothing more but one thing at a time that a reader comes to next.
     pub requests: usize,
     /// Packed bytes of each; one span at least.
     pub bytes: u64,
@@ -251,11 +251,20 @@ impl Flights {
         self.limits.values().copied().reduce(narrower)
     }
 
+    /// Returns how many jobs of a queue may run, of at most so many. What a reader comes to next is fetched, one thing at a
+    /// time, even where nothing else is.
+    fn most(&self, queue: usize, most: usize) -> usize {
+        match self.ahead() {
+            Some(ahead) if queue == Priority::Hint as usize => most.min(ahead.requests.max(1)),
+            Some(ahead) if queue > Priority::Hint as usize => most.min(ahead.requests),
+            _ => most,
+        }
+    }
+
     /// Returns the most urgent job; of those no reader waits for, only while fewer than `most` run.
     pub(crate) fn next(&mut self, most: usize) -> Option<Job> {
         for queue in 0..self.queues.len() {
-            let limit = self.ahead().filter(|_| queue >= Priority::Hint as usize);
-            let most = limit.map_or(most, |ahead| most.min(ahead.requests));
+            let most = self.most(queue, most);
             if queue != Priority::Demand as usize && self.unhurried >= most {
                 return None;
             }
@@ -451,5 +460,24 @@ mod tests {
         let job = flights.next(1).unwrap();
         assert_eq!((job.priority, job.spans.first()), (Priority::Hint, Some(&(0..2))));
         assert!(flights.next(1).is_none());
+    }
+
+    #[test]
+    fn what_a_reader_comes_to_next_is_fetched_where_the_rest_has_to_wait() {
+        let (mut flights, layer, deadline) =
+            (Flights::default(), IndexId::from_bytes([1; 32]), Instant::now());
+        flights.limit(7, Some(Ahead { requests: 0, bytes: 1 }));
+        assert!(flights.want(layer, &[0..2, 2..4], Priority::Background, deadline));
+        assert!(flights.next(8).is_none());
+        for span in [4..6, 6..8] {
+            assert!(flights.want(layer, &[span], Priority::Hint, deadline));
+        }
+        let job = flights.next(8).unwrap();
+        assert_eq!((job.priority, job.spans.first()), (Priority::Hint, Some(&(4..6))));
+        assert!(flights.next(8).is_none(), "one at a time");
+        flights.done(job.priority);
+        assert_eq!(flights.next(8).unwrap().spans, [6..8]);
+        flights.limit(7, None);
+        assert_eq!(flights.next(8).unwrap().spans, [0..2, 2..4]);
     }
 }

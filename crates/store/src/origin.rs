@@ -28,7 +28,7 @@ pub enum Priority {
     Demand,
     /// A recorded start-up read it at about this time.
     Profile,
-    /// It lies beside what was read.
+    /// A reader comes to it next.
     Hint,
     /// It is the rest of the image.
     Background,

@@ -279,7 +279,7 @@ impl<'a> Start<'a> {
             for (index, segment) in missed.into_iter().flatten() {
                 // Without room they come with the rest.
                 let behind = segment + 1..segment.saturating_add(1 + BEHIND);
-                let _ = self.engine.through.want(index, behind, Priority::Hint);
+                let _ = self.engine.through.want(index, behind, Priority::Background);
             }
             // Nothing is proved or synced yet: that is for when nobody waits. Without room it is asked again.
             self.engine.want_all(&mut left);

@@ -241,10 +241,10 @@ fn what_nobody_waits_for_is_asked_for_a_little_at_a_time_where_that_is_the_limit
     let background: Vec<_> = asked().into_iter().filter(|(_, p)| *p == Priority::Background).collect();
     assert!(background.len() >= 5 && background.iter().all(|(len, _)| *len <= 130_000), "{background:?}");
     (0..11).for_each(|segment| bench.check(&sample, segment));
-    // Nothing is asked for while the limit is no request at all, but what somebody waits for.
+    // Of the rest nothing is asked for while the limit is no request at all, but what somebody waits for.
     bench.read.limit(1, Some(Ahead { requests: 0, bytes: 1 }));
     let before = bench.origin.count();
-    assert!(bench.read.want(sample.id(), 11..12, Priority::Hint));
+    assert!(bench.read.want(sample.id(), 11..12, Priority::Background));
     bench.read.fetch(sample.id(), 12, later()).unwrap();
     assert_eq!(bench.origin.count(), before + 1);
     // A span that is larger than the limit comes nevertheless.
