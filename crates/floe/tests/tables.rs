@@ -312,6 +312,31 @@ fn tables_that_ctr_remote_writes_into_another_image_are_read() {
 }
 
 #[test]
+fn ctr_remote_finds_the_tables_that_are_written_here() {
+    let node = node!();
+    let release = Release::Sid;
+    if let Some(why) = release.cannot_run() {
+        testkit::skip!("{why}");
+    }
+    let Some(program) = release.program("ctr-remote") else {
+        testkit::skip!("there is no ctr-remote of sid (scripts/containerd-versions)");
+    };
+    let registry = Embedded::start(&node.path("registry"));
+    let (image, reference) = (image(Target::EStargz), format!("{}/team/app:v1", registry.host()));
+    image.push(&reference);
+    let containerd = Containerd::start(release, &node, &reference);
+    containerd.ok(&["content", "fetch", "--plain-http", &reference]);
+    for layer in &image.layers {
+        let mut command = containerd.beside(&program);
+        command.arg("--address").arg(containerd.socket());
+        command.args(["images", "get-toc-digest", &layer.digest().to_string()]);
+        let outcome = node.spawn(command).end();
+        assert!(outcome.status.success(), "{outcome:?}");
+        assert_eq!(layer.annotations[TOC_DIGEST], String::from_utf8_lossy(&outcome.stdout).trim());
+    }
+}
+
+#[test]
 fn an_index_of_a_table_is_nobodys_to_send() {
     let node = node!();
     let server = Faulty::start();
@@ -326,6 +351,7 @@ fn an_index_of_a_table_is_nobodys_to_send() {
         diff_id: DiffId::new(layer.diff_id()),
         table: announced.digest,
         end: whole.start,
+        ahead: 0,
         segment: SegmentSize::DEFAULT,
     };
     let table = announced.open(&layer.blob[range]).unwrap();
