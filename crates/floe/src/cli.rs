@@ -72,8 +72,8 @@ pub enum Command {
     },
     /// Makes an image whose layers are in another format: eStargz, zstd:chunked, or ordinary ones again
     ///
-    /// Any layer of any platform is written anew once; those that the destination's name leads to already are reused,
-    /// whatever their level. A layer that the format cannot hold stays as it is. Signatures, attestations and indexes are about
+    /// Any layer of any platform is written anew once; those that the destination's name leads to already are reused, whatever
+    /// their level, and so are those of a run that was killed. A layer that the format cannot hold stays as it is. Signatures, attestations and indexes are about
     /// the originals and do not come along; labels and build caches inside the configs do. No daemon is needed. As SRC
     /// oci-archive:- and docker-archive:- are stdin; as DST the former is stdout, and the result goes to stderr.
     #[command(

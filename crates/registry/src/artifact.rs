@@ -28,7 +28,8 @@ use crate::manifest::{Descriptor, ImageManifest, Manifest, media_type};
 
 const CREATED: &str = "org.opencontainers.image.created";
 const LAYER: &str = "dev.floe.layer";
-const DIFF_ID: &str = "dev.floe.diffid";
+/// Annotation of a layer: the digest of its tar.
+pub(crate) const DIFF_ID: &str = "dev.floe.diffid";
 const INDEX: &str = "dev.floe.index";
 
 /// The config of an artifact without one.

@@ -43,6 +43,13 @@ impl Scopes {
         }
     }
 
+    pub(crate) fn delete(repository: &RepositoryName) -> Self {
+        Self {
+            list: [format!("repository:{repository}:pull,push,delete")].into(),
+            repository: Some(repository.clone()),
+        }
+    }
+
     /// Adds what is needed to mount a blob from another repository.
     pub(crate) fn and_pull(mut self, other: &RepositoryName) -> Self {
         self.list.insert(format!("repository:{other}:pull"));

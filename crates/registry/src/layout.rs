@@ -319,10 +319,45 @@ impl Layout {
         name: Option<&LayoutName>,
     ) -> Result<(), Error> {
         self.put_blob(&Content::bytes(manifest.bytes.clone())).await?;
-        let (dir, mut entry) = (self.0.path.clone(), entry);
+        let mut entry = entry;
         if let Some(name) = name {
             entry.annotations.insert(NAME.into(), name.to_string());
         }
+        self.update(move |index| {
+            let name = entry.annotations.get(NAME);
+            let same = |old: &Descriptor| match name {
+                Some(name) => old.annotations.get(NAME) == Some(name),
+                None => old.digest == entry.digest && !old.annotations.contains_key(NAME),
+            };
+            index.put(&entry, same)
+        })
+        .await
+    }
+
+    /// Removes the entry of a name.
+    pub(crate) async fn remove_name(&self, name: &LayoutName) -> Result<(), Error> {
+        let name = name.to_string();
+        self.update(move |index| index.remove(|entry| entry.annotations.get(NAME) == Some(&name))).await
+    }
+
+    /// Removes a blob, which nothing refers to, if it is there.
+    pub(crate) async fn remove_blob(&self, blob: &Digest) -> Result<(), Error> {
+        let path = self.blobs().join(blob.hex());
+        blocking("removing a blob", move || match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("removing {}", path.display()), error))
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// Changes the list of what is in the layout, if `change` says that it has.
+    async fn update(
+        &self,
+        change: impl FnOnce(&mut ImageIndex) -> bool + Send + 'static,
+    ) -> Result<(), Error> {
+        let dir = self.0.path.clone();
         blocking("writing index.json", move || {
             let doing = |error| Error::io(format!("updating {}", dir.join("index.json").display()), error);
             // Two writers at once: the second reads what the first has written.
@@ -330,12 +365,7 @@ impl Layout {
             lock.lock().map_err(doing)?;
             let text = std::fs::read(dir.join("index.json")).map_err(doing)?;
             let mut index: ImageIndex = serde_json::from_slice(&text).map_err(|error| doing(error.into()))?;
-            let name = entry.annotations.get(NAME).cloned();
-            let same = |old: &Descriptor| match &name {
-                Some(name) => old.annotations.get(NAME) == Some(name),
-                None => old.digest == entry.digest && !old.annotations.contains_key(NAME),
-            };
-            if index.put(&entry, same) {
+            if change(&mut index) {
                 let text = serde_json::to_vec(&index).map_err(|error| doing(error.into()))?;
                 fits(&text)?;
                 replace(&dir, "index.json", &text)?;

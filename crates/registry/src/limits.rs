@@ -85,6 +85,10 @@ pub const COPY_BYTES: u64 = 64 << 20;
 /// memory.
 pub const COPY_BLOBS: usize = 4;
 
+/// How long the end of a conversion waits for the note of what was made of layers. Without it the next one makes them again, if
+/// this one does not come to its end.
+pub const NOTE: Duration = Duration::from_secs(20);
+
 /// What a layer that was made before says of its files, in bytes, packed: half a million files. It waits in memory until all layers are
 /// there.
 pub const TREE_BYTES: u64 = 64 << 20;

@@ -309,6 +309,13 @@ impl ImageIndex {
         true
     }
 
+    /// Removes entries; returns whether there were any.
+    pub(crate) fn remove(&mut self, which: impl Fn(&Descriptor) -> bool) -> bool {
+        let before = self.manifests.len();
+        self.manifests.retain(|entry| !Descriptor::deserialize(entry).is_ok_and(|entry| which(&entry)));
+        self.manifests.len() < before
+    }
+
     /// Returns the best image for a platform: one that every client can read, of these an exact variant, else the highest
     /// that runs, else the first.
     pub(crate) fn choose(&self, platform: &Platform) -> Option<Descriptor> {

@@ -1,4 +1,4 @@
-//! Writing to a registry: blobs, manifests and the list of referrers.
+//! Writing to a registry: blobs, manifests and the list of referrers; and removing manifests.
 //!
 //! Promises: what exists is not sent again; a large blob goes in pieces, and after a failure on from the piece
 //! that the registry has; a manifest goes last, after all that it names. A manifest with a subject is entered into
@@ -223,6 +223,19 @@ impl Repository {
                 Err(Error::invalid(what, format!("the registry stored it as {stored}")))
             }
             _ => Ok(answer),
+        }
+    }
+
+    /// Removes a tag, or a manifest with the tags that lead to it, if it is there.
+    pub(crate) async fn delete_manifest(&self, pick: &Pick) -> Result<(), Error> {
+        let what = format!("removal of {pick} from {self}");
+        let endpoint = self.push_endpoint(&what)?;
+        let mut call = self.call(Method::DELETE, format!("manifests/{pick}"), what.clone());
+        call.scopes = Scopes::delete(&self.name);
+        let answer = self.send(&endpoint, &call).await?;
+        match answer.status {
+            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(answer.refusal(&endpoint, &what)),
         }
     }
 

@@ -173,6 +173,7 @@ impl Watch for Unseen {
     fn passed(&self, _: &Digest, _: u64, _: u64) {}
     fn arrived(&self, _: &Digest, _: u64, _: Pushed) {}
     fn left_out(&self, _: &str) {}
+    fn noticed(&self, _: &str) {}
 }
 
 /// What skopeo writes of one image in each way has the same layers.

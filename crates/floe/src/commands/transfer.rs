@@ -130,6 +130,10 @@ impl Watch for Bars {
     fn left_out(&self, what: &str) {
         self.progress.notice(&format!("left out: {what}"));
     }
+
+    fn noticed(&self, what: &str) {
+        self.progress.notice(&format!("floe: {what}"));
+    }
 }
 
 impl std::fmt::Debug for Bars {

@@ -7,6 +7,7 @@ use format::Digest;
 use tokio::sync::Semaphore;
 
 use super::image::stays;
+use super::note::Note;
 use super::prior::Prior;
 use super::rewrite::{CONVERTED_FROM, ORDERED_BY};
 use super::{Conversion, FileOrder, How, Recoded, Sums, Work, formats, stream};
@@ -29,6 +30,7 @@ pub(super) enum Made {
 pub(super) struct Layers<'a> {
     work: &'a Work,
     prior: Prior,
+    note: &'a Note<'a>,
     /// How many are made at once.
     at_once: usize,
     /// On how many threads each.
@@ -42,14 +44,19 @@ pub(super) struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    pub(super) fn new(work: &'a Work, prior: Prior, mut wanted: Vec<LayerBlob>) -> Self {
+    pub(super) fn new(work: &'a Work, prior: Prior, note: &'a Note<'a>, mut wanted: Vec<LayerBlob>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let at_once = wanted.len().min(cores).clamp(1, limits::CONVERT_LAYERS);
-        // The largest first: begun last it would be waited for alone.
-        wanted.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+        // What was made before first, so that it is in the note when that is written; then the largest: begun last it would be
+        // waited for alone.
+        let was_made = |layer: &LayerBlob| {
+            prior.made_of(&layer.digest, work.recode.order(&layer.diff_id).as_ref()).is_some()
+        };
+        wanted.sort_by_cached_key(|layer| (!was_made(layer), std::cmp::Reverse(layer.size)));
         Self {
             work,
             prior,
+            note,
             at_once,
             threads: (cores / at_once).max(1),
             putting: Semaphore::new(work.target.takes_at_once()),
@@ -83,6 +90,9 @@ impl<'a> Layers<'a> {
                     None => self.recoded(&layer, order).await?,
                 },
             };
+            if let Made::Another(made, how) = &made {
+                self.note.add(layer.digest, made, *how);
+            }
             self.done.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.digest, made);
         }
     }

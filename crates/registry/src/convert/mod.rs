@@ -1,8 +1,9 @@
 //! Makes of an image another one whose layers are in another format.
 //!
 //! Promises: of every platform each layer is written anew once, wherever it occurs, and only if it has not been before: what
-//! the destination's own name leads to says which layer each of its layers was made of. A layer that the format cannot hold
-//! stays, and why is told. All else of configs, manifests and indexes stays ([`rewrite`]).
+//! the destination's own name leads to says which layer each of its layers was made of, and so does the note of a conversion
+//! that was killed ([`note`]). A layer that the format cannot hold stays, and why is told. All else of configs, manifests and
+//! indexes stays ([`rewrite`]).
 //! Of an image of Nydus that has no other beside it ordinary layers are made of its blobs; the layer with the tree of all goes.
 //! A format that has the tree of all layers in one more is for whoever knows it: there no layer can stay, and the originals
 //! are kept beside what is made. A layer is whole in a file
@@ -11,13 +12,14 @@
 //!
 //! ```text
 //! source ─► own manifests, configs ─► which layers ─► each: there already? ─► reused
-//!                                                        else read ─► Recode ─► file ─► destination
+//!                                                        else read ─► Recode ─► file ─► destination, note
 //!           what stays ─► destination      all compared, if asked ─► manifests, children first ─► the name
 //! ```
 
 mod formats;
 mod image;
 mod layers;
+mod note;
 mod prior;
 mod rewrite;
 mod stream;
@@ -47,6 +49,7 @@ use crate::source::Source;
 pub use formats::Format;
 use image::{Images, Outcome};
 use layers::{Layers, Made};
+use note::Note;
 use prior::Prior;
 pub use rewrite::CONVERTED_FROM;
 
@@ -310,12 +313,14 @@ impl Client {
         let Original { source, plan } = original;
         let images = Images::of(source, plan, conversion, &*watch).await?;
         let target = Target::open(self, to).await?;
-        let prior = match to {
-            Reference::Archive(_) => Prior::none(),
+        let mut prior = match to {
+            Reference::Archive(_) => Prior::none(conversion.format),
             _ => Prior::of(&self.source(to).await?, conversion.format).await?,
         };
         let work = Work { source: source.clone(), target, conversion, recode, watch };
-        let (made, mut sums) = Layers::new(&work, prior, images.wanted().to_vec()).make().await?;
+        let note = Note::of(&work.target, &*work.watch, &mut prior).await;
+        let layers = Layers::new(&work, prior, &note, images.wanted().to_vec());
+        let (made, mut sums) = note.during(layers.make()).await?;
         let tops = match conversion.format.has_top() {
             true => work.tops(&images, &made, &mut sums).await?,
             false => Tops::new(),
@@ -323,7 +328,16 @@ impl Client {
         let outcome = images.assemble(plan, &made, &tops, conversion, &*work.watch)?;
         work.carry(&outcome, plan, &mut sums).await?;
         let verified = match conversion.verify {
-            true => work.verify(&images, &made, &tops).await?,
+            true => match work.verify(&images, &made, &tops).await {
+                Ok(count) => count,
+                Err(error) => {
+                    // What was noted may be what is wrong: the next conversion makes it anew.
+                    if matches!(error, Error::Invalid { .. }) {
+                        note.forget().await;
+                    }
+                    return Err(error);
+                }
+            },
             false => 0,
         };
         let named = Plan::made(outcome.manifests, outcome.root);
@@ -340,6 +354,7 @@ impl Client {
             existed: sums.existed,
         };
         work.target.name(&named).await?;
+        note.forget().await;
         Ok(converted)
     }
 }

@@ -16,6 +16,8 @@ use crate::manifest::{Manifest, Platform, media_type};
 use crate::push::Pushed;
 use crate::{Config, Layout};
 
+mod note;
+
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
@@ -118,6 +120,7 @@ impl Watch for Heard {
         self.passed.lock().unwrap().insert(*blob, (done, total));
     }
     fn arrived(&self, _: &Digest, _: u64, _: Pushed) {}
+    fn noticed(&self, _: &str) {}
     fn left_out(&self, what: &str) {
         self.left_out.lock().unwrap().push(what.to_owned());
     }

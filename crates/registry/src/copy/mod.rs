@@ -34,6 +34,8 @@ pub trait Watch: std::fmt::Debug + Send + Sync {
     fn arrived(&self, blob: &Digest, total: u64, how: Pushed);
     /// Something is left out, and why.
     fn left_out(&self, what: &str);
+    /// Something did not go well that nothing else depends on.
+    fn noticed(&self, what: &str);
 }
 
 /// What a copy came to.

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use format::Digest;
+
 use super::plan::Plan;
 use crate::archive::write::Writer;
 use crate::blob::RangeReader;
@@ -11,8 +13,9 @@ use crate::budget::Priority;
 use crate::client::{Client, Pick, Repository};
 use crate::content::Content;
 use crate::error::Error;
+use crate::hosts::Capability;
 use crate::layout::{self, Layout};
-use crate::manifest::{LayerBlob, Manifest};
+use crate::manifest::{Descriptor, LayerBlob, Manifest};
 use crate::names::{LayoutName, Tag};
 use crate::push::Pushed;
 use crate::reference::Reference;
@@ -120,6 +123,82 @@ impl Target {
                 write_blob(writer, content).await?;
                 Ok(Pushed::Sent)
             }
+        }
+    }
+
+    /// Returns what a tag beside the image's leads to, as the registry itself has it.
+    pub(crate) async fn beside(&self, tag: &Tag) -> Result<Option<Manifest>, Error> {
+        let found = match self {
+            Self::Registry(repository, _) => {
+                repository.manifest_of(&Pick::Tag(tag.clone()), Capability::Push).await
+            }
+            Self::Layout(layout, _) => match layout.find(Some(&layout_name(tag)?)).await {
+                Ok(entry) => layout.manifest(&entry.digest, Some(&entry.media_type)).await,
+                Err(error) => Err(error),
+            },
+            Self::Archive(..) => return Ok(None),
+        };
+        match found {
+            Err(Error::NotFound { .. }) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// Stores an artifact of a type under a tag beside the image's, and its config. Its layers are there.
+    pub(crate) async fn put_beside(
+        &self,
+        tag: &Tag,
+        kind: &str,
+        manifest: &Manifest,
+        config: &Content,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Registry(repository, _) => {
+                repository.push_blob(config, None).await?;
+                let what = format!("tag {repository}:{tag}");
+                repository.put_manifest(manifest, &Pick::Tag(tag.clone()), &what).await.map(drop)
+            }
+            Self::Layout(layout, _) => {
+                layout.put_blob(config).await?;
+                let entry = Descriptor { artifact_type: Some(kind.into()), ..manifest.descriptor() };
+                layout.put_manifest(manifest, entry, Some(&layout_name(tag)?)).await
+            }
+            Self::Archive(..) => Err(Error::Unsupported {
+                what: format!("tag {tag}"),
+                why: "an archive is written once".into(),
+            }),
+        }
+    }
+
+    /// Removes a manifest that no tag leads to.
+    pub(crate) async fn remove(&self, manifest: &Digest) -> Result<(), Error> {
+        match self {
+            Self::Registry(repository, _) => repository.delete_manifest(&Pick::Digest(*manifest)).await,
+            Self::Layout(layout, _) => layout.remove_blob(manifest).await,
+            Self::Archive(..) => Ok(()),
+        }
+    }
+
+    /// Removes a tag beside the image's, and the manifest and the config that it leads to.
+    pub(crate) async fn remove_beside(
+        &self,
+        tag: &Tag,
+        manifest: &Digest,
+        config: &Digest,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Registry(repository, _) => {
+                // Some remove no manifest that a tag leads to, and some no tags: these go with it.
+                let untagged = repository.delete_manifest(&Pick::Tag(tag.clone())).await;
+                let removed = self.remove(manifest).await;
+                untagged.or(removed)
+            }
+            Self::Layout(layout, _) => {
+                layout.remove_name(&layout_name(tag)?).await?;
+                layout.remove_blob(manifest).await?;
+                layout.remove_blob(config).await
+            }
+            Self::Archive(..) => Ok(()),
         }
     }
 

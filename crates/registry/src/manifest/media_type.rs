@@ -28,6 +28,8 @@ pub const FLOE_LAYER_INDEX: &str = "application/vnd.floe.layer.index.v1";
 pub const FLOE_PROFILE: &str = "application/vnd.floe.profile.v1+json";
 /// A signature over the index artifact's facts.
 pub const FLOE_SIGNATURE: &str = "application/vnd.floe.signature.v1";
+/// What a conversion has come to, as the config of an artifact.
+pub const FLOE_CONVERSION: &str = "application/vnd.floe.conversion.v1+json";
 /// A layer that is an EROFS file system, as containerd calls it since 2.3.
 pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
 /// How the types of these begin in whatever version, and packed or not.
