@@ -45,6 +45,7 @@ use crate::reference::Reference;
 use crate::scratch;
 use crate::source::Source;
 pub use formats::Format;
+pub(crate) use formats::is_top;
 use image::{Images, Outcome};
 use layers::{Layers, Made};
 use prior::Prior;
