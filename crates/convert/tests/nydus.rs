@@ -14,7 +14,9 @@ use std::process::Command;
 use common::{Dice, PACKINGS, assorted, expected, pack as packed_as};
 use convert::Expected;
 use convert::recode::RecodeError;
-use convert::recode::nydus::{Blob, NydusError, Packed, Packing, Parts, Toc, compare, merge, pack};
+use convert::recode::nydus::{
+    Blob, NydusError, Packed, Packing, Parts, Toc, compare, compare_merged, merge, pack,
+};
 use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::{Files, bootstrap};
 use format::tar::{Parser, Step};
@@ -414,6 +416,93 @@ fn a_blob_that_holds_something_else_is_told() {
     let tar = archive(&entries);
     let error = check(&tar, &said, &said.blob).unwrap_err();
     assert_eq!(error.to_string(), "\"the list of chunks\" differs");
+}
+
+/// Bytes of a bootstrap that say something, and what becomes of them.
+type Change = fn(&mut [u8]);
+
+/// The mode of a directory, which file has which bytes, and where these are.
+const CHANGES: [(&str, Change); 5] = [
+    ("mode", |boot| {
+        let mode = 0o041_777_u16.to_le_bytes();
+        let at = (4096..boot.len()).step_by(32).find(|at| boot[at + 4..at + 6] == mode).unwrap();
+        boot[at + 4] ^= 0o1;
+    }),
+    ("digests", |boot| swap_rows(boot, 0..32)),
+    ("places", |boot| swap_rows(boot, 48..56)),
+    ("lengths", |boot| swap_rows(boot, 40..44)),
+    ("table of chunks", |boot| {
+        let table = usize::try_from(rafs::n64(boot, 1152 + 8)).unwrap();
+        boot[table + 112] ^= 1; // where the blob has it
+    }),
+];
+
+/// Lets two chunks change these bytes of their rows.
+fn swap_rows(boot: &mut [u8], range: std::ops::Range<usize>) {
+    let rows = usize::try_from(rafs::n64(boot, 1152 + 24)).unwrap();
+    for n in range {
+        boot.swap(rows + n, rows + 80 + n);
+    }
+}
+
+/// Returns a blob with another bootstrap in it, of which its table of contents speaks.
+fn with_bootstrap(blob: &[u8], change: Change) -> Vec<u8> {
+    let parts = parts(blob);
+    let boot = parts.iter().find(|part| part.name == "image.boot").unwrap();
+    let (at, end) = (usize::try_from(boot.offset).unwrap(), usize::try_from(boot.offset + boot.stored).unwrap());
+    let mut plain = boot.plain.clone();
+    change(&mut plain);
+    let packed = zstd::bulk::compress(&plain, 3).unwrap();
+    let (mut header, mut toc) = (blob[end..end + 512].to_vec(), blob[end + 512..].to_vec());
+    header[124..135].copy_from_slice(format!("{:011o}", packed.len()).as_bytes());
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:07o}\0").as_bytes());
+    let entry = toc.chunks_mut(128).find(|entry| entry[8..].starts_with(b"image.boot")).unwrap();
+    entry[24..56].copy_from_slice(Digest::of(&plain).as_bytes());
+    entry[64..72].copy_from_slice(&(packed.len() as u64).to_le_bytes());
+    [&blob[..at], &packed, &header, &toc].concat()
+}
+
+#[test]
+fn a_blob_whose_own_bootstrap_says_something_else_is_told() {
+    let tar = archive(&stack()[0]);
+    let blob = made(&tar, &tar, 2).unwrap().blob;
+    let check = |blob: &[u8]| {
+        let (digest, size, parts) = (Digest::of(blob), blob.len() as u64, &read_again(blob));
+        compare(&tar[..], &expected(&tar, &tar), tar.len() as u64, None, Blob { bytes: blob, digest, size, parts })
+    };
+    check(&with_bootstrap(&blob, |_| ())).unwrap();
+    for (what, change) in CHANGES {
+        let error = check(&with_bootstrap(&blob, change)).err();
+        assert!(matches!(error, Some(RecodeError::Nydus(_))), "{what}: {error:?}");
+    }
+}
+
+#[test]
+fn a_tree_on_top_that_is_not_that_of_the_layers_is_told() {
+    let image = image(&stack().map(|entries| archive(&entries))).unwrap();
+    let listed: Vec<_> = image.layers.iter().map(|layer| (layer.said.digest, &layer.said.parts)).collect();
+    let check = |boot: &[u8], layers: &[(Digest, &Parts)]| {
+        let tar = archive(&[Entry::dir("image"), Entry::file("image/image.boot", boot)]);
+        let top = packed_as("gzip -6", &tar);
+        compare_merged(&top[..], &expected(&tar, &top), top.len() as u64, layers)
+    };
+    check(image.bootstrap(), &listed).unwrap();
+    for (what, change) in CHANGES {
+        let mut boot = image.bootstrap().to_vec();
+        change(&mut boot);
+        let error = check(&boot, &listed).err();
+        assert!(matches!(error, Some(RecodeError::Nydus(_))), "{what}: {error:?}");
+    }
+    // A layer less, or in another place.
+    for layers in [&listed[..2], &[listed[1], listed[0], listed[2]]] {
+        let error = check(image.bootstrap(), layers).err();
+        assert!(matches!(error, Some(RecodeError::Nydus(NydusError::Differs(_)))), "{error:?}");
+    }
+    let tar = archive(&[Entry::file("image/other", "")]);
+    let error = compare_merged(&tar[..], &expected(&tar, &tar), tar.len() as u64, &listed);
+    assert!(error.is_err());
 }
 
 proptest! {

@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use format::Digest;
-use registry::{
-    Client, Descriptor, Error, Handed, HostConfig, Image, IndexArtifact, Platform, Reference, Source,
-};
+use registry::{About, Client, Descriptor, Error, Handed, HostConfig, Image, Platform, Reference, Source};
 use store::{Blob, Origin, OriginError, Urgency};
 
 use crate::config::Config;
@@ -46,21 +44,24 @@ pub enum Late {
     Slow,
 }
 
-/// The question for the index artifacts of a manifest, under way. Dropped, nobody waits for it any more.
-pub struct Artifacts(tokio::task::JoinSet<Result<Vec<IndexArtifact>, Error>>);
+/// The question for what refers to a manifest, under way. Dropped, nobody waits for it any more.
+pub struct Referring {
+    manifest: Digest,
+    question: tokio::task::JoinSet<Result<About, Error>>,
+}
 
-impl Artifacts {
+impl Referring {
     fn ask(source: Arc<Source>, manifest: Digest) -> Self {
         let mut question = tokio::task::JoinSet::new();
-        question.spawn(async move { source.index_artifacts(&manifest).await });
-        Self(question)
+        question.spawn(async move { source.about(&manifest).await });
+        Self { manifest, question }
     }
 
-    async fn answer(mut self) -> Result<Vec<IndexArtifact>, Error> {
-        match self.0.join_next().await {
+    async fn answer(mut self) -> Result<About, Error> {
+        match self.question.join_next().await {
             Some(Ok(answer)) => answer,
             // It has panicked, which was told; an image without indexes is streamed.
-            Some(Err(_)) | None => Ok(Vec::new()),
+            Some(Err(_)) | None => Ok(About::nothing(self.manifest)),
         }
     }
 }
@@ -113,7 +114,7 @@ impl Net {
         self.runtime.block_on(source.image(&Platform::host()))
     }
 
-    /// Returns the same, and the question for its index artifacts, which is asked beside the config's unless the manifest
+    /// Returns the same, and the question for what refers to it, which is asked beside the config's unless the manifest
     /// is one that is known. Where it takes its time `late` is told, and says whether to wait on; nothing is returned
     /// if not.
     pub fn image_unless(
@@ -121,19 +122,19 @@ impl Net {
         source: &Arc<Source>,
         known: Option<&Digest>,
         mut late: impl FnMut(Late) -> ControlFlow<()>,
-    ) -> Option<Result<(Image, Option<Artifacts>), Error>> {
+    ) -> Option<Result<(Image, Option<Referring>), Error>> {
         let platform = Platform::host();
         self.runtime.block_on(async {
             let before = source.answers();
             let mut asked = pin!(async {
-                let mut artifacts = None;
+                let mut referring = None;
                 let seen = |manifest: &Digest| {
                     if known != Some(manifest) {
-                        artifacts = Some(Artifacts::ask(source.clone(), *manifest));
+                        referring = Some(Referring::ask(source.clone(), *manifest));
                     }
                 };
                 let image = source.image_seen(&platform, seen).await;
-                image.map(|image| (image, artifacts))
+                image.map(|image| (image, referring))
             });
             if let Ok(image) = tokio::time::timeout(SILENCE, &mut asked).await {
                 return Some(image);
@@ -151,17 +152,17 @@ impl Net {
         })
     }
 
-    /// Returns the index artifacts that refer to a manifest, best first; `asked` is the question, if it was asked before.
-    pub fn artifacts(
+    /// Returns what refers to a manifest; `asked` is the question, if it was asked before.
+    pub fn about(
         &self,
         source: &Source,
         manifest: &Digest,
-        asked: Option<Artifacts>,
-    ) -> Result<Vec<IndexArtifact>, Error> {
+        asked: Option<Referring>,
+    ) -> Result<About, Error> {
         self.runtime.block_on(async {
             match asked {
                 Some(asked) => asked.answer().await,
-                None => source.index_artifacts(manifest).await,
+                None => source.about(manifest).await,
             }
         })
     }

@@ -37,6 +37,27 @@ mod tree;
 pub mod write;
 
 use crate::erofs::read::Corrupt;
+use crate::tar::{MemberKind, Parser, Step};
+
+/// Returns the bootstrap in the tar of its layer.
+pub fn boot_file(tar: &[u8]) -> Result<&[u8], NydusError> {
+    let (mut parser, mut rest) = (Parser::new(), tar);
+    loop {
+        let (taken, step) =
+            parser.step(rest).map_err(|_| NydusError::Damaged("the tar around its bootstrap"))?;
+        rest = &rest[taken..];
+        let Step::Member(member) = step else {
+            return Err(NydusError::Damaged("there is no image/image.boot in the bootstrap layer"));
+        };
+        let payload = usize::try_from(member.payload).ok().and_then(|len| rest.split_at_checked(len));
+        let (bytes, after) = payload.ok_or(NydusError::Damaged("the tar around its bootstrap ends early"))?;
+        let name = member.path.strip_prefix(b"./").unwrap_or(&member.path);
+        if name == b"image/image.boot" && matches!(member.kind, MemberKind::File) {
+            return Ok(bytes);
+        }
+        rest = after;
+    }
+}
 
 /// Why bytes are not a bootstrap, or not the meta of a blob, that we read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

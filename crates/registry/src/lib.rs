@@ -5,6 +5,7 @@
 //! This crate knows protocols and budgets. It keeps nothing on disk for itself, and bytes of blobs leave it
 //! unchecked: whoever reads a range must verify what it got.
 
+mod about;
 mod archive;
 mod artifact;
 mod auth;
@@ -39,6 +40,7 @@ mod tls;
 mod transport;
 mod urgency;
 
+pub use about::About;
 pub use artifact::{IndexArtifact, LayerIndexBlob, NewArtifact, NewLayerIndex};
 pub use blob::RangeReader;
 pub use budget::{Eager, HostStats, Priority};

@@ -26,25 +26,29 @@ impl Repository {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let found = self.lists(subject, artifact_type).await?;
-        // A registry may ignore the filter. One that names no type at all may still mean ours.
-        let fits = |entry: &Descriptor| match (&entry.artifact_type, artifact_type) {
-            (Some(own), Some(wanted)) => own == wanted,
-            _ => true,
-        };
-        Ok(found.into_iter().filter(fits).take(limits::REFERRERS).collect())
+        self.referrers_of(subject, artifact_type.as_slice()).await
+    }
+
+    /// Returns those that are of one of these types; all, if there are none.
+    pub(crate) async fn referrers_of(
+        &self,
+        subject: &Digest,
+        kinds: &[&str],
+    ) -> Result<Vec<Descriptor>, Error> {
+        Ok(self.lists(subject, kinds).await?.into_iter().take(limits::REFERRERS).collect())
     }
 
     /// Asks the API, or for the fallback list; both at once where it is not known which of them the registry has.
-    async fn lists(&self, subject: &Digest, kind: Option<&str>) -> Result<Vec<Descriptor>, Error> {
-        let descriptors =
-            |list: Option<ImageIndex>| list.map_or(Vec::new(), |list| list.descriptors().collect());
+    async fn lists(&self, subject: &Digest, kinds: &[&str]) -> Result<Vec<Descriptor>, Error> {
+        let descriptors = |list: Option<ImageIndex>| {
+            list.map_or(Vec::new(), |list| list.descriptors().filter(|entry| fits(entry, kinds)).collect())
+        };
         let (listed, fallback) = match self.client.lists_referrers(&self.host) {
-            Some(true) => (self.listed(subject, kind).await?, None),
+            Some(true) => (self.listed(subject, kinds).await?, None),
             Some(false) => return Ok(descriptors(self.fallback(subject, Capability::Resolve).await?)),
             None => {
                 let (listed, fallback) =
-                    tokio::join!(self.listed(subject, kind), self.fallback(subject, Capability::Resolve));
+                    tokio::join!(self.listed(subject, kinds), self.fallback(subject, Capability::Resolve));
                 (listed?, Some(fallback))
             }
         };
@@ -57,14 +61,12 @@ impl Repository {
     }
 
     /// Asks the API; `None` if the registry has none.
-    async fn listed(
-        &self,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Descriptor>>, Error> {
-        // Nothing in our types needs escaping except the plus sign.
-        let query =
-            artifact_type.map_or(String::new(), |kind| format!("?artifactType={}", kind.replace('+', "%2B")));
+    async fn listed(&self, subject: &Digest, kinds: &[&str]) -> Result<Option<Vec<Descriptor>>, Error> {
+        // It filters by one type only. Nothing in our types needs escaping except the plus sign.
+        let query = match kinds {
+            [kind] => format!("?artifactType={}", kind.replace('+', "%2B")),
+            _ => String::new(),
+        };
         let what = format!("referrers of {self}@{subject}");
         let mut call = self.call(Method::GET, format!("referrers/{subject}{query}"), what);
         call.headers.insert(header::ACCEPT, HeaderValue::from_static(media_type::INDEX));
@@ -73,7 +75,9 @@ impl Repository {
             let (endpoint, answer) = self.ask(Capability::Resolve, &call, sizes::MANIFEST).await?;
             let list = serde_json::from_slice::<ImageIndex>(&answer.body);
             match (answer.status, list) {
-                (StatusCode::OK, Ok(list)) => found.extend(list.descriptors()),
+                (StatusCode::OK, Ok(list)) => {
+                    found.extend(list.descriptors().filter(|entry| fits(entry, kinds)));
+                }
                 // Not only 404: registries that do not know the path answer as they like.
                 (status, _) if page == 0 && (status.is_success() || is_unknown_path(status)) => {
                     return Ok(None);
@@ -159,6 +163,12 @@ pub(crate) fn referrer(manifest: &Manifest, what: &str) -> Result<Option<(Digest
         entry.annotations = about.annotations.unwrap_or_default();
         (subject.digest, entry)
     }))
+}
+
+/// Says whether an entry of a list is of one of these types, or of any. A registry may ignore the filter; one that names no
+/// type at all may still mean ours.
+fn fits(entry: &Descriptor, kinds: &[&str]) -> bool {
+    entry.artifact_type.as_deref().is_none_or(|own| kinds.is_empty() || kinds.contains(&own))
 }
 
 fn is_unknown_path(status: StatusCode) -> bool {

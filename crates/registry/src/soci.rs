@@ -8,6 +8,7 @@ use format::Digest;
 use format::soci::ahead::AHEAD;
 use format::soci::{INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_DIGEST, ZTOC};
 
+use crate::about::About;
 use crate::error::Error;
 use crate::manifest::{Descriptor, ImageManifest, Manifest};
 use crate::source::Source;
@@ -79,11 +80,11 @@ impl Source {
         SociIndex::parse(&self.manifest_at(digest).await?, None)
     }
 
-    /// Returns the SOCI indexes that refer to an image manifest. Those that cannot be read are left out.
-    pub async fn soci_about(&self, manifest: &Digest) -> Result<Vec<SociIndex>, Error> {
+    /// Returns the SOCI indexes among what refers to an image manifest. Those that cannot be read are left out.
+    pub async fn soci_about(&self, about: &About) -> Result<Vec<SociIndex>, Error> {
         let mut indexes = Vec::new();
-        for found in self.about(manifest, INDEX_V1).await? {
-            match SociIndex::parse(&found, Some(manifest)) {
+        for found in self.manifests_of(about, &[INDEX_V1]).await? {
+            match SociIndex::parse(&found, Some(&about.image)) {
                 Ok(index) => indexes.push(index),
                 Err(error) => tracing::warn!(%error, "SOCI index skipped"),
             }

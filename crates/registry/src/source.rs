@@ -9,14 +9,14 @@ use bytes::Bytes;
 use format::stargz::{TABLE_OF, TABLES_TAG};
 use format::{Digest, limits as sizes};
 
-use crate::artifact::{self, IndexArtifact, NewArtifact};
+use crate::artifact::NewArtifact;
 use crate::blob::RangeReader;
 use crate::budget::Priority;
 use crate::client::{Client, Pick, Repository};
 use crate::error::Error;
 use crate::layout::Layout;
 use crate::limits;
-use crate::manifest::{self, Descriptor, Image, ImageManifest, Manifest, Platform, media_type};
+use crate::manifest::{self, Descriptor, Image, ImageManifest, Manifest, Platform};
 use crate::names::{LayoutName, Tag};
 use crate::reference::Reference;
 use crate::urgency::Urgency;
@@ -229,50 +229,6 @@ impl Source {
         }
         let range = self.read_range(&descriptor.digest, descriptor.size, 0..descriptor.size, priority);
         range.verified(&descriptor.digest, limit).await
-    }
-
-    /// Returns the index artifacts of an image manifest, best first. Those that cannot be read are left out.
-    pub async fn index_artifacts(&self, manifest: &Digest) -> Result<Vec<IndexArtifact>, Error> {
-        let mut candidates = Vec::new();
-        for found in self.about(manifest, media_type::FLOE_INDEX).await? {
-            match IndexArtifact::parse(&found, manifest) {
-                Ok(artifact) => candidates.push(artifact),
-                Err(error) => tracing::warn!(%error, "index artifact skipped"),
-            }
-        }
-        artifact::sort(&mut candidates);
-        Ok(candidates)
-    }
-
-    /// Returns the manifests of a type that refer to a manifest, as many as are looked at; those that are not there are
-    /// left out.
-    pub(crate) async fn about(&self, manifest: &Digest, kind: &str) -> Result<Vec<Manifest>, Error> {
-        match &self.0 {
-            Place::Registry(repository, ..) => {
-                let listed = repository.referrers(manifest, Some(kind)).await?;
-                let mut found = Vec::new();
-                for entry in artifact::shortlist(listed) {
-                    match self.manifest(&entry).await {
-                        Ok(artifact) => found.push(artifact),
-                        Err(error) if error.is_temporary() => return Err(error),
-                        Err(error) => {
-                            tracing::warn!(artifact = %entry.digest, %error, "a referrer is skipped")
-                        }
-                    }
-                }
-                Ok(found)
-            }
-            Place::Layout(layout, _) => {
-                let listed = layout.referrers(manifest).await?;
-                let fits =
-                    |entry: &Descriptor| entry.artifact_type.as_deref().is_none_or(|found| found == kind);
-                Ok(listed
-                    .into_iter()
-                    .filter(|(entry, _)| fits(entry))
-                    .map(|(_, manifest)| manifest)
-                    .collect())
-            }
-        }
     }
 
     /// Stores an index artifact beside its image; returns its digest. If the same is there already, under

@@ -37,6 +37,7 @@ mod tests {
         let image = ImageRef {
             name: RefName::parse("a").unwrap(),
             manifest_digest: Digest::of(&manifest),
+            original: None,
             manifest,
             config_digest: Digest::of(&config),
             config,

@@ -102,6 +102,9 @@ pub struct ImageRef {
     pub name: RefName,
     /// The digest of the manifest.
     pub manifest_digest: Digest,
+    /// The digest of the manifest that the name leads to, where this image is shown in place of that one. The config is then
+    /// that one's, too.
+    pub original: Option<Digest>,
     /// The manifest, byte for byte.
     pub manifest: Vec<u8>,
     /// The digest of the config.
@@ -116,6 +119,9 @@ pub struct ImageRef {
 struct Header {
     name: RefName,
     manifest: Part,
+    /// Earlier versions pass over it, and find another manifest where they ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    original: Option<Digest>,
     config: Part,
     layers: Vec<RefLayer>,
 }
@@ -244,6 +250,7 @@ pub(crate) fn encode(image: &ImageRef) -> Result<Vec<u8>, String> {
     let header = record::json(&Header {
         name: image.name.clone(),
         manifest: part(image.manifest_digest, &image.manifest, limits::MANIFEST, "manifest")?,
+        original: image.original,
         config: part(image.config_digest, &image.config, limits::CONFIG, "config")?,
         layers: image.layers.clone(),
     });
@@ -267,6 +274,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<ImageRef, String> {
     Ok(ImageRef {
         name: header.name,
         manifest_digest: header.manifest.digest,
+        original: header.original,
         manifest: manifest.to_vec(),
         config_digest: header.config.digest,
         config: config.to_vec(),

@@ -20,16 +20,17 @@
 mod back;
 mod check;
 mod cut;
+mod hold;
 mod merge;
 mod parts;
 
 use std::io::{Read, Write};
 use std::thread;
 
-use format::Digest;
 use format::nydus::layer::LayerError;
 use format::nydus::write::BootstrapError;
 use format::tree::TreeError;
+use format::{ChunkId, Digest};
 
 use super::pack::Level;
 use super::pipe::Pipe;
@@ -38,7 +39,7 @@ use crate::Expected;
 pub use back::{compare_unpacked, unpack};
 pub use check::{Blob, compare};
 use cut::Cut;
-pub use merge::{Merged, merge};
+pub use merge::{Merged, compare_merged, merge};
 pub use parts::{Parts, PartsError, Toc};
 
 /// What a chunk's bytes, and a piece of the pipe, may be: a chunk is shorter, so the pipe never ends one by itself.
@@ -88,6 +89,9 @@ pub enum NydusError {
     /// A blob does not hold what its layer does.
     #[error("{0:?} differs")]
     Differs(String),
+    /// A blob's tables contradict each other, or are not where it says.
+    #[error("a blob's {0} is not what it should be")]
+    Table(&'static str),
     /// A layer is not what is made of its blob.
     #[error("layer {layer} is not what blob {blob} becomes")]
     Other {
@@ -122,25 +126,46 @@ pub fn pack_in_order(
     order: Option<Order<'_>>,
     out: impl Write + Send,
 ) -> Result<Packed, RecodeError> {
+    packed(blob, expected, packing, order, out).map(|(packed, _)| packed)
+}
+
+/// What a layer is, before anything is made of it.
+struct Original {
+    layer: cut::Layer,
+    /// What the pipe's pieces are.
+    ids: Vec<ChunkId>,
+}
+
+fn packed(
+    blob: impl Read,
+    expected: &Expected,
+    packing: &Packing,
+    order: Option<Order<'_>>,
+    out: impl Write + Send,
+) -> Result<(Packed, Original), RecodeError> {
     let level = Level::bare(packing.level)?;
     thread::scope(|scope| {
         let mut pipe = Pipe::start(scope, level, packing.threads, PIECE, out)?;
-        let parts = match to_blob(Tar { blob, expected, size: packing.blob_size, order }, &mut pipe) {
-            Ok(parts) => parts,
+        let tar = Tar { blob, expected, size: packing.blob_size, order };
+        let (parts, original) = match to_blob(tar, &mut pipe) {
+            Ok(made) => made,
             // Another thread stopped, and knows why.
             Err(RecodeError::Thread) => return Err(pipe.end().err().unwrap_or(RecodeError::Thread)),
             Err(error) => return Err(error),
         };
         let written = pipe.finish()?;
-        Ok(Packed { digest: written.digest, size: written.size, parts })
+        Ok((Packed { digest: written.digest, size: written.size, parts }, original))
     })
 }
 
-fn to_blob(tar: Tar<'_, impl Read>, pipe: &mut Pipe<'_>) -> Result<Parts, RecodeError> {
+fn to_blob(tar: Tar<'_, impl Read>, pipe: &mut Pipe<'_>) -> Result<(Parts, Original), RecodeError> {
     let mut cut = Cut::new(pipe)?;
     tar.read(&mut cut)?;
     let layer = cut.finish()?;
-    let (parts, tail) = parts::write(&layer, pipe.placed()?)?;
+    let placed = pipe.placed()?;
+    let ids = placed.copies.iter().map(|chunk| placed.chunks.get(*chunk as usize).map(|chunk| chunk.id));
+    let ids = ids.collect::<Option<_>>().ok_or(RecodeError::Thread)?;
+    let (parts, tail) = parts::write(&layer, placed)?;
     pipe.as_is(&tail)?;
-    Ok(parts)
+    Ok((parts, Original { layer, ids }))
 }

@@ -164,7 +164,7 @@ fn left_aside<T: Default>(error: &anyhow::Error) -> T {
 /// Returns the profile that is shipped with an image, if there is one that can be read.
 fn shipped(net: &Net, source: &Source, manifest: &Digest) -> anyhow::Result<Option<Profile>> {
     let what = || format!("looking for a profile of {source}");
-    let artifacts = net.artifacts(source, manifest, None).with_context(what)?;
+    let artifacts = net.run(source.index_artifacts(manifest)).with_context(what)?;
     let Some(descriptor) = artifacts.iter().find_map(|artifact| artifact.profile.as_ref()) else {
         return Ok(None);
     };

@@ -83,7 +83,7 @@ impl Engine {
     /// Opens an image, and says so if that has fetched all of it.
     fn look_into(self: &Arc<Self>, image: &str, talk: &Talk<'_>) -> anyhow::Result<Arc<OpenImage>> {
         let known = self.images().get(&canonical(image)?).cloned();
-        let opened = self.open(image, Purpose::Look, talk)?;
+        let opened = self.open(image, Purpose::Compare, talk)?;
         let streamed = opened.layers().iter().any(|layer| layer.origin == IndexOrigin::Streamed);
         if streamed && !known.is_some_and(|known| Arc::ptr_eq(&known, &opened)) {
             let text = format!("{}: {}", opened.reference(), self.report(&opened).why);

@@ -35,7 +35,7 @@ impl Engine {
         let mut tally = Tally::default();
         let mut references = Vec::new();
         for image in images {
-            let image = self.open(image, Purpose::Look, talk)?;
+            let image = self.open(image, Purpose::Compare, talk)?;
             let _in_use = InUse::new(image.clone());
             self.complete(&image, talk)?;
             for found in image.layers() {

@@ -11,7 +11,7 @@ use format::index::{Basis, Index};
 use format::layer::Layer;
 use format::payload::SegmentSize;
 use format::{Digest, IndexId, limits};
-use registry::{IndexArtifact, Reference, Source};
+use registry::{About, IndexArtifact, Reference, Source};
 use store::{Blob, Hold, ImageRef, Origin, Pin, Priority, Proof, RefName, Urgency};
 
 use super::asker::{Asker, Question, is_in};
@@ -27,7 +27,7 @@ use super::role::Role;
 use super::tables::{is_of, vouched};
 use super::why_not::WhyNot;
 use super::{Engine, Talk, say};
-use crate::origin::Artifacts;
+use crate::origin::Referring;
 use crate::trust::{Claim, Signature, Verdict};
 
 /// Layers streamed at once: what containerd fetches at once, and enough to keep two cores and a link busy.
@@ -74,7 +74,9 @@ pub(super) struct Found {
 /// The layers of an image, as far as they have an index.
 pub(super) struct KnownLayers {
     pub(super) layers: Vec<Option<FoundLayer>>,
-    why_not: WhyNot,
+    /// What else refers to the image, where that was asked.
+    pub(super) about: Option<About>,
+    pub(super) why_not: WhyNot,
     profile: Option<Profile>,
     ahead: Option<Profile>,
     line: Line,
@@ -89,8 +91,8 @@ impl KnownLayers {
 
 /// What the registry has beside the image.
 struct Shipped {
-    /// Best first. Anybody who may write there can add one, so the first is not the last word.
-    artifacts: Vec<IndexArtifact>,
+    /// Anybody who may write there can add an index, so the first is not the last word.
+    about: About,
     /// Of all of them: a signature names what it covers, wherever it lies.
     signatures: Vec<Signature>,
 }
@@ -117,8 +119,15 @@ impl Engine {
         purpose: Purpose,
         talk: &Talk<'_>,
     ) -> anyhow::Result<Found> {
-        let known = self.known_layers(reference, resolved, purpose)?;
-        let KnownLayers { mut layers, why_not, profile, ahead, line } = known;
+        let known = match self.remembered(reference, resolved, purpose) {
+            Some(known) => known,
+            None => {
+                let mut known = self.known_layers(reference, resolved, purpose)?;
+                self.stand_in(reference, resolved, purpose, &mut known);
+                known
+            }
+        };
+        let KnownLayers { mut layers, about: _, why_not, profile, ahead, line } = known;
         let asker = Asker::of(reference, purpose);
         let asked = asker.question();
         let missing: Vec<usize> = (0..layers.len()).filter(|n| layers[*n].is_none()).collect();
@@ -151,7 +160,7 @@ impl Engine {
         resolved: &mut Resolved,
         purpose: Purpose,
     ) -> anyhow::Result<KnownLayers> {
-        let artifacts = resolved.artifacts.take();
+        let referring = resolved.referring.take();
         let resolved = &*resolved;
         if resolved.layers.len() > limits::LAYERS {
             bail!("{} layers; at most {} are supported", resolved.layers.len(), limits::LAYERS);
@@ -165,7 +174,7 @@ impl Engine {
         let alone = resolved.source.is_none() || resolved.unasked.is_some();
         let mut layers =
             parallel(&resolved.layers, OPENED, |place| self.local_layer(place, &images, &asked, alone))?;
-        let (mut profile, mut ahead) = (None, None);
+        let (mut profile, mut ahead, mut about) = (None, None, None);
         let line = Line::default();
         let mut why_not = WhyNot::default();
         if let Some(source) = &resolved.source {
@@ -175,12 +184,13 @@ impl Engine {
         if (0..layers.len()).any(lacks)
             && let Some(source) = &resolved.source
         {
-            match self.shipped(source, &resolved.manifest, artifacts) {
+            match self.shipped(source, &resolved.manifest, referring) {
                 Ok(shipped) => {
                     let untold = why_not.text.take();
                     why_not = self.fetch_layers(source, &shipped, &asked, resolved, &line, &mut layers)?;
                     why_not.text = untold.or(why_not.text);
                     profile = self.shipped_profile(source, &shipped);
+                    about = Some(shipped.about);
                 }
                 Err(error) => {
                     why_not.usual = Fallback::NoAnswer;
@@ -190,9 +200,8 @@ impl Engine {
             if purpose.takes_tables() {
                 let untold = self.read_tables(source, &resolved.layers, &asked, &line, &mut layers)?;
                 why_not.then(untold);
-                // Whoever has not answered is not asked once more.
-                if why_not.usual != Fallback::NoAnswer {
-                    let read = self.read_soci(source, resolved, &asked, &line, &mut layers)?;
+                if let Some(about) = &about {
+                    let read = self.read_soci(source, resolved, about, &asked, &line, &mut layers)?;
                     why_not.then(read.why_not);
                     ahead = read.profile;
                 }
@@ -201,7 +210,7 @@ impl Engine {
         if let Some(source) = &resolved.source {
             layers.iter().flatten().for_each(|found| self.know_beside(found.layer().index(), source));
         }
-        Ok(KnownLayers { layers, why_not, profile, ahead, line })
+        Ok(KnownLayers { layers, about, why_not, profile, ahead, line })
     }
 
     /// Remembers that a source has what a layer's bytes are in beside the layer's blob: that need be no layer of the image.
@@ -335,11 +344,11 @@ impl Engine {
         &self,
         source: &Source,
         manifest: &Digest,
-        asked: Option<Artifacts>,
+        asked: Option<Referring>,
     ) -> Result<Shipped, registry::Error> {
-        let artifacts = self.net.artifacts(source, manifest, asked)?;
+        let about = self.net.about(source, manifest, asked)?;
         let mut signatures = Vec::new();
-        for descriptor in artifacts.iter().flat_map(|artifact| &artifact.signatures).take(SIGNATURES) {
+        for descriptor in about.indexes.iter().flat_map(|artifact| &artifact.signatures).take(SIGNATURES) {
             // Anybody who may write there can add one that cannot be had; it must not spoil the others.
             let fetched = self.net.blob(source, descriptor, limits::MANIFEST).map_err(anyhow::Error::from);
             let parsed = fetched.and_then(|bytes| Ok(serde_json::from_slice::<Vec<Signature>>(&bytes)?));
@@ -350,7 +359,7 @@ impl Engine {
                 }
             }
         }
-        Ok(Shipped { artifacts, signatures })
+        Ok(Shipped { about, signatures })
     }
 
     /// Fetches the indexes of the layers that lack one; returns why some are not used, if so.
@@ -364,7 +373,7 @@ impl Engine {
         layers: &mut [Option<FoundLayer>],
     ) -> anyhow::Result<WhyNot> {
         let why_not = Mutex::new(WhyNot::default());
-        for artifact in &shipped.artifacts {
+        for artifact in &shipped.about.indexes {
             let lacks = |n: &usize| layers[*n].is_none() && resolved.layers[*n].role.is_none();
             let missing: Vec<usize> = (0..layers.len()).filter(lacks).collect();
             let fetched = parallel(&missing, INDEXES, |n| {
@@ -459,7 +468,7 @@ impl Engine {
     }
 
     fn shipped_profile(&self, source: &Source, shipped: &Shipped) -> Option<Profile> {
-        let descriptor = shipped.artifacts.iter().find_map(|artifact| artifact.profile.as_ref())?;
+        let descriptor = shipped.about.indexes.iter().find_map(|artifact| artifact.profile.as_ref())?;
         let read = || anyhow::Ok(Profile::parse(&self.net.blob(source, descriptor, limits::MANIFEST)?)?);
         read().inspect_err(|error| tracing::warn!("the shipped profile is not used: {error:#}")).ok()
     }

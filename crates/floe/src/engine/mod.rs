@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `open.rs` | reference -> manifest -> layers with indexes -> metadata image |
 //! | `layers.rs`, `tables.rs`, `nydus.rs`, `soci.rs` | where a layer's index comes from: store, registry, the layer itself, or a table beside it |
+//! | `stand_in.rs` | an image of Nydus that is shown for the one that it refers to |
 //! | `asker.rs` | for whom it is wanted |
 //! | `fetch.rs` | what is fetched when nobody waits: the profile, then the rest, then the proof |
 //! | `regret.rs`, `line.rs` | when the rest had better come before anybody is ready |
@@ -54,6 +55,7 @@ mod role;
 pub mod room;
 mod soci;
 pub(crate) mod stack;
+mod stand_in;
 mod tables;
 mod tree;
 mod waits;

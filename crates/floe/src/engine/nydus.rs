@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use format::index::{BlobAt, Codec, Index};
+use format::nydus::boot_file;
 use format::nydus::bootstrap::{Blob, Bootstrap};
 use format::nydus::index::{MakeError, Whose, index, nothing};
 use format::nydus::meta::BlobMeta;
 use format::payload::SegmentSize;
 use format::skeleton::MadeError;
-use format::tar::{MemberKind, Parser, Step};
 use format::{DiffId, Digest, limits, unpack};
 use registry::{Descriptor, Priority, Source};
 
@@ -89,7 +89,7 @@ impl Engine {
         if diff_id != place.diff_id {
             bail!("the bootstrap is {diff_id}, where the image says {}", place.diff_id);
         }
-        let bootstrap = Bootstrap::open(file(&tar)?).context("reading the bootstrap")?;
+        let bootstrap = Bootstrap::open(boot_file(&tar)?).context("reading the bootstrap")?;
         let blobs = blobs_of(bootstrap.blobs(), places)?;
         let needed = bootstrap.blobs().iter().filter(|blob| blob.needs_meta()).map(|blob| blob.meta.plain);
         if needed.fold(0, u64::saturating_add) > limits::CONTENTS {
@@ -173,22 +173,5 @@ fn codec(blob: &[u8]) -> Codec {
         [0x1f, 0x8b, ..] => Codec::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Codec::Zstd,
         _ => Codec::Plain,
-    }
-}
-
-/// Returns the bootstrap in the tar of its layer.
-fn file(tar: &[u8]) -> anyhow::Result<&[u8]> {
-    let (mut parser, mut rest) = (Parser::new(), tar);
-    loop {
-        let (taken, step) = parser.step(rest).context("reading the tar of the bootstrap")?;
-        rest = &rest[taken..];
-        let Step::Member(member) = step else { bail!("there is no image/image.boot in the bootstrap layer") };
-        let payload = usize::try_from(member.payload).ok().and_then(|len| rest.split_at_checked(len));
-        let (bytes, after) = payload.context("the tar of the bootstrap ends early")?;
-        let name = member.path.strip_prefix(b"./").unwrap_or(&member.path);
-        if name == b"image/image.boot" && matches!(member.kind, MemberKind::File) {
-            return Ok(bytes);
-        }
-        rest = after;
     }
 }

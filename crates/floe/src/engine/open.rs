@@ -22,7 +22,7 @@ use super::tables::landmarks;
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
 use crate::exit::Hint;
-use crate::origin::Artifacts;
+use crate::origin::Referring;
 
 /// How an image was opened the last time.
 struct LastOpening {
@@ -39,6 +39,8 @@ struct LastOpening {
 pub(super) struct OpenImage {
     reference: String,
     manifest: Digest,
+    /// What the reference leads to, where this is shown in place of that.
+    original: Option<Digest>,
     descriptor: Descriptor,
     manifest_bytes: Vec<u8>,
     /// Whether the store knows what its reference means.
@@ -74,6 +76,11 @@ impl OpenImage {
         self.manifest
     }
 
+    /// Returns what the reference leads to.
+    fn asked(&self) -> Digest {
+        self.original.unwrap_or(self.manifest)
+    }
+
     /// Returns the manifest as an artifact refers to it.
     pub(super) fn manifest_descriptor(&self) -> &Descriptor {
         &self.descriptor
@@ -104,9 +111,12 @@ impl OpenImage {
             |layer: &FoundLayer| matches!(layer.hold.files().standing().proof, Proof::Refused { .. });
         let believed = purpose != Purpose::Lend || self.lent || self.layers.iter().all(FoundLayer::proved);
         let of_tar = purpose != Purpose::Pull || self.layers.iter().all(|found| found.layer().is_of_tar());
+        let wrong = |layer: &FoundLayer| layer.hold.files().doubted().is_some();
+        let stands_in = self.original.is_some();
         believed
             && of_tar
-            && self.manifest == manifest
+            && self.asked() == manifest
+            && !(stands_in && (!purpose.takes_others() || self.layers.iter().any(wrong)))
             && self.meta.exists()
             && !self.layers.iter().any(refused)
             && !self.layers.iter().any(|found| found.doubted().is_some())
@@ -181,6 +191,8 @@ pub(super) enum Purpose {
     Apart,
     /// Somebody asks for what the reference means today: the registry is waited for.
     Pull,
+    /// Images are held against others: what the manifest names is looked at, and nothing in its place.
+    Compare,
     /// Anything else.
     Look,
 }
@@ -195,6 +207,11 @@ impl Purpose {
     /// their tars has to be true.
     pub(super) fn takes_tables(self) -> bool {
         !matches!(self, Self::Pull | Self::Apart)
+    }
+
+    /// Says whether another image may be shown that says it has the same files.
+    pub(super) fn takes_others(self) -> bool {
+        matches!(self, Self::Start | Self::Look)
     }
 }
 
@@ -215,12 +232,14 @@ pub(crate) fn parse(image: &str) -> anyhow::Result<Reference> {
 /// What is known of an image before its layers are looked at.
 pub(super) struct Resolved {
     pub(super) manifest: Digest,
+    /// What the reference leads to, where this is shown in place of that.
+    original: Option<Digest>,
     pub(super) manifest_bytes: Vec<u8>,
     config: Vec<u8>,
     pub(super) layers: Vec<Place>,
     pub(super) source: Option<Arc<Source>>,
-    /// The question for its index artifacts, if it was asked already.
-    pub(super) artifacts: Option<Artifacts>,
+    /// The question for what refers to it, if it was asked already.
+    pub(super) referring: Option<Referring>,
     /// Why this is what the store knew, if it is and the registry could know better.
     pub(super) unasked: Option<String>,
     /// The image indexes that led to it, the outermost first.
@@ -243,7 +262,7 @@ impl Engine {
         let resolve = begun.elapsed();
 
         if let Some(known) =
-            self.images().get(&name).filter(|known| known.serves(resolved.manifest, purpose)).cloned()
+            self.images().get(&name).filter(|known| known.serves(resolved.asked(), purpose)).cloned()
         {
             if purpose != Purpose::Lend {
                 self.remember(&known)?;
@@ -296,6 +315,7 @@ impl Engine {
         let image = Arc::new(OpenImage {
             reference: name.clone(),
             manifest: resolved.manifest,
+            original: resolved.original,
             descriptor,
             manifest_bytes: resolved.manifest_bytes,
             named: false.into(),
@@ -341,6 +361,7 @@ impl Engine {
         }
         let local =
             self.store.refs().get(&ref_name(&reference.to_string())?).context("looking into the store")?;
+        let local = local.filter(|local| local.original.is_none() || self.may_stand_in(reference, purpose));
         // A digest means the same for ever: with everything at hand nobody needs to be asked.
         if let (Some(local), Some(digest)) = (&local, reference.digest())
             && local.manifest_digest == *digest
@@ -352,7 +373,7 @@ impl Engine {
         let far = matches!(reference, Reference::Registry(_));
         let could_go_on = far && local.is_some() && purpose != Purpose::Pull;
         let (mut too_late, mut told) = (None, Ok(()));
-        let known = local.as_ref().map(|local| &local.manifest_digest);
+        let known = local.as_ref().map(|local| local.original.as_ref().unwrap_or(&local.manifest_digest));
         let image = self.net.image_unless(&source, known, |late| {
             if could_go_on {
                 too_late = Some(late);
@@ -363,7 +384,7 @@ impl Engine {
         });
         told?;
         let error = match image {
-            Some(Ok((image, artifacts))) => return Ok(Resolved::remote(image, artifacts, source)),
+            Some(Ok((image, referring))) => return Ok(Resolved::remote(image, referring, source)),
             Some(Err(error)) if error.is_temporary() => anyhow::Error::new(error),
             Some(Err(error)) if far => return Err(refused(error)),
             Some(Err(error)) => return Err(error).with_context(|| format!("looking into {source}")),
@@ -391,6 +412,7 @@ impl Engine {
         let known = ImageRef {
             name: ref_name(&image.reference)?,
             manifest_digest: image.manifest,
+            original: image.original,
             manifest: image.manifest_bytes.clone(),
             config_digest: Digest::of(&image.config),
             config: image.config.clone(),
@@ -431,9 +453,12 @@ impl Engine {
         if let Some(unasked) = &last.unasked {
             why += &format!("; the tag is as it was last seen: {unasked}");
         }
+        if image.original.is_some() {
+            why += &format!("; its files are those of image {} of Nydus, which refers to it", image.manifest);
+        }
         ImageReport {
             reference: image.reference.clone(),
-            manifest: image.manifest,
+            manifest: image.asked(),
             why,
             layers: image.layers.iter().map(layer).collect(),
             opening: last.times,
@@ -467,7 +492,22 @@ impl Resolved {
         Ok(Descriptor::new(media_type, self.manifest, self.manifest_bytes.len() as u64))
     }
 
-    fn remote(image: Image, artifacts: Option<Artifacts>, source: Arc<Source>) -> Self {
+    /// Returns another image, to be shown in place of this one, which keeps its config.
+    pub(super) fn shows(&self, other: Self) -> Self {
+        Self {
+            original: Some(self.manifest),
+            config: self.config.clone(),
+            indexes: self.indexes.clone(),
+            ..other
+        }
+    }
+
+    /// Returns what the reference leads to.
+    fn asked(&self) -> Digest {
+        self.original.unwrap_or(self.manifest)
+    }
+
+    pub(super) fn remote(image: Image, referring: Option<Referring>, source: Arc<Source>) -> Self {
         let layers = image.layers.iter().map(|layer| Place {
             blob: layer.digest,
             size: layer.size,
@@ -479,25 +519,27 @@ impl Resolved {
         Self {
             layers: layers.collect(),
             manifest: image.manifest.digest,
+            original: None,
             manifest_bytes: image.manifest.bytes.to_vec(),
             config: image.config.to_vec(),
             source: Some(source),
-            artifacts,
+            referring,
             unasked: None,
             indexes: image.indexes,
         }
     }
 
-    fn local(image: &ImageRef, source: Option<Arc<Source>>) -> Self {
+    pub(super) fn local(image: &ImageRef, source: Option<Arc<Source>>) -> Self {
         let roles = roles(&image.manifest);
         let place = |(n, layer)| Place { role: roles.get(n).copied().flatten(), ..Place::of(layer) };
         Self {
             layers: image.layers.iter().enumerate().map(place).collect(),
             manifest: image.manifest_digest,
+            original: image.original,
             manifest_bytes: image.manifest.clone(),
             config: image.config.clone(),
             source,
-            artifacts: None,
+            referring: None,
             unasked: None,
             indexes: Vec::new(),
         }

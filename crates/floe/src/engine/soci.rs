@@ -7,7 +7,7 @@
 //!
 //! Beside a zTOC there may be a list of what a start reads, which is taken for a profile until a start has been recorded, as landmarks are.
 //!
-//! Asked for last: it costs a request, and who has an index of ours or a table needs none.
+//! Looked at last: who has an index of ours or a table needs none.
 
 use std::panic::resume_unwind;
 use std::thread::ScopedJoinHandle;
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use format::limits;
 use format::soci::index::{Whose, index};
 use format::soci::{ahead, assumes_short_header};
-use registry::{Descriptor, Priority, SociIndex, Source};
+use registry::{About, Descriptor, Priority, SociIndex, Source};
 
 use super::Engine;
 use super::asker::Question;
@@ -51,6 +51,7 @@ impl Engine {
         &self,
         source: &Source,
         resolved: &Resolved,
+        about: &About,
         asked: &Question<'_>,
         line: &Line,
         layers: &mut [Option<FoundLayer>],
@@ -63,7 +64,7 @@ impl Engine {
         if candidates.is_empty() {
             return Ok(ReadSoci::default());
         }
-        let indexes = match self.soci_indexes(source, resolved, asked) {
+        let indexes = match self.soci_indexes(source, resolved, about, asked) {
             Ok(indexes) => indexes,
             Err(error) => {
                 tracing::warn!(manifest = %resolved.manifest, "a SOCI index is not used: {error:#}");
@@ -100,6 +101,7 @@ impl Engine {
         &self,
         source: &Source,
         resolved: &Resolved,
+        about: &About,
         asked: &Question<'_>,
     ) -> anyhow::Result<Vec<SociIndex>> {
         let verdict = self.rule.judge_unsigned(asked.asked);
@@ -120,8 +122,8 @@ impl Engine {
         if !verdict.accepted() {
             return Ok(Vec::new());
         }
-        let found = self.net.run(source.soci_about(&resolved.manifest));
-        found.context("asking whether there is a SOCI index")
+        let found = self.net.run(source.soci_about(about));
+        found.context("fetching the SOCI indexes that refer to the image")
     }
 
     /// Opens a layer by its zTOC; returns with it the segments that are to be fetched first.

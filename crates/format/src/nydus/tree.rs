@@ -10,6 +10,7 @@ use crate::erofs::disk::decode_device;
 use crate::erofs::read::{Kind, Nid};
 use crate::limits;
 use crate::tar::{Member, MemberKind};
+use crate::tree::Xattrs;
 
 /// All names of a bootstrap but the root's: directories before what is in them, names in order.
 ///
@@ -66,6 +67,14 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         };
         lister.run()?;
         Ok(Listing { bootstrap: self, entries: lister.entries })
+    }
+}
+
+impl<B: AsRef<[u8]>> Bootstrap<B> {
+    /// Returns the root as a member of a tar, with an empty path.
+    pub fn root(&self) -> Result<Member, NydusError> {
+        let nid = self.inodes.root();
+        Ok(member(Box::default(), MemberKind::Dir, &self.inodes.node(nid)?, self.inodes.xattrs(nid)?))
     }
 }
 
@@ -211,17 +220,7 @@ impl<B: AsRef<[u8]>> Listing<'_, B> {
         if payload > limits::LAYER {
             return Err(NydusError::TooLarge { what: "a file", limit: limits::LAYER });
         }
-        Ok(Member {
-            path: self.path(n).into(),
-            kind,
-            mode: node.permissions,
-            uid: node.uid,
-            gid: node.gid,
-            mtime: node.mtime,
-            xattrs: inodes.xattrs(entry.nid)?,
-            plain: 0,
-            payload,
-        })
+        Ok(Member { payload, ..member(self.path(n).into(), kind, &node, inodes.xattrs(entry.nid)?) })
     }
 
     /// Returns the chunks of the nth entry; none for what is no regular file, or a further name of one.
@@ -247,5 +246,20 @@ impl<B: AsRef<[u8]>> Listing<'_, B> {
         }
         names.reverse();
         names.join(&b'/')
+    }
+}
+
+/// Returns an inode as a member of a tar that has no bytes.
+fn member(path: Box<[u8]>, kind: MemberKind, node: &Node, xattrs: Xattrs) -> Member {
+    Member {
+        path,
+        kind,
+        mode: node.permissions,
+        uid: node.uid,
+        gid: node.gid,
+        mtime: node.mtime,
+        xattrs,
+        plain: 0,
+        payload: 0,
     }
 }

@@ -175,7 +175,7 @@ pub(super) fn is_stack(layers: &[Descriptor]) -> bool {
 }
 
 /// Says whether a layer has the tree of an image of Nydus, and no more.
-pub(super) fn is_top(annotations: &BTreeMap<String, String>) -> bool {
+pub(crate) fn is_top(annotations: &BTreeMap<String, String>) -> bool {
     annotations.contains_key(NYDUS_BOOTSTRAP)
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use format::{Digest, DigestHasher};
+use format::Digest;
 use tokio::sync::mpsc;
 
 use super::{LAYER_TAIL, Recode, RecodeError, Recoded, TopLayer};
@@ -196,15 +196,6 @@ async fn part(target: &Target, layer: &LayerBlob, range: Range<u64>) -> Result<V
     Ok(bytes)
 }
 
-/// Returns the digest that a layer has where it was stored.
-pub(super) async fn digest_of(target: &Target, layer: &LayerBlob) -> Result<Digest, Error> {
-    let (mut reader, mut hasher) = (target.read(layer)?, DigestHasher::new());
-    while let Some(piece) = reader.chunk().await? {
-        hasher.update(&piece);
-    }
-    Ok(hasher.finish())
-}
-
 /// Makes the layer that goes on top of others.
 pub(super) async fn top(by: Arc<dyn Recode>, layers: Vec<Digest>, what: String) -> Result<TopLayer, Error> {
     blocking("making the layer on top", move || {
@@ -231,6 +222,25 @@ pub(super) async fn compare(
         })
     });
     let (same, (), ()) = tokio::join!(work, feed(from, to_one, |_| ()), feed(there, to_other, |_| ()));
+    same
+}
+
+/// Compares the layer that goes on top of others with these.
+pub(super) async fn compare_top(
+    by: Arc<dyn Recode>,
+    layers: Vec<Digest>,
+    top: LayerBlob,
+    there: RangeReader,
+) -> Result<(), Error> {
+    let (send, mut inlet) = inlet();
+    let work = blocking("comparing the layer on top", move || {
+        let same = by.compare_top(&layers, (&top, &mut inlet));
+        same.map_err(|error| match inlet.failed {
+            Some(error) => error,
+            None => error.about(format!("layer {}, which has the tree of the others", top.digest)),
+        })
+    });
+    let (same, ()) = tokio::join!(work, feed(there, send, |_| ()));
     same
 }
 

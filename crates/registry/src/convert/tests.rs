@@ -26,6 +26,8 @@ const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 struct Marks {
     recoded: AtomicUsize,
     compared: AtomicUsize,
+    /// Layers on top that were compared.
+    tops: AtomicUsize,
     /// Layers that can be under a top.
     known: Mutex<HashSet<Digest>>,
     /// The order of layers that have one.
@@ -104,6 +106,19 @@ impl Recode for Marks {
         let blob = Bytes::from(format!("{layers:?}"));
         let diff_id = DiffId::new(Digest::of(&[&blob[..], b" as a tar"].concat()));
         Ok(TopLayer { blob, diff_id })
+    }
+
+    fn compare_top(
+        &self,
+        layers: &[Digest],
+        (top, there): (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        let failed = |error: std::io::Error| RecodeError::Failed(Arc::new(error));
+        let mut text = String::new();
+        there.read_to_string(&mut text).map_err(failed)?;
+        assert_eq!(Digest::of(text.as_bytes()), top.digest);
+        self.tops.fetch_add(1, Ordering::Relaxed);
+        if text == format!("{layers:?}") { Ok(()) } else { Err(failed(std::io::Error::other("they differ"))) }
     }
 }
 
@@ -542,6 +557,7 @@ async fn no_layer_stays_in_an_image_of_nydus() {
     scene.name(&good).await;
     let converted = scene.convert_to(Format::Nydus, Originals::Kept, true).await.unwrap();
     assert_eq!((how(&converted), converted.verified), (vec![How::Recoded; 2], 2));
+    assert_eq!(scene.marks.tops.load(Ordering::Relaxed), 1);
     let image = scene.image("amd64", false, &["base", "stay"]).await;
     scene.name(&image).await;
     let error = scene.convert_to(Format::Nydus, Originals::Kept, false).await.unwrap_err();

@@ -51,5 +51,7 @@ pub fn is_packed(media_type: &str) -> bool {
 pub const NYDUS_IMAGE: &str = "application/vnd.nydus.image.manifest.v1+json";
 /// The same as a feature of a platform, as older tools have it.
 pub const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
+/// The config of such an image, as its tools may call it.
+pub const NYDUS_CONFIG: &str = "application/vnd.nydus.image.config.v1+json";
 /// A layer of such an image: chunks, and no tar.
 pub const NYDUS_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";

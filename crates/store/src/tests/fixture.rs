@@ -389,6 +389,7 @@ pub(crate) fn image(name: &str, layers: &[IndexId], version: u64) -> ImageRef {
     ImageRef {
         name: RefName::parse(name).unwrap(),
         manifest_digest: Digest::of(&manifest),
+        original: None,
         manifest,
         config_digest: Digest::of(&config),
         config,

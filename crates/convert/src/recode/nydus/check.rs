@@ -1,21 +1,24 @@
 //! Whether a blob of Nydus holds the files of the layer it was made of.
 //!
 //! The layer is packed again, and what comes out is thrown away but for its tree and its chunks: which bytes are which chunk does
-//! not depend on how hard they are compressed. Against that the blob's own tree is held, and every chunk of it is unpacked.
+//! not depend on how hard they are compressed. Against that the blob's own tree is held, as readers of images find it and as whoever puts
+//! layers together does, and every chunk of it is unpacked. All that tells where chunks lie must tell the same.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
 
-use format::nydus::disk::{Unit, UnitV1};
+use format::nydus::bootstrap::Bootstrap;
+use format::nydus::disk::{ChunkRow, Unit, UnitV1};
 use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::CHUNK_SIZE;
 use format::tar::Member;
-use format::tree::Runs;
-use format::{ChunkId, Digest, DigestHasher};
+use format::tree::{Apart, File, Runs};
+use format::{ChunkId, Digest, DigestHasher, limits};
 use zerocopy::FromBytes;
 
 use super::super::{Order, RecodeError};
-use super::{NydusError, Packing, Parts, pack_in_order};
+use super::hold::hold;
+use super::{NydusError, Original, Packing, Parts, packed, parts};
 use crate::Expected;
 
 /// A blob that is checked.
@@ -40,9 +43,29 @@ pub fn compare(
     made: Blob<'_, impl Read>,
 ) -> Result<(), RecodeError> {
     let packing = Packing { level: Some(1), blob_size: size, threads: 1 };
-    let again = pack_in_order(layer, expected, &packing, order, io::sink())?;
+    let (again, original) = packed(layer, expected, &packing, order, io::sink())?;
     trees(&again.parts, made.parts)?;
+    read_back(&original, made.parts, made.digest)?;
     chunks(made)
+}
+
+/// Holds what a blob says of its layer against the layer; and whoever puts layers together must find in it what other readers do.
+fn read_back(original: &Original, parts: &Parts, blob: Digest) -> Result<(), NydusError> {
+    let bootstrap = Bootstrap::of_blob(&parts.bootstrap[..], blob)?;
+    let Original { layer, ids } = original;
+    let nth = |all: &[u32], file: &File, n: u64| match file.runs {
+        Runs::Whole(first) => all.get(usize::try_from(first + n).ok()?).copied(),
+        _ => None,
+    };
+    let id = |file: &File, n| ids.get(nth(&layer.pieces, file, n)? as usize);
+    hold((&layer.tree, &layer.implied), &bootstrap, |file, n, chunk| id(file, n) == Some(&chunk.id))?;
+
+    let mut tree = Apart::new()?;
+    let read = Layer::open(&parts.bootstrap)?;
+    let Contents { chunks, .. } =
+        read.members::<NydusError>(|member, runs| Ok(tree.member(member, runs)?))?;
+    let (tree, implied) = tree.finish_as_tar()?;
+    hold((&tree, &implied), &bootstrap, |file, n, chunk| nth(&chunks, file, n) == Some(chunk.number))
 }
 
 /// A member, which chunks its bytes are, and whether it is read first.
@@ -89,20 +112,22 @@ fn members(layer: &Layer<'_>) -> Result<Vec<Seen>, NydusError> {
     Ok(seen.into_iter().map(of).collect())
 }
 
-/// Unpacks every chunk of a blob.
+/// Unpacks every chunk of a blob, and looks at all that says where they are.
 fn chunks(made: Blob<'_, impl Read>) -> Result<(), RecodeError> {
     let layer = Layer::open(&made.parts.bootstrap).map_err(NydusError::from)?;
     let rows = layer.blob().map_or(&[][..], |blob| &blob.chunks);
-    let digests: HashMap<u32, [u8; 32]> = rows.iter().map(|row| (row.number.get(), row.digest)).collect();
+    let rows: HashMap<u32, &ChunkRow> = rows.iter().map(|row| (row.number.get(), row)).collect();
     let mut from = Hashed { from: made.bytes, hasher: DigestHasher::new(), at: 0 };
-    let mut packed = Vec::new();
-    for (number, unit) in (0..).zip(made.parts.meta.as_chunks::<{ size_of::<UnitV1>() }>().0) {
+    let (mut packed, mut plain_space) = (Vec::new(), 0);
+    for (number, raw) in (0..).zip(made.parts.meta.as_chunks::<{ size_of::<UnitV1>() }>().0) {
         let differs = || RecodeError::from(NydusError::Differs(format!("chunk {number}")));
-        let Unit { packed_offset, packed_size, plain_size, .. } =
-            UnitV1::read_from_bytes(unit).map_err(|_| differs())?.unit();
-        if packed_offset != from.at || plain_size > CHUNK_SIZE || packed_size > plain_size {
+        let unit = UnitV1::read_from_bytes(raw).map_err(|_| differs())?.unit();
+        let Unit { packed_offset, packed_size, plain_offset, plain_size, .. } = unit;
+        let lies = packed_offset == from.at && plain_offset == plain_space;
+        if !lies || plain_size > CHUNK_SIZE || packed_size > plain_size {
             return Err(differs());
         }
+        plain_space += u64::from(plain_size).next_multiple_of(limits::BLOCK);
         packed.resize(packed_size as usize, 0);
         from.read_exact(&mut packed).map_err(RecodeError::Read)?;
         let id = match packed_size == plain_size {
@@ -113,10 +138,11 @@ fn chunks(made: Blob<'_, impl Read>) -> Result<(), RecodeError> {
             },
         };
         // A file that another one of the layer has replaced may have had one that nothing names.
-        if digests.get(&number).is_some_and(|digest| *digest != id.0) {
+        if rows.get(&number).is_some_and(|row| row.digest != id.0 || !parts::is_at(row, &unit)) {
             return Err(differs());
         }
     }
+    made.parts.check_tables(layer.blob().map(|blob| &blob.row), &mut from, plain_space)?;
     io::copy(&mut from, &mut io::sink()).map_err(RecodeError::Read)?;
     let found = from.hasher.finish();
     if from.at != made.size {
@@ -129,10 +155,19 @@ fn chunks(made: Blob<'_, impl Read>) -> Result<(), RecodeError> {
 }
 
 /// Hashes and counts what is read.
-struct Hashed<R> {
+pub(super) struct Hashed<R> {
     from: R,
     hasher: DigestHasher,
-    at: u64,
+    pub(super) at: u64,
+}
+
+impl<R: Read> Hashed<R> {
+    /// Returns the next bytes, of which whoever asks has bounded the number.
+    pub(super) fn part(&mut self, len: u64) -> Result<Vec<u8>, RecodeError> {
+        let mut bytes = Vec::new();
+        self.by_ref().take(len).read_to_end(&mut bytes).map_err(RecodeError::Read)?;
+        Ok(bytes)
+    }
 }
 
 impl<R: Read> Read for Hashed<R> {

@@ -1,15 +1,21 @@
 //! The tree of an image, and the layer that holds it.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Read;
 
+use format::index::Codec;
+use format::nydus::boot_file;
+use format::nydus::bootstrap::{Blob as Said, Bootstrap};
 use format::nydus::disk::{features, names};
 use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::{Blob, Files, bootstrap};
 use format::tar::{Member, MemberKind, write_header};
-use format::tree::{Builder, Time, Xattrs};
+use format::tree::{Builder, Runs, Time, Xattrs};
+use format::unpack::whole;
 use format::{DiffId, Digest, limits};
 
 use super::super::{RecodeError, Recoded, Recoding, Target, recode};
+use super::hold::hold;
 use super::{NydusError, Parts};
 use crate::Expected;
 
@@ -41,6 +47,10 @@ pub fn merge(layers: &[(Digest, &Parts)]) -> Result<Merged, RecodeError> {
         }
     }
     tar.resize(tar.len() + 1024, 0);
+    // Nobody is made to read more than is read here.
+    if tar.len() as u64 > limits::BOOTSTRAP {
+        return Err(too_long());
+    }
     let diff_id = DiffId::new(Digest::of(&tar));
     let mut blob = Vec::new();
     let size = tar.len() as u64;
@@ -50,12 +60,91 @@ pub fn merge(layers: &[(Digest, &Parts)]) -> Result<Merged, RecodeError> {
     Ok(Merged { blob, digest, diff_id })
 }
 
+fn too_long() -> RecodeError {
+    RecodeError::Limit { what: "the bootstrap of the image, in bytes,", limit: limits::BOOTSTRAP }
+}
+
 const BLOCK: usize = 4096;
 const _: () = assert!(BLOCK as u64 == limits::BLOCK);
 
+/// Compares the layer on top of others, of this length, with what their blobs say, as a reader of images finds it: the tree that
+/// they amount to, and where each chunk of each file is.
+pub fn compare_merged(
+    top: impl Read,
+    expected: &Expected,
+    size: u64,
+    layers: &[(Digest, &Parts)],
+) -> Result<(), RecodeError> {
+    let mut blob = Vec::new();
+    top.take(size.min(limits::BOOTSTRAP) + 1).read_to_end(&mut blob).map_err(RecodeError::Read)?;
+    let found = Digest::of(&blob);
+    if blob.len() as u64 != size || found != expected.blob {
+        return Err(RecodeError::BlobDigest { expected: expected.blob, found });
+    }
+    let tar = whole(Codec::Gzip, &blob, limits::BOOTSTRAP)?.ok_or_else(too_long)?;
+    drop(blob);
+    let found = DiffId::new(Digest::of(&tar));
+    if found != expected.diff_id {
+        return Err(RecodeError::DiffId { expected: expected.diff_id, found });
+    }
+    Ok(has_layers(boot_file(&tar).map_err(NydusError::from)?, layers)?)
+}
+
+/// Holds a bootstrap against what the blobs of its layers say.
+fn has_layers(bootstrap: &[u8], layers: &[(Digest, &Parts)]) -> Result<(), NydusError> {
+    let bootstrap = Bootstrap::open(bootstrap)?;
+    let Together { tree, blobs, files, digests } = together(layers)?;
+    // A blob that has a bootstrap in it says so there only.
+    let mut own = Vec::new();
+    for digest in &digests {
+        let parts = layers.iter().find(|(layer, _)| layer == digest).map(|(_, parts)| parts);
+        let of = parts.map(|parts| Bootstrap::of_blob(&parts.bootstrap[..], *digest)).transpose()?;
+        let mut blob = of.and_then(|of| of.blobs().first().cloned()).ok_or(NydusError::Table("bootstrap"))?;
+        blob.features &= !features::BOOTSTRAP;
+        own.push(blob);
+    }
+    let is_own = |blob: &Said| own.contains(blob);
+    if !bootstrap.blobs().iter().all(is_own) {
+        return Err(NydusError::Differs("the list of blobs".into()));
+    }
+    hold((tree.tree(), &HashSet::new()), &bootstrap, |file, n, chunk| {
+        let row = || {
+            let files = files.get(usize::from(file.layer.0))?;
+            let Runs::Whole(first) = file.runs else { return None };
+            let number = files.chunks.get(usize::try_from(first.checked_add(n)?).ok()?)?;
+            let rows = &blobs.get(files.blob)?.chunks;
+            let at = rows.binary_search_by_key(number, |row| row.number.get()).ok()?;
+            Some((digests.get(files.blob)?, rows.get(at)?))
+        };
+        let blob = bootstrap.blobs().get(usize::from(chunk.blob));
+        row().zip(blob).zip(chunk.piece).is_some_and(|(((digest, row), blob), piece)| {
+            let end = row.packed_offset.get() + u64::from(row.packed_size.get());
+            blob.id == *digest
+                && (chunk.number, chunk.len, chunk.id.0)
+                    == (row.number.get(), row.plain_size.get(), row.digest)
+                && (piece.begin, piece.end, piece.skip) == (row.packed_offset.get(), end, 0)
+        })
+    })
+}
+
 fn of_layers(layers: &[(Digest, &Parts)]) -> Result<Vec<u8>, NydusError> {
+    let Together { tree, blobs, files, .. } = together(layers)?;
+    Ok(bootstrap(tree.tree(), &blobs, &files, &HashSet::new())?)
+}
+
+/// What layers amount to.
+struct Together {
+    tree: Builder,
+    /// Each once, and its digest.
+    blobs: Vec<Blob>,
+    digests: Vec<Digest>,
+    /// Of each layer.
+    files: Vec<Files>,
+}
+
+fn together(layers: &[(Digest, &Parts)]) -> Result<Together, NydusError> {
     let mut tree = Builder::new();
-    let (mut blobs, mut files) = (Vec::new(), Vec::new());
+    let (mut blobs, mut digests, mut files) = (Vec::new(), Vec::new(), Vec::new());
     // A layer may be there twice, and two layers may have the same files.
     let mut numbers = HashMap::new();
     for (digest, parts) in layers {
@@ -66,13 +155,14 @@ fn of_layers(layers: &[(Digest, &Parts)]) -> Result<Vec<u8>, NydusError> {
         let blob = match layer.blob() {
             Some(blob) => *numbers.entry(*digest).or_insert_with(|| {
                 blobs.push(named(blob, digest));
+                digests.push(*digest);
                 blobs.len() - 1
             }),
             None => 0, // it has no chunks either
         };
         files.push(Files { blob, chunks, ahead });
     }
-    Ok(bootstrap(tree.tree(), &blobs, &files, &HashSet::new())?)
+    Ok(Together { tree, blobs, digests, files })
 }
 
 /// Returns a blob under its name: in its own bootstrap it has none.

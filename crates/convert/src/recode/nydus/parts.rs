@@ -3,6 +3,7 @@
 //! It is laid out as [`format::nydus::disk`] shows; each tar header says what lies before it. A layer without a byte in its
 //! files has a bootstrap and a table of contents only.
 
+use std::io::Read;
 use std::ops::Range;
 
 use format::nydus::disk::{
@@ -17,6 +18,7 @@ use super::super::RecodeError;
 use super::super::pack::{Level, Packer};
 use super::super::pipe::{Chunk, Placed};
 use super::NydusError;
+use super::check::Hashed;
 use super::cut::Layer;
 
 /// Block of a tar.
@@ -52,6 +54,50 @@ impl Parts {
         let layer = format::nydus::layer::Layer::open(&self.bootstrap)?;
         layer.members::<NydusError>(|_, _| Ok(())).map(drop)
     }
+}
+
+impl Parts {
+    /// Reads what follows the chunks of a blob, and compares it with what is known of it; and with both what the layer's bootstrap says of
+    /// the blob. `plain_size` is the length of plain space.
+    pub(super) fn check_tables(
+        &self,
+        said: Option<&BlobRow>,
+        blob: &mut Hashed<impl Read>,
+        plain_size: u64,
+    ) -> Result<(), RecodeError> {
+        let wrong = |what| Err(RecodeError::from(NydusError::Table(what)));
+        let Some(said) = said else {
+            return if self.meta.is_empty() { Ok(()) } else { wrong("bootstrap") };
+        };
+        let chunks = self.meta.len() / size_of::<UnitV1>();
+        let Ok(header) = MetaHeader::read_from_bytes(&self.meta_header) else { return wrong("header") };
+        blob.part(BLOCK as u64)?; // the chunks' tar header
+        let (start, len) = (header.units_offset.get(), header.units_packed.get());
+        if start != blob.at || len > self.meta.len() as u64 {
+            return wrong("chunk table");
+        }
+        let packed = blob.part(len)?;
+        let plain = match header.units_compressor.get() {
+            compressor::NONE => packed,
+            _ => zstd::bulk::decompress(&packed, self.meta.len()).unwrap_or_default(),
+        };
+        if plain != self.meta || blob.part(self.meta_header.len() as u64)? != self.meta_header {
+            return wrong("chunk table");
+        }
+        let end = blob.at + (2 * BLOCK + chunks * size_of::<[u8; 32]>()) as u64;
+        match row(&header, chunks, end, plain_size)?.as_bytes() == said.as_bytes() {
+            true => Ok(()),
+            false => wrong("row in its bootstrap"),
+        }
+    }
+}
+
+/// Says whether a chunk is where a blob's own table has it.
+pub(super) fn is_at(row: &ChunkRow, unit: &Unit) -> bool {
+    let flags = if unit.packed_size == unit.plain_size { 0 } else { chunk_flags::PACKED };
+    (row.packed_offset.get(), row.packed_size.get()) == (unit.packed_offset, unit.packed_size)
+        && (row.plain_offset.get(), row.plain_size.get()) == (unit.plain_offset, unit.plain_size)
+        && row.flags.get() == flags
 }
 
 /// Why the end of a blob tells nothing.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use convert::recode::nydus::{Blob, Packing, Parts, Toc, compare, merge, pack_in_order};
+use convert::recode::nydus::{Blob, Packing, Parts, Toc, compare, compare_merged, merge, pack_in_order};
 use convert::recode::{self, First};
 use format::{DiffId, Digest};
 use registry::{Draft, LAYER_TAIL, LayerBlob, Recode, RecodeError, Recoded, TopLayer};
@@ -44,6 +44,17 @@ impl Packer {
     fn parts(&self, blob: &Digest) -> Result<Arc<Parts>, RecodeError> {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).get(blob).cloned();
         parts.ok_or_else(|| failed(std::io::Error::other(format!("nothing is known of layer {blob}"))))
+    }
+
+    /// Does something with what is known of layers.
+    fn stack<T>(
+        &self,
+        layers: &[Digest],
+        work: impl FnOnce(&[(Digest, &Parts)]) -> Result<T, recode::RecodeError>,
+    ) -> Result<T, RecodeError> {
+        let parts = layers.iter().map(|layer| self.parts(layer)).collect::<Result<Vec<_>, _>>()?;
+        let stack: Vec<_> = layers.iter().zip(&parts).map(|(layer, parts)| (*layer, &**parts)).collect();
+        work(&stack).map_err(told)
     }
 }
 
@@ -99,10 +110,16 @@ impl Recode for Packer {
     }
 
     fn top(&self, layers: &[Digest]) -> Result<TopLayer, RecodeError> {
-        let parts = layers.iter().map(|layer| self.parts(layer)).collect::<Result<Vec<_>, _>>()?;
-        let stack: Vec<_> = layers.iter().zip(&parts).map(|(layer, parts)| (*layer, &**parts)).collect();
-        let merged = merge(&stack).map_err(told)?;
+        let merged = self.stack(layers, merge)?;
         Ok(TopLayer { blob: merged.blob.into(), diff_id: merged.diff_id })
+    }
+
+    fn compare_top(
+        &self,
+        layers: &[Digest],
+        (top, there): (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        self.stack(layers, |stack| compare_merged(there, &expected(top), top.size, stack))
     }
 }
 

@@ -57,6 +57,14 @@ impl<R: Recode> Recode for Unpacked<R> {
     fn top(&self, layers: &[Digest]) -> Result<TopLayer, RecodeError> {
         self.0.top(layers)
     }
+
+    fn compare_top(
+        &self,
+        layers: &[Digest],
+        top: (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        self.0.compare_top(layers, top)
+    }
 }
 
 /// Returns the tar of what is in a file system, as a layer that is not packed.
