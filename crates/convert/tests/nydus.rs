@@ -68,6 +68,15 @@ fn image(tars: &[Vec<u8>]) -> Result<Image, RecodeError> {
     let listed: Vec<_> = layers.iter().map(|layer| (layer.said.digest, &layer.said.parts)).collect();
     let merged = merge(&listed)?;
     assert_eq!(merged.digest, Digest::of(&merged.blob));
+    let top = Expected { blob: merged.digest, diff_id: merged.diff_id };
+    compare_merged(&merged.blob[..], &top, merged.blob.len() as u64, &listed)?;
+    for (tar, Made { blob, said }) in tars.iter().zip(&layers) {
+        let (size, made) = (
+            tar.len() as u64,
+            Blob { bytes: &blob[..], digest: said.digest, size: said.size, parts: &said.parts },
+        );
+        compare(&tar[..], &expected(tar, tar), size, None, made)?;
+    }
     let tar = format::unpack::whole(format::index::Codec::Gzip, &merged.blob, u64::MAX).unwrap().unwrap();
     assert_eq!(*merged.diff_id.digest(), Digest::of(&tar));
     let blobs = layers.iter().map(|layer| (layer.said.digest.hex(), layer.blob.clone())).collect();
@@ -424,8 +433,10 @@ type Change = fn(&mut [u8]);
 /// The mode of a directory, which file has which bytes, and where these are.
 const CHANGES: [(&str, Change); 5] = [
     ("mode", |boot| {
-        let mode = 0o041_777_u16.to_le_bytes();
-        let at = (4096..boot.len()).step_by(32).find(|at| boot[at + 4..at + 6] == mode).unwrap();
+        // The layer says the one, the image the other.
+        let modes = [0o041_777_u16, 0o040_700].map(u16::to_le_bytes);
+        let is_it = |at: &usize| modes.iter().any(|mode| boot[at + 4..at + 6] == *mode);
+        let at = (4096..boot.len()).step_by(32).find(is_it).unwrap();
         boot[at + 4] ^= 0o1;
     }),
     ("digests", |boot| swap_rows(boot, 0..32)),
@@ -449,7 +460,8 @@ fn swap_rows(boot: &mut [u8], range: std::ops::Range<usize>) {
 fn with_bootstrap(blob: &[u8], change: Change) -> Vec<u8> {
     let parts = parts(blob);
     let boot = parts.iter().find(|part| part.name == "image.boot").unwrap();
-    let (at, end) = (usize::try_from(boot.offset).unwrap(), usize::try_from(boot.offset + boot.stored).unwrap());
+    let (at, end) =
+        (usize::try_from(boot.offset).unwrap(), usize::try_from(boot.offset + boot.stored).unwrap());
     let mut plain = boot.plain.clone();
     change(&mut plain);
     let packed = zstd::bulk::compress(&plain, 3).unwrap();
@@ -470,7 +482,13 @@ fn a_blob_whose_own_bootstrap_says_something_else_is_told() {
     let blob = made(&tar, &tar, 2).unwrap().blob;
     let check = |blob: &[u8]| {
         let (digest, size, parts) = (Digest::of(blob), blob.len() as u64, &read_again(blob));
-        compare(&tar[..], &expected(&tar, &tar), tar.len() as u64, None, Blob { bytes: blob, digest, size, parts })
+        compare(
+            &tar[..],
+            &expected(&tar, &tar),
+            tar.len() as u64,
+            None,
+            Blob { bytes: blob, digest, size, parts },
+        )
     };
     check(&with_bootstrap(&blob, |_| ())).unwrap();
     for (what, change) in CHANGES {
