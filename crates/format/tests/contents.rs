@@ -54,6 +54,7 @@ fn whose(made: &Made, end: u64) -> Whose {
         diff_id: DiffId::new(Digest::of(b"the tar")),
         table: made.announced.digest,
         end,
+        ahead: 0,
         segment: SegmentSize::from_bits(16).unwrap(),
     }
 }

@@ -476,7 +476,7 @@ mod tests {
         assert_eq!((job.priority, job.spans.first()), (Priority::Hint, Some(&(4..6))));
         assert!(flights.next(8).is_none(), "one at a time");
         flights.done(job.priority);
-        assert_eq!(flights.next(8).unwrap().spans, [6..8]);
+        assert_eq!(flights.next(8).unwrap().spans.first(), Some(&(6..8)));
         flights.limit(7, None);
         assert_eq!(flights.next(8).unwrap().spans, [0..2, 2..4]);
     }

@@ -35,6 +35,7 @@ fn in_order(files: &[Vec<u8>], chunk: usize) -> (Index, Vec<Vec<u8>>) {
         diff_id: DiffId::new(Digest::of(b"the tar")),
         table: made.announced.digest,
         end: whole.start,
+        ahead: 0,
         segment: SegmentSize::from_bits(16).unwrap(),
     };
     let index = index(&json, &whose).unwrap();
