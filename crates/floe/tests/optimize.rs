@@ -13,6 +13,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
+use format::stargz::READ_FIRST;
 use serde_json::{Value, json};
 use support::Node;
 use support::image::{self, Layer, Pack, TestImage};
@@ -98,6 +99,30 @@ fn a_profile_orders_every_format() {
     let again = node.json(&["optimize", &to, &place("again"), "--profile", other, "--verify"]);
     assert_eq!(hows(&again), ["recoded"; 3], "{again}");
     node.ok(&["check", &from, &place("again")]);
+}
+
+/// It is an offset in one blob, and means nothing in another.
+#[test]
+fn what_zstd_chunked_says_of_the_order_goes_with_the_layer() {
+    let node = node!("");
+    let host = Embedded::start(&node.path("registry"));
+    let (image, from) = (image(), format!("{}/team/app:v1", host.host()));
+    image.push(&from);
+    let order = node.path("order.json");
+    fs::write(&order, profile(&image, &[(0, "data/f17"), (2, "hot"), (0, "data/f3")])).unwrap();
+    let to = format!("docker://{}/ordered:v1", host.host());
+    node.ok(&["optimize", &from, &to, "--format", "zstdchunked", "--profile", order.to_str().unwrap()]);
+    let annotated = |made: &[&str], name: &str| {
+        let layout = node.path(name);
+        node.ok(&[made, &[&to, &format!("oci:{}:v1", layout.display())]].concat());
+        let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap();
+        let text = blobs.map(|blob| fs::read(blob.unwrap().path()).unwrap()).filter(|blob| blob[0] == b'{');
+        text.map(|blob| String::from_utf8_lossy(&blob).matches(READ_FIRST).count()).sum::<usize>()
+    };
+    assert_eq!(annotated(&["copy"], "same"), 2, "two of its layers have an order");
+    for (format, count) in [("oci", 0), ("estargz", 0), ("zstdchunked", 2)] {
+        assert_eq!(annotated(&["convert", "--format", format], format), count, "{format}");
+    }
 }
 
 #[test]

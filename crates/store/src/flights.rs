@@ -56,14 +56,14 @@ struct Flight {
     ticket: u64,
     /// Set while it runs: how urgent the request is that fetches it.
     running: Option<Arc<Urgency>>,
-    /// True once a reader has put it before all that no reader waits for.
-    hurried: bool,
+    /// The queue that it was put into last.
+    queue: Priority,
     /// What readers wait for, a segment for each of them.
     waiting: Vec<u32>,
     /// True if a reader has got a segment, or it was hinted: it goes on without readers.
     kept: bool,
-    /// True if it was hinted.
-    wished: bool,
+    /// The most urgent of the wishes for it.
+    wished: Option<Priority>,
     /// The latest deadline of its readers.
     deadline: Instant,
     /// The segments that are wanted end here.
@@ -74,20 +74,33 @@ struct Flight {
 }
 
 impl Flight {
-    fn new(ticket: u64, end: u32, deadline: Instant) -> Self {
+    fn new(ticket: u64, queue: Priority, end: u32, deadline: Instant) -> Self {
         let signal = Arc::default();
         Self {
             ticket,
             running: None,
-            hurried: false,
+            queue,
             waiting: Vec::new(),
             kept: false,
-            wished: false,
+            wished: None,
             deadline,
             end,
             more: None,
             signal,
         }
+    }
+}
+
+impl Flight {
+    /// Says whether it waits behind what has this priority.
+    fn is_queued_behind(&self, priority: Priority) -> bool {
+        self.running.is_none() && self.queue > priority
+    }
+
+    /// Takes note of a wish.
+    fn wish(&mut self, priority: Priority) {
+        self.kept = true;
+        self.wished = Some(self.wished.map_or(priority, |wished| wished.min(priority)));
     }
 }
 
@@ -145,7 +158,9 @@ impl Flights {
     ) -> Arc<Signal> {
         let key = Key { layer, span: span.start };
         let ticket = self.ticket();
-        let flight = self.flights.entry(key).or_insert_with(|| Flight::new(ticket, span.end, deadline));
+        let is_there = self.flights.contains_key(&key);
+        let begun = || Flight::new(ticket, Priority::Demand, span.end, deadline);
+        let flight = self.flights.entry(key).or_insert_with(begun);
         flight.waiting.push(segment);
         flight.deadline = flight.deadline.max(deadline);
         // Only the first reader hurries it. If it gives up, a flight that goes on without readers keeps its place:
@@ -153,10 +168,9 @@ impl Flights {
         if let Some(urgency) = &flight.running {
             urgency.hurry();
         }
-        let queue = flight.running.is_none() && !flight.hurried;
+        let queue = !is_there || flight.is_queued_behind(Priority::Demand);
         if queue {
-            flight.ticket = ticket;
-            flight.hurried = true;
+            (flight.ticket, flight.queue) = (ticket, Priority::Demand);
         }
         if flight.running.is_none() {
             flight.end = flight.end.max(span.end);
@@ -199,8 +213,8 @@ impl Flights {
     /// Begins flights for adjacent spans nobody waits for; returns false if there is no room. Closed or paused, it
     /// begins none: nobody would end them.
     ///
-    /// Each ends where the wish does. Spans that are on their way already cut the run; they go further if what is
-    /// wanted lies behind their end.
+    /// Each ends where the wish does. Spans that are on their way already, or wait where nothing less urgent does, cut the run;
+    /// they go further if what is wanted lies behind their end.
     pub(crate) fn want(
         &mut self,
         layer: IndexId,
@@ -209,7 +223,8 @@ impl Flights {
         deadline: Instant,
     ) -> bool {
         let free = |flights: &HashMap<Key, Flight>, span: &Range<u32>| {
-            !flights.contains_key(&Key { layer, span: span.start })
+            let flight = flights.get(&Key { layer, span: span.start });
+            flight.is_none_or(|flight| flight.is_queued_behind(priority))
         };
         if self.closed || self.paused {
             return true;
@@ -226,8 +241,10 @@ impl Flights {
             }
             let ticket = self.ticket();
             for span in &run[..len] {
-                let flight = Flight { kept: true, wished: true, ..Flight::new(ticket, span.end, deadline) };
-                self.flights.insert(Key { layer, span: span.start }, flight);
+                let begun = || Flight::new(ticket, priority, span.end, deadline);
+                let flight = self.flights.entry(Key { layer, span: span.start }).or_insert_with(begun);
+                (flight.ticket, flight.queue) = (ticket, priority);
+                flight.wish(priority);
             }
             let job = Job { ticket, layer, spans: run[..len].to_vec(), priority, deadline };
             self.queues[priority as usize].push_back(job);
@@ -308,7 +325,7 @@ impl Flights {
                 }
                 if flight.end > end {
                     // Wanted further since the job was made: readers ask again, and wishes are kept.
-                    flight.more = Some((flight.end, Priority::Hint));
+                    flight.more = Some((flight.end, flight.wished.unwrap_or(Priority::Background)));
                     flight.end = end;
                 }
                 true
@@ -341,8 +358,10 @@ impl Flights {
     pub(crate) fn serve(&mut self, key: Key, ticket: u64, is_here: impl Fn(u32) -> bool) -> bool {
         let served = self.waiting(key).into_iter().all(is_here);
         if served {
-            if let Some(flight) = self.flights.get_mut(&key).filter(|flight| flight.wished) {
-                flight.more.get_or_insert((flight.end, Priority::Hint));
+            if let Some(flight) = self.flights.get_mut(&key)
+                && let Some(wished) = flight.wished
+            {
+                flight.more.get_or_insert((flight.end, wished));
             }
             self.finish(key, ticket, Outcome::Landed);
         }
@@ -467,17 +486,21 @@ mod tests {
         let (mut flights, layer, deadline) =
             (Flights::default(), IndexId::from_bytes([1; 32]), Instant::now());
         flights.limit(7, Some(Ahead { requests: 0, bytes: 1 }));
-        assert!(flights.want(layer, &[0..2, 2..4], Priority::Background, deadline));
+        assert!(flights.want(layer, &[0..2, 2..4, 4..6, 6..8, 8..10], Priority::Background, deadline));
         assert!(flights.next(8).is_none());
-        for span in [4..6, 6..8] {
+        for span in [4..6, 8..10] {
             assert!(flights.want(layer, &[span], Priority::Hint, deadline));
         }
+        // A lesser wish takes nothing from it.
+        assert!(flights.want(layer, &[0..2, 2..4, 4..6, 6..8, 8..10], Priority::Background, deadline));
         let job = flights.next(8).unwrap();
         assert_eq!((job.priority, job.spans.first()), (Priority::Hint, Some(&(4..6))));
         assert!(flights.next(8).is_none(), "one at a time");
         flights.done(job.priority);
-        assert_eq!(flights.next(8).unwrap().spans.first(), Some(&(6..8)));
+        assert_eq!(flights.next(8).unwrap().spans.first(), Some(&(8..10)));
         flights.limit(7, None);
         assert_eq!(flights.next(8).unwrap().spans, [0..2, 2..4]);
+        assert_eq!(flights.next(8).unwrap().spans.first(), Some(&(6..8)));
+        assert!(flights.next(8).is_none(), "each once");
     }
 }

@@ -6,7 +6,7 @@
 //! waited for nothing but answers to begin, is held against the time that the whole image would take. The more is lost, the
 //! more of the rest is fetched beside what readers want: first one small request at a time, which delays a reader by less
 //! than it waits anyway, in the end as much as the link takes. Where a profile told what is read, that begins later. What
-//! readers want still goes first, then what lies behind what they wanted. Where the indexes have told that the line is
+//! readers want still goes first, then what those who read in sequence come to next. Where the indexes have told that the line is
 //! long for how fast it is (`line.rs`), nobody waits for regret.
 
 use std::ops::RangeInclusive;
@@ -52,9 +52,6 @@ const SHOWING: f64 = 1024.0 * 1024.0;
 
 /// The part of the processors up to which there is room for more.
 const BUSY: f64 = 0.5;
-
-/// Segments behind one that was missing which are fetched before others.
-const BEHIND: u32 = 16;
 
 /// What is read off now and then.
 #[derive(Debug, Clone, Copy)]
@@ -265,7 +262,7 @@ impl<'a> Start<'a> {
         false
     }
 
-    /// Fetches the rest in the pauses, what lies behind missing segments first, until the container is ready.
+    /// Fetches the rest in the pauses until the container is ready.
     fn hurry_rest(&mut self, image: &Weak<OpenImage>, at_once: bool) {
         let _eager = self.engine.net.eager();
         let limit = Limit::new(&self.engine.through);
@@ -274,12 +271,6 @@ impl<'a> Start<'a> {
         while self.is_starting() {
             if !at_once {
                 limit.set(self.pace());
-            }
-            let missed = self.mount.upgrade().map(|mount| mount.waits().take_missed());
-            for (index, segment) in missed.into_iter().flatten() {
-                // Without room they come with the rest.
-                let behind = segment + 1..segment.saturating_add(1 + BEHIND);
-                let _ = self.engine.through.want(index, behind, Priority::Background);
             }
             // Nothing is proved or synced yet: that is for when nobody waits. Without room it is asked again.
             self.engine.want_all(&mut left);

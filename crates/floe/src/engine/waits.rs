@@ -14,23 +14,18 @@ use store::Stretch;
 use super::metrics::Reads;
 use super::report::Wait;
 
-/// Missing segments remembered for whoever asks; most of the time nobody does.
-const MISSED: usize = 1024;
-
 /// Counts reads, and measures for how long at least one of them waited.
 pub struct Waits {
     counters: Counters,
     /// Those of all mounts.
     all: Arc<Reads>,
-    /// Segments that were missing, since somebody asked. Held for a look only.
-    missed: Mutex<Vec<(IndexId, u32)>>,
     clock: Mutex<Stretch>,
 }
 
 impl Waits {
     /// Returns none yet; they count among those of all mounts, too.
     pub(super) fn new(all: Arc<Reads>) -> Self {
-        Self { counters: Counters::default(), all, missed: Mutex::default(), clock: Mutex::default() }
+        Self { counters: Counters::default(), all, clock: Mutex::default() }
     }
 
     /// Counts how a read that waited has ended.
@@ -44,19 +39,6 @@ impl Waits {
     /// Returns for how long at least one reader has waited.
     pub fn waited(&self) -> Duration {
         self.clock().time()
-    }
-
-    /// Returns the segments that readers have waited for since this was last asked.
-    pub(super) fn take_missed(&self) -> Vec<(IndexId, u32)> {
-        std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn begin(&self, missing: (IndexId, u32)) {
-        self.clock().begin();
-        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-        if missed.len() < MISSED {
-            missed.push(missing);
-        }
     }
 
     fn clock(&self) -> MutexGuard<'_, Stretch> {
@@ -111,12 +93,12 @@ impl Observer for Waits {
     }
 
     fn waiting(&self, nid: Nid, missing: (IndexId, u32)) {
-        self.begin(missing);
+        self.clock().begin();
         Observer::waiting(&self.counters, nid, missing);
     }
 
     fn segment_waiting(&self, missing: (IndexId, u32)) {
-        self.begin(missing);
+        self.clock().begin();
         self.counters.segment_waiting(missing);
     }
 

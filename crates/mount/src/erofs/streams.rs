@@ -1,7 +1,7 @@
 //! Who reads a layer in sequence, and what to hint.
 //!
-//! Here only the first read of each segment is seen. What is hinted grows with what was read in a row, so a wrong guess
-//! costs a quarter of that. Programs read several files at a time, so several readers of a layer are told apart: node's start,
+//! Here only the first read of each segment is seen. What is hinted grows with what was read in a row: one segment, and of more than eight
+//! a quarter, so that is what a wrong guess costs. Programs read several files at a time, so several readers of a layer are told apart: node's start,
 //! which reads 133 segments, waits for 79 of them so, with 9 hinted in vain; for 105, with 12, where there is one reader, who has
 //! to read three in a row and is then believed to read as many again.
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use format::stargz::{
-    MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION, TOC_DIGEST, UNCOMPRESSED_SIZE,
+    MANIFEST_CHECKSUM, MANIFEST_POSITION, READ_FIRST, TARSPLIT_POSITION, TOC_DIGEST, UNCOMPRESSED_SIZE,
 };
 
 use format::{DiffId, Digest};
@@ -33,8 +33,15 @@ const OF_NYDUS: &str = "containerd.io/snapshot/nydus-";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// What is said of how a layer was written, and holds for no other.
-const TABLES: [&str; 6] =
-    [TOC_DIGEST, UNCOMPRESSED_SIZE, MANIFEST_CHECKSUM, MANIFEST_POSITION, TARSPLIT_POSITION, ORDERED_BY];
+const TABLES: [&str; 7] = [
+    TOC_DIGEST,
+    UNCOMPRESSED_SIZE,
+    MANIFEST_CHECKSUM,
+    MANIFEST_POSITION,
+    TARSPLIT_POSITION,
+    READ_FIRST,
+    ORDERED_BY,
+];
 
 /// What layers are made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
