@@ -280,7 +280,8 @@ pub struct Made {
     /// List the original before the new one, in one image index: who takes the first that fits gets that
     #[arg(long)]
     pub keep_original: bool,
-    /// Before anything is named, read what was made from the destination and compare all files
+    /// Before anything is named, read what was made from the destination and compare all files, also of layers that an
+    /// earlier conversion made or noted there: without this they are believed
     #[arg(long)]
     pub verify: bool,
 }

@@ -240,12 +240,24 @@ impl Repository {
 
     /// Whether the registry has a blob in this repository.
     pub async fn blob_exists(&self, blob: &Digest) -> Result<bool, Error> {
+        Ok(self.ask_for_blob(blob).await?.is_some())
+    }
+
+    /// Whether the registry has a blob in this repository, as long as it should be if the registry says how long it is.
+    pub(crate) async fn has_blob(&self, blob: &Digest, size: u64) -> Result<bool, Error> {
+        let Some(answer) = self.ask_for_blob(blob).await? else { return Ok(false) };
+        let said = answer.header(header::CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
+        Ok(said.is_none_or(|said| said == size))
+    }
+
+    /// Returns what the registry says about a blob that it has.
+    async fn ask_for_blob(&self, blob: &Digest) -> Result<Option<Answer>, Error> {
         let mut call = self.call(Method::HEAD, format!("blobs/{blob}"), format!("blob {blob} of {self}"));
         call.scopes = Scopes::push(&self.name); // whoever asks is about to send it
         let (endpoint, answer) = self.ask(Capability::Push, &call, 0).await?;
         match answer.status {
-            status if status.is_success() => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
+            status if status.is_success() => Ok(Some(answer)),
+            StatusCode::NOT_FOUND => Ok(None),
             _ => Err(answer.refusal(&endpoint, &call.what)),
         }
     }

@@ -47,12 +47,17 @@ impl<'a> Layers<'a> {
     pub(super) fn new(work: &'a Work, prior: Prior, note: &'a Note<'a>, mut wanted: Vec<LayerBlob>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let at_once = wanted.len().min(cores).clamp(1, limits::CONVERT_LAYERS);
-        // What was made before first, so that it is in the note when that is written; then the largest: begun last it would be
-        // waited for alone.
-        let was_made = |layer: &LayerBlob| {
-            prior.made_of(&layer.digest, work.recode.order(&layer.diff_id).as_ref()).is_some()
-        };
-        wanted.sort_by_cached_key(|layer| (!was_made(layer), std::cmp::Reverse(layer.size)));
+        // What was made before first, so that the note has lost what is gone when it is written; then the largest: begun last
+        // it would be waited for alone.
+        let made_of =
+            |layer: &LayerBlob| prior.made_of(&layer.digest, work.recode.order(&layer.diff_id).as_ref());
+        wanted.sort_by_cached_key(|layer| (made_of(layer).is_none(), std::cmp::Reverse(layer.size)));
+        // Who is killed before it is looked at has it noted all the same.
+        for layer in &wanted {
+            if let Some(made) = made_of(layer) {
+                note.add(layer.digest, made, How::Reused);
+            }
+        }
         Self {
             work,
             prior,
@@ -87,7 +92,10 @@ impl<'a> Layers<'a> {
                 Some(made) => made,
                 None => match self.reused(&layer, order.as_ref()).await? {
                     Some(made) => made,
-                    None => self.recoded(&layer, order).await?,
+                    None => {
+                        self.note.lacks(&layer.digest);
+                        self.recoded(&layer, order).await?
+                    }
                 },
             };
             if let Made::Another(made, how) = &made {

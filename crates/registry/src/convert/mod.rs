@@ -333,6 +333,9 @@ impl Client {
         let note = Note::of(&work.target, &*work.watch, &mut prior).await;
         let layers = Layers::new(&work, prior, &note, images.wanted().to_vec());
         let (made, mut sums) = note.during(layers.make()).await?;
+        if !conversion.verify {
+            note.tell(&made);
+        }
         let tops = match conversion.format.has_top() {
             true => work.tops(&images, &made, &mut sums).await?,
             false => Tops::new(),

@@ -11,9 +11,11 @@
 //! leads to it, no registry takes what it names for garbage.
 //!
 //! Promises: it is written beside the work, at most once for each layer that was made, one writing after the other. At the end
-//! it is removed, where that is refused it names nothing. Whatever happens to it fails no conversion. An archive has none.
+//! it is removed, where that is refused it names nothing. What an earlier one names it goes on naming, but for what is gone.
+//! What cannot be read, or is something else, is neither replaced nor removed. Whatever happens to it fails no conversion. An
+//! archive has none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +26,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::How;
+use super::layers::Made;
 use super::prior::Prior;
 use crate::artifact::DIFF_ID;
 use crate::content::Content;
@@ -46,6 +49,8 @@ pub(super) struct Note<'a> {
     watch: &'a dyn Watch,
     /// Nothing where there can be none.
     place: Option<Place>,
+    /// The layers that only an earlier note knows of.
+    found: HashSet<Digest>,
     /// Held for a look only.
     state: Mutex<State>,
     changed: Notify,
@@ -68,6 +73,8 @@ struct State {
     has_ended: bool,
     /// The manifest of ours that is there.
     there: Option<Digest>,
+    /// Whether another one may be there, or arrive yet: a write has begun and not ended.
+    is_unsure: bool,
     /// Whether the user knows that it cannot be written.
     is_told: bool,
     /// Whether it is written no more.
@@ -116,20 +123,45 @@ impl Place {
 impl<'a> Note<'a> {
     /// Looks for what an earlier conversion has noted, and adds it to what is known.
     pub(super) async fn of(target: &'a Target, watch: &'a dyn Watch, prior: &mut Prior) -> Self {
-        let note =
-            Self { target, watch, place: Place::of(target), state: Mutex::default(), changed: Notify::new() };
+        let mut note = Self {
+            target,
+            watch,
+            place: Place::of(target),
+            found: HashSet::new(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+        };
         let Some(place) = &note.place else { return note };
         match target.beside(&place.tag).await {
-            Ok(Some(manifest)) => {
-                if let Some(layers) = place.read(&manifest) {
+            Ok(Some(manifest)) => match place.read(&manifest) {
+                Some(layers) => {
                     note.state().there = Some(manifest.digest);
-                    prior.noted(layers);
+                    note.found = prior.noted(layers);
                 }
-            }
+                None => note.refuse(&Error::invalid(format!("tag {}", place.tag), "it is of something else")),
+            },
             Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "nothing is noted"),
+            // Who may not read it has never gone on from it.
+            Err(error @ (Error::Denied { .. } | Error::Refused { .. })) => {
+                tracing::debug!(%error, "nothing is noted");
+            }
+            Err(error) => note.refuse(&error),
         }
         note
+    }
+
+    /// Tells how many layers there are that only an earlier note knows of.
+    pub(super) fn tell(&self, made: &BTreeMap<Digest, Made>) {
+        let is_found = |made: &&Made| match made {
+            Made::Another(layer, How::Reused) => self.found.contains(&layer.digest),
+            _ => false,
+        };
+        let count = made.values().filter(is_found).count();
+        if count > 0 {
+            self.watch.noticed(&format!(
+                "noted layers of an earlier conversion that were taken over: {count}; --verify compares them with the source"
+            ));
+        }
     }
 
     /// Notes what there is of a layer.
@@ -143,6 +175,11 @@ impl<'a> Note<'a> {
             state.is_behind = true;
             self.changed.notify_one();
         }
+    }
+
+    /// Notes a layer no more: it is not there.
+    pub(super) fn lacks(&self, from: &Digest) {
+        self.state().layers.remove(from);
     }
 
     /// Works, and writes the note meanwhile; waits for the rest of it, but not for long.
@@ -163,8 +200,17 @@ impl<'a> Note<'a> {
 
     /// Removes it.
     pub(super) async fn forget(&self) {
-        let (Some(place), Some(there)) = (&self.place, self.state().there.take()) else { return };
+        let Some(place) = &self.place else { return };
+        let (known, is_unsure) = {
+            let mut state = self.state();
+            (state.there.take(), std::mem::take(&mut state.is_unsure))
+        };
         let removing = async {
+            let there = if is_unsure { self.look(place).await.unwrap_or(known) } else { known };
+            if let Some(known) = known.filter(|_| there != known) {
+                let _ = self.target.remove(&known).await; // no tag leads to it
+            }
+            let Some(there) = there else { return };
             let config = place.config.digest();
             let Err(error) = self.target.remove_beside(&place.tag, &there, config).await else { return };
             tracing::debug!(%error, "the note of what was made stays");
@@ -199,11 +245,16 @@ impl<'a> Note<'a> {
     }
 
     async fn write(&self, place: &Place) {
-        let layers = self.state().layers.values().cloned().collect();
+        let layers = {
+            let mut state = self.state();
+            state.is_unsure = true;
+            state.layers.values().cloned().collect()
+        };
         let written = match place.manifest(layers) {
             Ok(manifest) => self.put(place, &manifest).await.map(|()| manifest.digest),
             Err(error) => Err(error),
         };
+        self.state().is_unsure = written.as_ref().is_err_and(Error::is_temporary);
         match written {
             Ok(digest) => {
                 let before = self.state().there.replace(digest);
@@ -213,22 +264,33 @@ impl<'a> Note<'a> {
                     tracing::debug!(%error, "an earlier note stays, which no tag leads to");
                 }
             }
-            Err(error) => self.refused(&error),
+            Err(error) if error.is_temporary() => self.told(&error),
+            Err(error) => self.refuse(&error),
         }
+    }
+
+    /// Returns the note that is there.
+    async fn look(&self, place: &Place) -> Result<Option<Digest>, Error> {
+        let found = self.target.beside(&place.tag).await?;
+        Ok(found.filter(|manifest| place.read(manifest).is_some()).map(|manifest| manifest.digest))
     }
 
     async fn put(&self, place: &Place, manifest: &Manifest) -> Result<(), Error> {
         self.target.put_beside(&place.tag, media_type::FLOE_CONVERSION, manifest, &place.config).await
     }
 
-    fn refused(&self, error: &Error) {
-        let is_told = {
+    /// Writes it no more.
+    fn refuse(&self, error: &Error) {
+        {
             let mut state = self.state();
-            state.is_refused |= !error.is_temporary();
-            state.is_behind &= !state.is_refused;
-            std::mem::replace(&mut state.is_told, true)
-        };
-        if !is_told {
+            (state.is_refused, state.is_behind) = (true, false);
+        }
+        self.told(error);
+    }
+
+    /// Tells once that it is not written.
+    fn told(&self, error: &Error) {
+        if !std::mem::replace(&mut self.state().is_told, true) {
             self.watch.noticed(&format!(
                 "what is made of layers cannot be noted at the destination, so a conversion that is killed begins anew: {error}"
             ));

@@ -59,15 +59,19 @@ impl Prior {
         self.layers.get(&(*blob, order.copied()))
     }
 
-    /// Takes in the layers of a note, whose diffIDs it has itself.
-    pub(super) fn noted(&mut self, layers: Vec<Descriptor>) {
+    /// Takes in the layers of a note, whose diffIDs it has itself; returns those that were not known.
+    pub(super) fn noted(&mut self, layers: Vec<Descriptor>) -> HashSet<Digest> {
+        let mut fresh = HashSet::new();
         for mut layer in layers {
             let diff_id =
                 layer.annotations.remove(DIFF_ID).and_then(|text| text.parse().ok()).map(DiffId::new);
             let (Some(from), Some(diff_id)) = (self.from(&layer), diff_id) else { continue };
             let Descriptor { digest, size, media_type, annotations, .. } = layer;
-            self.put(from, LayerBlob { digest, size, media_type, diff_id, annotations });
+            if self.put(from, LayerBlob { digest, size, media_type, diff_id, annotations }) {
+                fresh.insert(digest);
+            }
         }
+        fresh
     }
 
     /// Returns what a layer was made of, if it is one that would be made.
@@ -76,9 +80,11 @@ impl Prior {
         from.filter(|_| self.format.is_made(layer) && layer.size <= sizes::LAYER)
     }
 
-    /// Keeps a layer; of two that are the same the first.
-    fn put(&mut self, from: Digest, made: LayerBlob) {
+    /// Keeps a layer, of two that are the same the first; says whether it was that.
+    fn put(&mut self, from: Digest, made: LayerBlob) -> bool {
+        let known = self.layers.len();
         self.layers.entry((from, formats::ordered_by(&made.annotations))).or_insert(made);
+        self.layers.len() > known
     }
 
     /// Takes in the layers of an image.

@@ -126,6 +126,7 @@ impl Recode for Marks {
 #[derive(Debug, Default)]
 struct Heard {
     left_out: Mutex<Vec<String>>,
+    noticed: Mutex<Vec<String>>,
     /// Of each blob what was said last.
     passed: Mutex<BTreeMap<Digest, (u64, u64)>>,
 }
@@ -135,7 +136,9 @@ impl Watch for Heard {
         self.passed.lock().unwrap().insert(*blob, (done, total));
     }
     fn arrived(&self, _: &Digest, _: u64, _: Pushed) {}
-    fn noticed(&self, _: &str) {}
+    fn noticed(&self, what: &str) {
+        self.noticed.lock().unwrap().push(what.to_owned());
+    }
     fn left_out(&self, what: &str) {
         self.left_out.lock().unwrap().push(what.to_owned());
     }

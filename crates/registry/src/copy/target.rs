@@ -73,10 +73,10 @@ impl Target {
         }
     }
 
-    /// Says whether a blob is there.
+    /// Says whether a blob is there, as long as it should be.
     pub(crate) async fn has(&self, blob: &LayerBlob) -> Result<bool, Error> {
         match self {
-            Self::Registry(repository, _) => repository.blob_exists(&blob.digest).await,
+            Self::Registry(repository, _) => repository.has_blob(&blob.digest, blob.size).await,
             Self::Layout(layout, _) => layout.has(&blob.digest, blob.size).await,
             Self::Archive(..) => Ok(false),
         }
