@@ -184,6 +184,11 @@ impl Rule {
         }
     }
 
+    /// Says whether whoever asks was promised no more than a tag promises: no digest is named, and no policy asks for more.
+    pub fn is_bare(&self, asked: Asked<'_>) -> bool {
+        !asked.by_digest && !self.under_policy(asked)
+    }
+
     fn under_policy(&self, asked: Asked<'_>) -> bool {
         self.require.iter().any(|scope| covers(scope, asked).is_some())
             || self.policy.as_deref().is_some_and(|path| demands_signature(path, asked))
@@ -282,6 +287,10 @@ mod tests {
         assert_eq!(judge(&policy, false, &[ours.sign(claim(1))]), Verdict::Signed);
         let host = Rule { hosts: vec!["r.example".into()], ..policy };
         assert_eq!(judge(&host, true, &[]), Verdict::TrustedHost);
+        // A trusted host vouches for indexes, and makes no tag of a digest.
+        let trusted = Rule { require: Vec::new(), ..host.clone() };
+        let bare = |rule: &Rule| [false, true].map(|by_digest| rule.is_bare(asked(by_digest)));
+        assert_eq!([&rule, &trusted, &host].map(bare), [[true, false], [true, false], [false, false]]);
         assert!(!Verdict::UnsignedForDigest.accepted() && !Verdict::UnsignedUnderPolicy.accepted());
     }
 

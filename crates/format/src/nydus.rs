@@ -37,14 +37,13 @@ mod tree;
 pub mod write;
 
 use crate::erofs::read::Corrupt;
-use crate::tar::{MemberKind, Parser, Step};
+use crate::tar::{MemberKind, Parser, Step, TarError};
 
 /// Returns the bootstrap in the tar of its layer.
 pub fn boot_file(tar: &[u8]) -> Result<&[u8], NydusError> {
     let (mut parser, mut rest) = (Parser::new(), tar);
     loop {
-        let (taken, step) =
-            parser.step(rest).map_err(|_| NydusError::Damaged("the tar around its bootstrap"))?;
+        let (taken, step) = parser.step(rest)?;
         rest = &rest[taken..];
         let Step::Member(member) = step else {
             return Err(NydusError::Damaged("there is no image/image.boot in the bootstrap layer"));
@@ -71,6 +70,9 @@ pub enum NydusError {
     /// A table contradicts itself or another one.
     #[error("the Nydus image is damaged: {0}")]
     Damaged(&'static str),
+    /// The tar around a bootstrap cannot be read.
+    #[error("reading the tar around the bootstrap")]
+    Tar(#[from] TarError),
     /// The tree is damaged.
     #[error(transparent)]
     Tree(#[from] Corrupt),

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use format::decode::SpanDecoder;
 use format::index::{BlobAt, Codec, Hash, Index, IndexError, Packing, Part, Piece};
 use format::layer::{Layer, LayerError};
-use format::nydus::NydusError;
 use format::nydus::bootstrap::{Blob, Bootstrap};
 use format::nydus::disk::{ChunkRow, chunk_flags, five, flags};
 use format::nydus::index::{MakeError, Whose, index};
 use format::nydus::meta::BlobMeta;
+use format::nydus::{NydusError, boot_file};
 use format::payload::SegmentSize;
 use format::tar::{MemberKind, write_header};
 use format::unpack::Unpacker;
@@ -23,6 +23,7 @@ use format::{DiffId, Digest};
 use sys::deflate::compress;
 use sys::inflate::Wrap;
 use testkit::dump::{Dump, difference};
+use testkit::tar::{Archive, Entry, Variant};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// One of the files beside this one.
@@ -405,4 +406,12 @@ fn entries_that_are_wrong_fail_the_hashes() {
         }
         assert!(failed > 0, "byte {offset}");
     }
+}
+
+#[test]
+fn a_bootstrap_in_a_tar_that_cannot_be_read_says_where() {
+    let mut tar = Archive::of(&[Entry::file("image/image.boot", "tree")], Variant::Pax10).tar;
+    assert_eq!(boot_file(&tar), Ok(&b"tree"[..]));
+    tar[0] ^= 1;
+    assert!(matches!(boot_file(&tar), Err(NydusError::Tar(error)) if error.offset == 0));
 }

@@ -100,6 +100,7 @@ impl Source {
         let (ours, listed) = listed.into_iter().partition(is_ours);
         let (mut indexes, mut untold) = (Vec::new(), Vec::new());
         for found in self.fetched(ours).await? {
+            // One that cannot be read is told of where it is parsed as an index.
             let own = referrer(&found, "what refers to an image").ok().flatten();
             match own.and_then(|(_, entry)| entry.artifact_type) {
                 Some(kind) if kind != media_type::FLOE_INDEX => untold.push((kind, found)),

@@ -178,7 +178,7 @@ impl Engine {
         let line = Line::default();
         let mut why_not = WhyNot::default();
         if let Some(source) = &resolved.source {
-            why_not.text = self.read_nydus(source, &resolved.layers, &asked, &line, &mut layers)?;
+            why_not.text = self.read_nydus(source, resolved, &asked, &line, &mut layers)?;
         }
         let lacks = |n: usize| layers[n].is_none() && resolved.layers[n].role.is_none();
         if (0..layers.len()).any(lacks)

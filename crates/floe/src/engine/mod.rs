@@ -334,7 +334,7 @@ impl Engine {
         talk: &Talk<'_>,
     ) -> anyhow::Result<ImageReport> {
         // What was read by a table of contents cannot be compared with the layer, and is streamed.
-        let image = self.open(image, if rebuild { Purpose::Pull } else { Purpose::Look }, talk)?;
+        let image = self.open(image, if rebuild { Purpose::Pull } else { Purpose::Compare }, talk)?;
         if rebuild {
             self.rebuild(&image, talk)?;
         }

@@ -24,6 +24,7 @@ use super::asker::Question;
 use super::found::{FoundLayer, Place};
 use super::layers::{NotSigned, segment_size};
 use super::line::Line;
+use super::open::Resolved;
 use super::report::IndexOrigin;
 use super::role::Role;
 
@@ -32,12 +33,12 @@ impl Engine {
     pub(super) fn read_nydus(
         &self,
         source: &Source,
-        places: &[Place],
+        image: &Resolved,
         asked: &Question<'_>,
         line: &Line,
         layers: &mut [Option<FoundLayer>],
     ) -> anyhow::Result<Option<String>> {
-        for (place, layer) in places.iter().zip(layers) {
+        for (place, layer) in image.layers.iter().zip(layers) {
             let (Some(role), None) = (place.role.filter(|role| role.is_nydus()), &layer) else { continue };
             if asked.by_blob {
                 // Nobody knows how long its tar is, and a bootstrap alone knows no place to have its blobs from.
@@ -48,7 +49,7 @@ impl Engine {
                     Err(NotSigned::Shared.into())
                 }
                 Role::Blob => self.without_files(place),
-                _ => self.read_bootstrap(source, place, places, line),
+                _ => self.read_bootstrap(source, place, image, line),
             };
             match read.and_then(|index| self.take_nydus(place, index)) {
                 Ok(found) => *layer = Some(found),
@@ -73,17 +74,17 @@ impl Engine {
         &self,
         source: &Source,
         place: &Place,
-        places: &[Place],
+        image: &Resolved,
         line: &Line,
     ) -> anyhow::Result<Index> {
+        let (places, longest) = (&image.layers, image.longest_bootstrap());
         let begun = Instant::now();
         let descriptor = Descriptor::new(&place.media_type, place.blob, place.size);
-        let packed =
-            self.net.blob(source, &descriptor, limits::BOOTSTRAP).context("fetching the bootstrap")?;
+        let packed = self.net.blob(source, &descriptor, longest).context("fetching the bootstrap")?;
         line.seen(packed.len() as u64, begun.elapsed());
         let codec = codec(&packed);
-        let tar = unpack::whole(codec, &packed, limits::BOOTSTRAP)?
-            .with_context(|| format!("the bootstrap is longer than {} bytes", limits::BOOTSTRAP))?;
+        let tar = unpack::whole(codec, &packed, longest)?
+            .with_context(|| format!("the bootstrap is longer than {longest} bytes"))?;
         drop(packed);
         let diff_id = DiffId::new(Digest::of(&tar));
         if diff_id != place.diff_id {

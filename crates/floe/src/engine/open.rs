@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use format::stargz::table::Announced;
-use format::{DiffId, Digest, IndexId};
+use format::{DiffId, Digest, IndexId, limits};
 use registry::{Descriptor, Image, Manifest, Reference, Source};
 use store::{ImageRef, MetaKey, Proof};
 
@@ -18,6 +18,7 @@ use super::record::Shape;
 use super::report::{ImageReport, IndexOrigin, LayerReport, Opening};
 use super::role::{Role, roles};
 use super::room::InUse;
+use super::stand_in::LONGEST_TREE;
 use super::tables::landmarks;
 use super::{Engine, Talk, ref_name};
 use crate::daemon::protocol::Event;
@@ -191,7 +192,7 @@ pub(super) enum Purpose {
     Apart,
     /// Somebody asks for what the reference means today: the registry is waited for.
     Pull,
-    /// Images are held against others: what the manifest names is looked at, and nothing in its place.
+    /// An image is held against what was promised, or others: what the manifest names is looked at, and nothing in its place.
     Compare,
     /// Anything else.
     Look,
@@ -505,6 +506,11 @@ impl Resolved {
     /// Returns what the reference leads to.
     fn asked(&self) -> Digest {
         self.original.unwrap_or(self.manifest)
+    }
+
+    /// Returns how long its bootstrap may be with the tar around it, should it be one of Nydus.
+    pub(super) fn longest_bootstrap(&self) -> u64 {
+        if self.original.is_some() { LONGEST_TREE } else { limits::BOOTSTRAP }
     }
 
     pub(super) fn remote(image: Image, referring: Option<Referring>, source: Arc<Source>) -> Self {
