@@ -74,7 +74,7 @@ pub const REFERRERS: usize = 1000;
 /// Index artifacts of one image that are fetched to choose from: each costs a request.
 pub const CANDIDATES: usize = 16;
 
-/// Images of Nydus about one image that are tried: each costs a config and a bootstrap.
+/// Images of Nydus about one image that are looked at: each costs a config.
 pub const NYDUS_IMAGES: usize = 3;
 
 /// Manifests that are copied with one image: its platforms, and what is about any of them. Windows images of every
