@@ -74,12 +74,13 @@ struct Flight {
 }
 
 impl Flight {
-    fn new(ticket: u64, queue: Priority, end: u32, deadline: Instant) -> Self {
+    /// Returns one that waits behind all others.
+    fn new(ticket: u64, end: u32, deadline: Instant) -> Self {
         let signal = Arc::default();
         Self {
             ticket,
             running: None,
-            queue,
+            queue: Priority::Background,
             waiting: Vec::new(),
             kept: false,
             wished: None,
@@ -89,9 +90,7 @@ impl Flight {
             signal,
         }
     }
-}
 
-impl Flight {
     /// Says whether it waits behind what has this priority.
     fn is_queued_behind(&self, priority: Priority) -> bool {
         self.running.is_none() && self.queue > priority
@@ -158,9 +157,7 @@ impl Flights {
     ) -> Arc<Signal> {
         let key = Key { layer, span: span.start };
         let ticket = self.ticket();
-        let is_there = self.flights.contains_key(&key);
-        let begun = || Flight::new(ticket, Priority::Demand, span.end, deadline);
-        let flight = self.flights.entry(key).or_insert_with(begun);
+        let flight = self.flights.entry(key).or_insert_with(|| Flight::new(ticket, span.end, deadline));
         flight.waiting.push(segment);
         flight.deadline = flight.deadline.max(deadline);
         // Only the first reader hurries it. If it gives up, a flight that goes on without readers keeps its place:
@@ -168,7 +165,7 @@ impl Flights {
         if let Some(urgency) = &flight.running {
             urgency.hurry();
         }
-        let queue = !is_there || flight.is_queued_behind(Priority::Demand);
+        let queue = flight.is_queued_behind(Priority::Demand);
         if queue {
             (flight.ticket, flight.queue) = (ticket, Priority::Demand);
         }
@@ -241,7 +238,7 @@ impl Flights {
             }
             let ticket = self.ticket();
             for span in &run[..len] {
-                let begun = || Flight::new(ticket, priority, span.end, deadline);
+                let begun = || Flight::new(ticket, span.end, deadline);
                 let flight = self.flights.entry(Key { layer, span: span.start }).or_insert_with(begun);
                 (flight.ticket, flight.queue) = (ticket, priority);
                 flight.wish(priority);
