@@ -13,7 +13,7 @@ const PARTS: usize = 8;
 
 type Packed = Result<(Vec<u8>, SkeletonFacts), SkeletonError>;
 
-/// Packs a skeleton beside whoever makes it, from the second part on.
+/// Packs a skeleton beside whoever makes it, unless it is short.
 pub(super) struct Beside {
     /// Less than a part.
     waiting: Vec<u8>,
@@ -24,8 +24,6 @@ enum Packer {
     /// What is short, and what finds no thread, is packed by the caller.
     Here(Box<SkeletonWriter>),
     There(SyncSender<Vec<u8>>, JoinHandle<Packed>),
-    /// It has failed, and has said why.
-    Gone,
 }
 
 impl Beside {
@@ -35,73 +33,54 @@ impl Beside {
         Ok(Self { waiting: Vec::with_capacity(PART), packer })
     }
 
-    /// Adds bytes.
+    /// Adds bytes. Why a thread cannot pack them is told at the end.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), SkeletonError> {
         self.waiting.extend_from_slice(bytes);
         if self.waiting.len() < PART {
             return Ok(());
         }
         let part = std::mem::replace(&mut self.waiting, Vec::with_capacity(PART));
-        self.packer = match std::mem::replace(&mut self.packer, Packer::Gone) {
-            Packer::Here(mut writer) if !writer.is_empty() => {
-                writer.write(&part)?;
-                Packer::Here(writer)
+        if matches!(&self.packer, Packer::Here(writer) if writer.is_empty())
+            && let Some(there) = start()?
+        {
+            self.packer = there;
+        }
+        match &mut self.packer {
+            Packer::Here(writer) => writer.write(&part),
+            Packer::There(parts, _) => {
+                let _ = parts.send(part); // see above
+                Ok(())
             }
-            Packer::Here(mut writer) => {
-                writer.write(&part)?;
-                start(writer)?
-            }
-            Packer::There(parts, thread) => match parts.send(part) {
-                Ok(()) => Packer::There(parts, thread),
-                Err(_) => return Err(packed(thread).err().unwrap_or_else(gone)),
-            },
-            Packer::Gone => return Err(gone()),
-        };
-        Ok(())
+        }
     }
 
     /// Returns the packed bytes and what identifies the plain ones.
-    pub(super) fn finish(mut self) -> Packed {
+    pub(super) fn finish(self) -> Packed {
         match self.packer {
             Packer::Here(mut writer) => {
                 writer.write(&self.waiting)?;
                 writer.finish()
             }
             Packer::There(parts, thread) => {
-                // Where nobody takes it any more, the thread tells why.
-                let _ = parts.send(std::mem::take(&mut self.waiting));
+                let _ = parts.send(self.waiting); // likewise
                 drop(parts);
-                packed(thread)
+                let ended = || SkeletonError::Codec(std::io::Error::other("the thread that packs has ended"));
+                thread.join().unwrap_or_else(|_| Err(ended()))
             }
-            Packer::Gone => Err(gone()),
         }
     }
 }
 
-/// Starts a thread that packs what follows, if there is one to be had.
-fn start(writer: Box<SkeletonWriter>) -> Result<Packer, SkeletonError> {
-    let (to, from) = sync_channel::<Vec<u8>>(PARTS);
-    let (here, there) = sync_channel::<Box<SkeletonWriter>>(1);
+/// Starts a thread that packs, if there is one to be had.
+fn start() -> Result<Option<Packer>, SkeletonError> {
+    let (parts, to_pack) = sync_channel::<Vec<u8>>(PARTS);
+    let mut writer = SkeletonWriter::new()?;
     let pack = move || {
-        let mut writer = there.recv().map_err(|_| gone())?;
-        from.iter().try_for_each(|part| writer.write(&part))?;
+        to_pack.iter().try_for_each(|part| writer.write(&part))?;
         writer.finish()
     };
-    match Builder::new().name("skeleton".into()).spawn(pack) {
-        Ok(thread) => match here.send(writer) {
-            Ok(()) => Ok(Packer::There(to, thread)),
-            Err(_) => Err(gone()),
-        },
-        Err(_) => Ok(Packer::Here(writer)),
-    }
-}
-
-fn packed(thread: JoinHandle<Packed>) -> Packed {
-    thread.join().unwrap_or_else(|_| Err(gone()))
-}
-
-fn gone() -> SkeletonError {
-    SkeletonError::Codec(std::io::Error::other("the thread that packs has ended"))
+    let thread = Builder::new().name("skeleton".into()).spawn(pack);
+    Ok(thread.ok().map(|thread| Packer::There(parts, thread)))
 }
 
 #[cfg(test)]
