@@ -11,7 +11,7 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use convert::recode::Target;
 use format::index::Codec;
@@ -270,15 +270,21 @@ fn estargz_is_lazy_by_a_table_in_another_image() {
     assert!(why.contains("the table of contents should be sha256:"), "{why}");
 }
 
+/// Returns Debian's ctr-remote, beside whose containerd it runs, or why there is none.
+fn ctr_remote() -> Result<PathBuf, String> {
+    let none = || "there is no ctr-remote of sid (scripts/containerd-versions)".to_owned();
+    match Release::Sid.cannot_run() {
+        Some(why) => Err(why),
+        None => Release::Sid.program("ctr-remote").ok_or_else(none),
+    }
+}
+
 #[test]
 fn tables_that_ctr_remote_writes_into_another_image_are_read() {
     let node = node!();
-    let release = Release::Sid;
-    if let Some(why) = release.cannot_run() {
-        testkit::skip!("{why}");
-    }
-    let Some(program) = release.program("ctr-remote") else {
-        testkit::skip!("there is no ctr-remote of sid (scripts/containerd-versions)");
+    let program = match ctr_remote() {
+        Ok(program) => program,
+        Err(why) => testkit::skip!("{why}"),
     };
     let registry = Embedded::start(&node.path("registry"));
     // Where it keeps the tar as it is it reads gzip alone.
@@ -287,7 +293,7 @@ fn tables_that_ctr_remote_writes_into_another_image_are_read() {
     let reference = format!("{}/team/plain:v1", registry.host());
     plain.push(&reference);
     let wanted = plain.extract(&node.path("extracted"));
-    let containerd = Containerd::start(release, &node, &reference);
+    let containerd = Containerd::start(Release::Sid, &node, &reference);
     containerd.ok(&["content", "fetch", "--plain-http", &reference]);
     for (tag, more) in [("apart", &[][..]), ("same", &["--estargz-keep-diff-id"])] {
         let made = format!("{}/team/app:{tag}", registry.host());
@@ -314,17 +320,14 @@ fn tables_that_ctr_remote_writes_into_another_image_are_read() {
 #[test]
 fn ctr_remote_finds_the_tables_that_are_written_here() {
     let node = node!();
-    let release = Release::Sid;
-    if let Some(why) = release.cannot_run() {
-        testkit::skip!("{why}");
-    }
-    let Some(program) = release.program("ctr-remote") else {
-        testkit::skip!("there is no ctr-remote of sid (scripts/containerd-versions)");
+    let program = match ctr_remote() {
+        Ok(program) => program,
+        Err(why) => testkit::skip!("{why}"),
     };
     let registry = Embedded::start(&node.path("registry"));
     let (image, reference) = (image(Target::EStargz), format!("{}/team/app:v1", registry.host()));
     image.push(&reference);
-    let containerd = Containerd::start(release, &node, &reference);
+    let containerd = Containerd::start(Release::Sid, &node, &reference);
     containerd.ok(&["content", "fetch", "--plain-http", &reference]);
     for layer in &image.layers {
         let mut command = containerd.beside(&program);
