@@ -523,6 +523,17 @@ fn a_tree_on_top_that_is_not_that_of_the_layers_is_told() {
     assert!(error.is_err());
 }
 
+#[test]
+fn a_blob_that_no_file_is_left_in_is_in_no_list() {
+    let replaced = vec![Entry::file("f", "bytes"), Entry::symlink("f", "a")];
+    let top = vec![Entry::file("g", "others")];
+    for layers in [vec![replaced.clone()], vec![replaced.clone(), top.clone()], vec![top, replaced]] {
+        let image = image(&layers.iter().map(|entries| archive(entries)).collect::<Vec<_>>()).unwrap();
+        let difference = difference(&image.dump(), &flatten(&layers).unwrap());
+        assert!(difference.is_none(), "{}", difference.unwrap_or_default());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

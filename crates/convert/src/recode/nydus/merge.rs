@@ -94,14 +94,16 @@ pub fn compare_merged(
 fn has_layers(bootstrap: &[u8], layers: &[(Digest, &Parts)]) -> Result<(), NydusError> {
     let bootstrap = Bootstrap::open(bootstrap)?;
     let Together { tree, blobs, files, digests } = together(layers)?;
-    // A blob that has a bootstrap in it says so there only.
+    // A blob that has a bootstrap in it says so there only. It lists itself if a file is left that has chunks in it: an entry of
+    // the tar may take the place of an earlier one.
     let mut own = Vec::new();
-    for digest in &digests {
-        let parts = layers.iter().find(|(layer, _)| layer == digest).map(|(_, parts)| parts);
-        let of = parts.map(|parts| Bootstrap::of_blob(&parts.bootstrap[..], *digest)).transpose()?;
-        let mut blob = of.and_then(|of| of.blobs().first().cloned()).ok_or(NydusError::Table("bootstrap"))?;
-        blob.features &= !features::BOOTSTRAP;
-        own.push(blob);
+    for (digest, parts) in layers {
+        let of = Bootstrap::of_blob(&parts.bootstrap[..], *digest)?;
+        own.extend(
+            of.blobs()
+                .first()
+                .map(|blob| Said { features: blob.features & !features::BOOTSTRAP, ..blob.clone() }),
+        );
     }
     let is_own = |blob: &Said| own.contains(blob);
     if !bootstrap.blobs().iter().all(is_own) {

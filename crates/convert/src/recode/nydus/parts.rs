@@ -58,7 +58,7 @@ impl Parts {
 
 impl Parts {
     /// Reads what follows the chunks of a blob, and compares it with what is known of it; and with both what the layer's bootstrap says of
-    /// the blob. `plain_size` is the length of plain space.
+    /// the blob, if a file is left there that has chunks. `plain_size` is the length of plain space.
     pub(super) fn check_tables(
         &self,
         said: Option<&BlobRow>,
@@ -66,9 +66,9 @@ impl Parts {
         plain_size: u64,
     ) -> Result<(), RecodeError> {
         let wrong = |what| Err(RecodeError::from(NydusError::Table(what)));
-        let Some(said) = said else {
-            return if self.meta.is_empty() { Ok(()) } else { wrong("bootstrap") };
-        };
+        if said.is_none() && self.meta.is_empty() {
+            return Ok(());
+        }
         let chunks = self.meta.len() / size_of::<UnitV1>();
         let Ok(header) = MetaHeader::read_from_bytes(&self.meta_header) else { return wrong("header") };
         blob.part(BLOCK as u64)?; // the chunks' tar header
@@ -85,7 +85,8 @@ impl Parts {
             return wrong("chunk table");
         }
         let end = blob.at + (2 * BLOCK + chunks * size_of::<[u8; 32]>()) as u64;
-        match row(&header, chunks, end, plain_size)?.as_bytes() == said.as_bytes() {
+        let row = row(&header, chunks, end, plain_size)?;
+        match said.is_none_or(|said| said.as_bytes() == row.as_bytes()) {
             true => Ok(()),
             false => wrong("row in its bootstrap"),
         }
