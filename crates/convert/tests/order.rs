@@ -25,7 +25,7 @@ use format::Digest;
 use format::index::Codec;
 use format::nydus::bootstrap::Bootstrap;
 use format::payload::SegmentSize;
-use format::stargz::index::{Whose, index};
+use format::stargz::index::{Whose, layer};
 use format::stargz::table::Announced;
 use format::stargz::{PREFETCH, TOC_NAME};
 use format::tar::{MemberKind, Parser, Step};
@@ -167,8 +167,8 @@ fn it_is_said_how_much_comes_first() {
             ahead: announced.ahead,
             segment: SegmentSize::from_bits(16).unwrap(),
         };
-        let index = index(json.as_bytes(), &whose).unwrap();
-        let contents = index.source().contents.as_ref().unwrap();
+        let layer = layer(json.as_bytes(), &whose).unwrap();
+        let contents = layer.source().contents.as_ref().unwrap();
         // Five segments of 64 KiB each.
         assert_eq!(contents.ahead, 20, "{target:?}");
         let begins: Vec<u64> = contents.pieces.iter().take(4).map(|piece| piece.begin).collect();

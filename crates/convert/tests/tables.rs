@@ -18,7 +18,7 @@ use format::index::Codec;
 use format::layer::{Layer, LayerError};
 use format::payload::SegmentSize;
 use format::stargz::TOC_NAME;
-use format::stargz::index::{Whose, index};
+use format::stargz::index::Whose;
 use format::stargz::table::{Announced, Place};
 use format::tar::Member;
 use format::tree::Runs;
@@ -37,7 +37,6 @@ fn by_table(made: &Made, segment: SegmentSize) -> Arc<Layer> {
     let (announced, size) = (Announced::by(&made.said.annotations).unwrap(), made.blob.len() as u64);
     let first = announced.first(size).unwrap();
     let whole = announced.whole(&made.blob[at(first)], size).unwrap();
-    let json = announced.open(&made.blob[at(whole.clone())]).unwrap();
     let codec = if announced.place == Place::Footer { Codec::Gzip } else { Codec::Zstd };
     let whose = Whose {
         blob: made.said.digest,
@@ -49,7 +48,7 @@ fn by_table(made: &Made, segment: SegmentSize) -> Arc<Layer> {
         ahead: announced.ahead,
         segment,
     };
-    Arc::new(Layer::open(index(&json, &whose).unwrap()).unwrap())
+    Arc::new(announced.layer(&made.blob[at(whole)], &whose).unwrap())
 }
 
 fn by_tar(blob: &[u8], segment: SegmentSize) -> Arc<Layer> {

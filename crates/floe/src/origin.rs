@@ -181,14 +181,35 @@ impl Net {
         range: Range<u64>,
         priority: registry::Priority,
     ) -> Result<Vec<u8>, Error> {
+        let mut part = Vec::new();
+        self.hand_on(source, blob, size, range, priority, |piece| {
+            part.extend_from_slice(piece);
+            true
+        })?;
+        Ok(part)
+    }
+
+    /// Hands on a part of a blob as it arrives, unchecked; ends early once nobody takes it.
+    pub fn hand_on(
+        &self,
+        source: &Source,
+        blob: &Digest,
+        size: u64,
+        range: Range<u64>,
+        priority: registry::Priority,
+        mut take: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Error> {
         self.runtime.block_on(async {
-            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let mut left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
             let mut reader = source.read_range(blob, size, range, priority);
-            let mut part = Vec::new();
             while let Some(piece) = reader.chunk().await? {
-                part.extend_from_slice(&piece[..piece.len().min(len - part.len())]);
+                let piece = &piece[..piece.len().min(left)];
+                left -= piece.len();
+                if !take(piece) {
+                    break;
+                }
             }
-            Ok(part)
+            Ok(())
         })
     }
 

@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use convert::recode::Target;
 use format::index::Codec;
 use format::payload::SegmentSize;
-use format::stargz::index::{Whose, index};
+use format::stargz::index::{Whose, layer as layer_of};
 use format::stargz::table::Announced;
 use format::stargz::{TABLE_OF, TOC_DIGEST, is_added};
+use format::unpack::whole as whole_of;
 use format::{DiffId, Digest};
 use serde_json::json;
 use support::containerd::{Containerd, Release};
@@ -357,14 +358,13 @@ fn an_index_of_a_table_is_nobodys_to_send() {
         ahead: 0,
         segment: SegmentSize::DEFAULT,
     };
-    let table = announced.open(&layer.blob[range]).unwrap();
-    let made =
-        index(&String::from_utf8(table).unwrap().replace("data/gone", "data/fake").into_bytes(), &whose)
-            .unwrap();
+    let tar = whole_of(Codec::Gzip, &layer.blob[range], u64::MAX).unwrap().unwrap();
+    let table = String::from_utf8(tar[512..].to_vec()).unwrap().replace("data/gone", "data/fake");
+    let made = layer_of(table.trim_end_matches('\0').as_bytes(), &whose).unwrap();
     layer.annotations.clear();
     let image = TestImage::new(vec![layer], &json!({}));
     image.put(&server, "app", "v1");
-    image::refer(&server, &image, &made.encode());
+    image::refer(&server, &image, &made.index().encode());
     let (at, streamed) = origins(&node, &format!("{}/app:v1", server.host()));
     assert_eq!(streamed, ["streamed"], "somebody else's table is believed");
     assert!(at.join("data/gone").exists() && !at.join("data/fake").exists());

@@ -1,6 +1,7 @@
 //! Content identities. Outside text becomes one of these types at the door.
 
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,40 @@ impl DigestHasher {
 impl Default for DigestHasher {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Hashes and counts what is read.
+pub struct Hashed<R> {
+    from: R,
+    hasher: DigestHasher,
+    at: u64,
+}
+
+impl<R: Read> Hashed<R> {
+    /// Returns a reader of which nothing has been read.
+    pub fn new(from: R) -> Self {
+        Self { from, hasher: DigestHasher::new(), at: 0 }
+    }
+
+    /// Returns how many bytes have been read.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Reads to the end; returns the digest of all, and how many bytes they are.
+    pub fn finish(mut self) -> io::Result<(Digest, u64)> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok((self.hasher.finish(), self.at))
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        self.at += n as u64;
+        Ok(n)
     }
 }
 

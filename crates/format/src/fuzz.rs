@@ -120,27 +120,32 @@ pub fn index(data: &[u8]) {
 #[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
 pub fn contents(data: &[u8]) {
     let (size, table) = (data.len() as u64, Digest::of(data));
-    for place in [Place::Footer, Place::At { offset: 0, packed: size, plain: 1 << 16 }] {
+    let whose = |codec, segment| Whose {
+        blob: table,
+        size: 1 << 20,
+        codec,
+        diff_id: DiffId::new(table),
+        table,
+        end: 1 << 20,
+        ahead: size,
+        segment: SegmentSize::from_bits(segment).expect("in range"),
+    };
+    let (gzip, zstd) = (whose(Codec::Gzip, 16), whose(Codec::Zstd, 19));
+    let at = Place::At { offset: 0, packed: size, plain: 1 << 16 };
+    for (place, whose) in [(Place::Footer, &gzip), (at, &zstd)] {
         let announced = Announced { digest: table, place, ahead: 0 };
         assert!(announced.elsewhere(data, size).is_none_or(|end| end < size), "it is longer than it is");
-        let _ = announced.open(data); // as a blob that is nothing else
-        let Ok(whole) = announced.whole(data, size) else { continue };
+        // As a blob that is nothing else, and as the end of one.
+        let whole = announced.whole(data, size).unwrap_or(0..size);
         let range = usize::try_from(whole.start).unwrap_or(0)..usize::try_from(whole.end).unwrap_or(0);
-        let _ = announced.open(&data[range]); // some table, or none
+        for packed in [data, &data[range]] {
+            if let Ok(made) = announced.layer(packed, whose) {
+                opens_to_nothing(made, data);
+            }
+        }
     }
-    for (codec, segment) in [(Codec::Gzip, 16), (Codec::Zstd, 19)] {
-        let segment = SegmentSize::from_bits(segment).expect("in range");
-        let whose = Whose {
-            blob: table,
-            size: 1 << 20,
-            codec,
-            diff_id: DiffId::new(table),
-            table,
-            end: 1 << 20,
-            ahead: size,
-            segment,
-        };
-        let Ok(made) = crate::stargz::index::index(data, &whose) else { continue };
+    for whose in [&gzip, &zstd] {
+        let Ok(made) = crate::stargz::index::layer(data, whose) else { continue };
         opens_to_nothing(made, data);
     }
 }
@@ -173,9 +178,8 @@ pub fn nydus(data: &[u8]) {
             metas: &[],
             segment: SegmentSize::DEFAULT,
         };
-        if let Ok(made) = nydus::index::index(&bootstrap, &whose) {
-            assert!(Index::decode(&made.encode()).as_ref() == Ok(&made), "it encodes to something else");
-            Layer::open(made).expect("an index that was made of a bootstrap");
+        if let Ok(made) = nydus::index::layer(&bootstrap, &whose) {
+            opened(made);
         }
     }
     let Ok((_, header)) = MetaHeader::read_from_suffix(data) else { return };
@@ -222,7 +226,7 @@ pub fn soci(data: &[u8]) {
     for (size, segment) in [(1 << 20, 16), (1 << 30, 19)] {
         let segment = SegmentSize::from_bits(segment).expect("in range");
         let whose = soci::index::Whose { blob: table, size, diff_id: DiffId::new(table), table, segment };
-        let Ok(made) = soci::index::index(data, &whose) else { continue };
+        let Ok(made) = soci::index::layer(data, &whose) else { continue };
         opens_to_nothing(made, data);
     }
 }
@@ -241,11 +245,18 @@ pub fn soci_ahead(list: &[u8], ztoc: &[u8], layer: &Layer) {
     assert_eq!(ahead.len(), count, "a segment twice");
 }
 
-/// An index that was made of a table opens, and gives no segment from noise.
+/// A layer that was made of a table is what its index opens to.
 #[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
-fn opens_to_nothing(made: Index, noise: &[u8]) {
-    assert!(Index::decode(&made.encode()).as_ref() == Ok(&made), "it encodes to something else");
-    let layer = Arc::new(Layer::open(made).expect("an index that was made of a table"));
+fn opened(made: Layer) -> Arc<Layer> {
+    let index = Index::decode(&made.index().encode()).expect("an index that was made of a table");
+    assert!(Layer::open(index).expect("the same") == made, "it opens to something else");
+    Arc::new(made)
+}
+
+/// A layer that was made of a table gives no segment from noise.
+#[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
+fn opens_to_nothing(made: Layer, noise: &[u8]) {
+    let layer = opened(made);
     for first in 0..layer.segments().min(8) {
         let span = layer.span(first).expect("every segment has a span");
         assert!(span.segments.contains(&first), "another span");
@@ -288,7 +299,7 @@ mod tests {
             table,
             segment: crate::payload::SegmentSize::from_bits(16).unwrap(),
         };
-        let layer = crate::layer::Layer::open(crate::soci::index::index(&ztoc, &whose).unwrap()).unwrap();
+        let layer = crate::soci::index::layer(&ztoc, &whose).unwrap();
         let list = br#"{"version":"1.0","prefetch_spans":[{"start_span":1,"end_span":9},{"start_span":0,"end_span":1}]}"#;
         super::soci_ahead(list, &ztoc, &layer);
         super::soci_ahead(b"noise", &ztoc, &layer);

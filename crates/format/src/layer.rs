@@ -57,7 +57,7 @@ pub struct Span {
 }
 
 /// A layer index checked against its own skeleton.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Layer {
     index: Index,
     id: IndexId,
@@ -82,11 +82,16 @@ impl Layer {
         each: impl FnMut(Member, Runs) -> Result<(), E>,
     ) -> Result<Self, E> {
         let reader = index.read_skeleton().map_err(LayerError::from)?;
-        let (mut layout, tar_len) = read_skeleton(&index, reader, each)?;
+        let (layout, tar_len) = read_skeleton(&index, reader, each)?;
+        Ok(Self::made(index, layout, tar_len)?)
+    }
+
+    /// Returns the checked layer of an index whose skeleton has this layout, and is that of a tar of this length.
+    pub(crate) fn made(index: Index, mut layout: Layout, tar_len: u64) -> Result<Self, LayerError> {
         let mut groups = Vec::new();
         if index.facts().basis == Basis::Contents {
             if !layout.cut_as(index.chunks().iter().map(|chunk| chunk.len)) {
-                return Err(LayerError::Contradiction("the pieces of its files").into());
+                return Err(LayerError::Contradiction("the pieces of its files"));
             }
             groups = match &index.source().contents {
                 Some(Contents { hash: Hash::Sealed, pieces, .. }) => together(&layout, pieces),

@@ -25,4 +25,4 @@ pub mod tree;
 pub mod unpack;
 mod wire;
 
-pub use digest::{ChainId, ChunkId, DiffId, Digest, DigestHasher, IndexId};
+pub use digest::{ChainId, ChunkId, DiffId, Digest, DigestHasher, Hashed, IndexId};

@@ -32,6 +32,7 @@ pub mod index;
 mod ztoc;
 
 use crate::index::IndexError;
+use crate::layer::LayerError;
 use crate::skeleton::MadeError;
 
 pub use ztoc::assumes_short_header;
@@ -85,4 +86,7 @@ pub enum SociError {
     /// Its parts do not make an index.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// Its parts contradict each other.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
 }

@@ -25,12 +25,14 @@
 //!               "GNUlInUx"; little-endian. Offsets count from after the 8 bytes of the skippable frame's header
 //! ```
 
+mod entries;
 pub mod index;
 pub mod table;
 pub mod toc;
 
 use crate::digest::Digest;
 use crate::index::IndexError;
+use crate::layer::LayerError;
 use crate::skeleton::MadeError;
 use crate::tar::TarError;
 use crate::unpack::UnpackError;
@@ -89,6 +91,12 @@ pub fn is_added(path: &[u8]) -> bool {
     [TOC_NAME, PREFETCH, NO_PREFETCH].iter().any(|name| name.as_bytes() == from_root(path))
 }
 
+impl From<std::io::Error> for TableError {
+    fn from(error: std::io::Error) -> Self {
+        error.downcast().map_or_else(Self::Read, Self::Unpack)
+    }
+}
+
 /// Why a layer is not read by its table of contents.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
@@ -111,18 +119,21 @@ pub enum TableError {
         /// The limit.
         limit: u64,
     },
-    /// The gzip member around it is damaged.
+    /// The gzip member or zstd frame around it is damaged.
     #[error("unpacking the table of contents")]
     Unpack(#[from] UnpackError),
-    /// The zstd frame around it is damaged.
-    #[error("unpacking the table of contents")]
-    Zstd(#[source] std::io::Error),
+    /// It does not arrive.
+    #[error("reading the table of contents")]
+    Read(#[source] std::io::Error),
     /// The tar around it is damaged.
     #[error("the tar around the table of contents")]
     Tar(#[from] TarError),
     /// Not the JSON it should be.
     #[error("reading the table of contents")]
     Json(#[source] serde_json::Error),
+    /// Not even that.
+    #[error("the table of contents is no JSON: {0}")]
+    Form(&'static str),
     /// Another version.
     #[error("a table of contents of version {0} is not known")]
     Version(u32),
@@ -140,4 +151,7 @@ pub enum TableError {
     /// Its parts do not make an index.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// Its parts contradict each other.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
 }

@@ -10,6 +10,9 @@
 //! member entered in the middle they are not: the chunk hashes say more. Zstd: skippable frames are passed
 //! over, windows are bounded by zstd's own default of 128 MiB, frame checksums are checked.
 
+mod read;
+
+pub use read::Unpacked;
 use sys::inflate::{At, Inflate, InflateError, Stop, WINDOW, Wrap};
 use zstd::stream::raw::{Decoder, Operation};
 

@@ -13,7 +13,7 @@ use format::index::{BlobAt, Codec, Hash, Index, IndexError, Packing, Part, Piece
 use format::layer::{Layer, LayerError};
 use format::nydus::bootstrap::{Blob, Bootstrap};
 use format::nydus::disk::{ChunkRow, chunk_flags, five, flags};
-use format::nydus::index::{MakeError, Whose, index};
+use format::nydus::index::{MakeError, Whose, layer};
 use format::nydus::meta::BlobMeta;
 use format::nydus::{NydusError, boot_file};
 use format::payload::SegmentSize;
@@ -243,6 +243,14 @@ fn arrived(index: Index, blobs: &[Vec<u8>]) -> support::Layer {
     support::Layer { members, skeleton: Vec::new(), layout: layer.layout().clone(), space }
 }
 
+/// Returns the index of a layer that was made of a table: it opens to the same.
+#[cfg(test)]
+fn index_of(made: Layer) -> Index {
+    let index = made.index().clone();
+    assert!(Layer::open(index.clone()).unwrap() == made);
+    index
+}
+
 #[test]
 fn an_index_of_a_bootstrap_gives_the_same_files() {
     for (name, of_blobs, of_metas, _) in VECTORS {
@@ -250,7 +258,7 @@ fn an_index_of_a_bootstrap_gives_the_same_files() {
         let (blobs, metas) = (vectors(of_blobs), metas(&bootstrap, of_metas));
         let at: Vec<_> =
             blobs.iter().map(|blob| BlobAt { digest: Digest::of(blob), size: blob.len() as u64 }).collect();
-        let made = index(&bootstrap, &whose(&metas, &at)).unwrap();
+        let made = index_of(layer(&bootstrap, &whose(&metas, &at)).unwrap());
         assert_eq!(Index::decode(&made.encode()).as_ref(), Ok(&made));
         let contents = made.source().contents.as_ref().unwrap();
         assert_eq!((&contents.blobs, contents.hash), (&at, bootstrap.hash()));
@@ -269,19 +277,19 @@ fn an_index_of_a_bootstrap_gives_the_same_files() {
 #[test]
 fn an_index_needs_what_is_missing() {
     let bootstrap = Bootstrap::open(vector("batch.boot")).unwrap();
-    let error = index(&bootstrap, &whose(&[], &[])).unwrap_err();
+    let error = layer(&bootstrap, &whose(&[], &[])).unwrap_err();
     assert!(matches!(error, MakeError::Meta(blob) if blob == bootstrap.blobs()[0].id), "{error}");
     let bootstrap = Bootstrap::open(vector("zstd.boot")).unwrap();
-    assert!(index(&bootstrap, &whose(&[], &[])).is_ok(), "the bootstrap itself says how long its blobs are");
+    assert!(layer(&bootstrap, &whose(&[], &[])).is_ok(), "the bootstrap itself says how long its blobs are");
     let short = [BlobAt { digest: bootstrap.blobs()[0].id, size: 10_000 }];
-    let error = index(&bootstrap, &whose(&[], &short)).unwrap_err();
+    let error = layer(&bootstrap, &whose(&[], &short)).unwrap_err();
     assert!(matches!(error, MakeError::Index(IndexError::Corrupt(_))), "{error}");
 }
 
 /// Makes an index without knowing of any blob; returns it, and how many segments come first.
 #[cfg(test)]
 fn ahead(bytes: &[u8]) -> (Index, u32) {
-    let made = index(&Bootstrap::open(bytes.to_vec()).unwrap(), &whose(&[], &[])).unwrap();
+    let made = index_of(layer(&Bootstrap::open(bytes.to_vec()).unwrap(), &whose(&[], &[])).unwrap());
     let ahead = made.source().contents.as_ref().unwrap().ahead;
     (made, ahead)
 }
@@ -362,7 +370,7 @@ fn version_5_with_chunks_packed_by_gzip() {
 
     let after = Bootstrap::open(bytes).unwrap();
     let at = [BlobAt { digest: Digest::of(&blob), size: blob.len() as u64 }];
-    let layers = [arrived(index(&after, &whose(&[], &at)).unwrap(), &[blob])];
+    let layers = [arrived(index_of(layer(&after, &whose(&[], &at)).unwrap()), &[blob])];
     let found = support::dump(&support::tree(&layers).unwrap(), &layers);
     let difference = difference(&found, &dump(&[tar(&before, &[None], &[plain])]));
     assert!(difference.is_none(), "{}", difference.unwrap_or_default());
@@ -376,7 +384,7 @@ fn entries_that_are_wrong_fail_the_hashes() {
     let at: Vec<_> =
         blobs.iter().map(|blob| BlobAt { digest: Digest::of(blob), size: blob.len() as u64 }).collect();
     let metas = metas(&bootstrap, &["base.ref", "big.ref"]);
-    let made = index(&bootstrap, &whose(&metas, &at)).unwrap();
+    let made = index_of(layer(&bootstrap, &whose(&metas, &at)).unwrap());
     let contents = made.source().contents.as_ref().unwrap();
     let places: Vec<_> = contents.entries.iter().map(|entry| (entry.blob, entry.bits)).collect();
     assert_eq!(places, [(1, 0), (2, 0), (2, 0), (2, 3), (2, 0), (2, 0)]);

@@ -10,7 +10,7 @@ use format::index::{Hash, Index};
 use format::layer::{Layer, LayerError};
 use format::payload::SegmentSize;
 use format::soci::ahead::segments;
-use format::soci::index::{Whose, index};
+use format::soci::index::{Whose, layer};
 use format::soci::{SociError, assumes_short_header};
 use format::tar::{Member, MemberKind};
 use format::tree::Runs;
@@ -49,6 +49,14 @@ struct Made {
     ztoc: Ztoc,
 }
 
+/// Returns the index of a layer that was made of a table: it opens to the same.
+#[cfg(test)]
+fn index_of(made: Layer) -> Index {
+    let index = made.index().clone();
+    assert!(Layer::open(index.clone()).unwrap() == made);
+    index
+}
+
 #[cfg(test)]
 impl Made {
     fn of(entries: &[Entry], level: u8, span: u64) -> Self {
@@ -69,7 +77,7 @@ impl Made {
             table: Digest::of(raw),
             segment: SegmentSize::from_bits(16).unwrap(),
         };
-        index(raw, &whose)
+        layer(raw, &whose).map(index_of)
     }
 
     fn open(&self) -> Arc<Layer> {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use format::decode::SpanDecoder;
 use format::index::Codec;
-use format::layer::{Layer, LayerError};
+use format::layer::LayerError;
 use format::payload::SegmentSize;
 use format::soci::assumes_short_header;
-use format::soci::index::{Whose, index};
+use format::soci::index::{Whose, layer};
 use format::tar::{Member, MemberKind, Parser, Step};
 use format::tree::Runs;
 use format::{DiffId, Digest, unpack};
@@ -47,7 +47,7 @@ fn what_soci_wrote_is_read_as_the_tar_is() {
         segment: SegmentSize::from_bits(16).unwrap(),
     };
     assert!(!assumes_short_header(&raw).unwrap());
-    let layer = Arc::new(Layer::open(index(&raw, &whose).unwrap()).unwrap());
+    let layer = Arc::new(layer(&raw, &whose).unwrap());
     let entries = &layer.source().contents.as_ref().unwrap().entries;
     let places: Vec<_> = entries.iter().map(|entry| (entry.begin, entry.bits)).collect();
     assert_eq!(places.len(), 2);

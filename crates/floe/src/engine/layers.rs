@@ -331,12 +331,14 @@ impl Engine {
 
     /// Checks that an index is of this layer, and takes it into use.
     pub(super) fn open_layer(&self, place: &Place, index: Index) -> anyhow::Result<Hold> {
-        let (facts, source) = (index.facts(), index.source());
+        self.use_layer(place, checked(place, index)?)
+    }
+
+    fn use_layer(&self, place: &Place, layer: Layer) -> anyhow::Result<Hold> {
+        let (facts, source) = (layer.facts(), layer.source());
         if source.blob != place.blob || source.size != place.size || facts.diff_id != place.diff_id {
             bail!("the index is of layer {} ({}), not of {}", source.blob, facts.diff_id, place.blob);
         }
-        let layer =
-            Layer::open(index).with_context(|| format!("checking the index of layer {}", place.blob))?;
         Ok(self.through.add(Arc::new(layer))?)
     }
 
@@ -427,19 +429,19 @@ impl Engine {
             bail!("the index is {}, where {} was announced", index.id(), claim.index);
         }
         tracing::info!(layer = %place.blob, index = %claim.index, ?verdict, "index from the registry");
-        self.take_index(place, index, IndexOrigin::Registry, bytes.len() as u64).map(Some)
+        self.take_made(place, checked(place, index)?, IndexOrigin::Registry, bytes.len() as u64).map(Some)
     }
 
-    /// Keeps an index, and opens the layer by it; `size` is what had to come for it.
-    pub(super) fn take_index(
+    /// Keeps the index of a layer, and takes it into use; `size` is what had to come for it.
+    pub(super) fn take_made(
         &self,
         place: &Place,
-        index: Index,
+        layer: Layer,
         origin: IndexOrigin,
         size: u64,
     ) -> anyhow::Result<FoundLayer> {
-        let _pin = self.store.put_index(&index).context("keeping the index")?;
-        let hold = self.open_layer(place, index)?;
+        let _pin = self.store.put_index(layer.index()).context("keeping the index")?;
+        let hold = self.use_layer(place, layer)?;
         let found = FoundLayer { place: place.clone(), hold, origin, index_size: size };
         if self.is_wrong(&found) {
             bail!(WRONG);
@@ -511,7 +513,7 @@ impl Engine {
         };
         let scratch = place.role.map(apart).transpose()?;
         let (layer, proved) = std::thread::scope(|scope| {
-            let (pieces, blob) = Pipe::new();
+            let (pieces, blob) = Pipe::narrow();
             // The network writes into the pipe, this thread reads from it.
             let streaming = scope.spawn(move || self.stream(place, pieces, talk));
             let write =
@@ -555,6 +557,10 @@ impl Engine {
         })?;
         gone
     }
+}
+
+fn checked(place: &Place, index: Index) -> anyhow::Result<Layer> {
+    Layer::open(index).with_context(|| format!("checking the index of layer {}", place.blob))
 }
 
 /// Returns the segment size for a layer whose blob has this length: a mount can have

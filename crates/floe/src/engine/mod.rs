@@ -42,6 +42,7 @@ pub(crate) mod names;
 mod nydus;
 mod open;
 mod parallel;
+mod part;
 mod pipe;
 mod places;
 mod points;

@@ -6,18 +6,21 @@
 //! says, which may say it of somebody else's layer; so where layers are shared with images nobody here is asked about, it
 //! counts as a table of contents does.
 
+use std::io::Read;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use format::index::{BlobAt, Codec, Index};
+use format::index::{BlobAt, Codec};
+use format::layer::Layer;
 use format::nydus::boot_file;
 use format::nydus::bootstrap::{Blob, Bootstrap};
-use format::nydus::index::{MakeError, Whose, index, nothing};
+use format::nydus::index::{MakeError, Whose, layer as layer_of, nothing};
 use format::nydus::meta::BlobMeta;
 use format::payload::SegmentSize;
 use format::skeleton::MadeError;
-use format::{DiffId, Digest, limits, unpack};
-use registry::{Descriptor, Priority, Source};
+use format::unpack::Unpacked;
+use format::{DiffId, Digest, Hashed, limits};
+use registry::{Priority, Source};
 
 use super::Engine;
 use super::asker::Question;
@@ -25,6 +28,7 @@ use super::found::{FoundLayer, Place};
 use super::layers::{NotSigned, segment_size};
 use super::line::Line;
 use super::open::Resolved;
+use super::part::Part;
 use super::report::IndexOrigin;
 use super::role::Role;
 
@@ -51,7 +55,7 @@ impl Engine {
                 Role::Blob => self.without_files(place),
                 _ => self.read_bootstrap(source, place, image, line),
             };
-            match read.and_then(|index| self.take_nydus(place, index)) {
+            match read.and_then(|made| self.take_made(place, made, IndexOrigin::Contents, place.size)) {
                 Ok(found) => *layer = Some(found),
                 Err(error) => return Ok(Some(format!("layer {}: {error:#}", place.blob))),
             }
@@ -59,37 +63,27 @@ impl Engine {
         Ok(None)
     }
 
-    fn without_files(&self, place: &Place) -> anyhow::Result<Index> {
+    fn without_files(&self, place: &Place) -> anyhow::Result<Layer> {
         let table = Role::Blob.table(&place.blob);
         let whose = whose(place, Codec::Plain, &[], &[], segment_size(place.size));
         Ok(nothing(&Whose { table, ..whose })?)
     }
 
-    fn take_nydus(&self, place: &Place, index: Index) -> anyhow::Result<FoundLayer> {
-        self.take_index(place, index, IndexOrigin::Contents, place.size)
-    }
-
-    /// Fetches a bootstrap, and makes the index of the tree that it has.
+    /// Fetches a bootstrap, and makes the layer of the tree that it has.
     fn read_bootstrap(
         &self,
         source: &Source,
         place: &Place,
         image: &Resolved,
         line: &Line,
-    ) -> anyhow::Result<Index> {
+    ) -> anyhow::Result<Layer> {
         let (places, longest) = (&image.layers, image.longest_bootstrap());
-        let begun = Instant::now();
-        let descriptor = Descriptor::new(&place.media_type, place.blob, place.size);
-        let packed = self.net.blob(source, &descriptor, longest).context("fetching the bootstrap")?;
-        line.seen(packed.len() as u64, begun.elapsed());
-        let codec = codec(&packed);
-        let tar = unpack::whole(codec, &packed, longest)?
-            .with_context(|| format!("the bootstrap is longer than {longest} bytes"))?;
-        drop(packed);
-        let diff_id = DiffId::new(Digest::of(&tar));
-        if diff_id != place.diff_id {
-            bail!("the bootstrap is {diff_id}, where the image says {}", place.diff_id);
+        if place.size > longest {
+            bail!("the bootstrap has {} bytes, and may have {longest}", place.size);
         }
+        let part = Part { source, place, line };
+        let read = self.read_part(part, 0..place.size, |packed| Tar::read(packed, place, longest));
+        let Tar { tar, codec } = read.context("fetching the bootstrap")??;
         let bootstrap = Bootstrap::open(boot_file(&tar)?).context("reading the bootstrap")?;
         let blobs = blobs_of(bootstrap.blobs(), places)?;
         let needed = bootstrap.blobs().iter().filter(|blob| blob.needs_meta()).map(|blob| blob.meta.plain);
@@ -101,11 +95,11 @@ impl Engine {
             .collect::<anyhow::Result<_>>()?;
         let lacks = |error: &MakeError| matches!(error, MakeError::Made(MadeError::Space(_)));
         let segment = segment_size(blobs.iter().map(|blob| blob.size).sum());
-        let index =
-            segment.enough(lacks, |size| index(&bootstrap, &whose(place, codec, &blobs, &metas, size)));
-        let index = index.context("reading the bootstrap")?;
-        tracing::info!(layer = %place.blob, index = %index.id(), "index from a bootstrap of Nydus");
-        Ok(index)
+        let made =
+            segment.enough(lacks, |size| layer_of(&bootstrap, &whose(place, codec, &blobs, &metas, size)));
+        let made = made.context("reading the bootstrap")?;
+        tracing::info!(layer = %place.blob, index = %made.id(), "index from a bootstrap of Nydus");
+        Ok(made)
     }
 
     /// Returns what a blob says of its chunks, or one beside it, where only that says where they are.
@@ -129,6 +123,36 @@ impl Engine {
         line.seen(bytes.len() as u64, begun.elapsed());
         let meta = BlobMeta::open(blob, &bytes);
         Ok(Some(meta.with_context(|| format!("reading the tables of blob {}", at.digest))?))
+    }
+}
+
+/// What a layer with a bootstrap is unpacked.
+struct Tar {
+    tar: Vec<u8>,
+    codec: Codec,
+}
+
+impl Tar {
+    /// Unpacks what should be this layer as it arrives.
+    fn read(packed: impl Read, place: &Place, longest: u64) -> anyhow::Result<Self> {
+        let (mut packed, mut begin) = (Hashed::new(packed), Vec::new());
+        (&mut packed).take(4).read_to_end(&mut begin)?;
+        let codec = codec(&begin);
+        let mut tar = Vec::new();
+        let mut plain = Hashed::new(Unpacked::new(codec, begin.chain(&mut packed))?.take(longest + 1));
+        let unpacked = plain.read_to_end(&mut tar);
+        let diff_id = plain.finish().map(|(digest, _)| DiffId::new(digest));
+        let (blob, size) = packed.finish()?;
+        if (blob, size) != (place.blob, place.size) {
+            bail!("the bootstrap's blob should be {}, but is {blob}", place.blob);
+        }
+        if unpacked? as u64 > longest {
+            bail!("the bootstrap is longer than {longest} bytes");
+        }
+        match diff_id? {
+            found if found == place.diff_id => Ok(Self { tar, codec }),
+            found => bail!("the bootstrap is {found}, where the image says {}", place.diff_id),
+        }
     }
 }
 

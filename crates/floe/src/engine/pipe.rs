@@ -1,7 +1,7 @@
-//! Bytes from the thread that receives to the one that decodes: bounded, in order, readable.
+//! Bytes from the thread that receives to the one that decodes: in order, readable.
 
 use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 /// Pieces on their way. Some tens of KiB each; enough that neither side waits for a hiccup of the other's.
 const PIECES: usize = 64;
@@ -14,20 +14,36 @@ pub(super) struct Pipe {
 }
 
 /// The end that is written; dropping it is the end of the stream.
-pub(super) struct PipeEnd(SyncSender<Box<[u8]>>);
+pub(super) enum PipeEnd {
+    Narrow(SyncSender<Box<[u8]>>),
+    Wide(Sender<Box<[u8]>>),
+}
 
 impl Pipe {
-    /// Returns both ends.
-    pub(super) fn new() -> (PipeEnd, Self) {
+    /// Returns both ends of one that holds some pieces: who sends more waits.
+    pub(super) fn narrow() -> (PipeEnd, Self) {
         let (send, pieces) = sync_channel(PIECES);
-        (PipeEnd(send), Self { pieces, piece: Box::default(), at: 0 })
+        (PipeEnd::Narrow(send), Self::from(pieces))
+    }
+
+    /// Returns both ends of one that holds all that is sent, which its users have bounded: nobody waits.
+    pub(super) fn wide() -> (PipeEnd, Self) {
+        let (send, pieces) = channel();
+        (PipeEnd::Wide(send), Self::from(pieces))
+    }
+
+    fn from(pieces: Receiver<Box<[u8]>>) -> Self {
+        Self { pieces, piece: Box::default(), at: 0 }
     }
 }
 
 impl PipeEnd {
-    /// Sends a piece, waiting for room; false once nobody reads any more.
+    /// Sends a piece, waiting for room where there may be none; false once nobody reads any more.
     pub(super) fn send(&self, piece: &[u8]) -> bool {
-        self.0.send(piece.into()).is_ok()
+        match self {
+            Self::Narrow(pieces) => pieces.send(piece.into()).is_ok(),
+            Self::Wide(pieces) => pieces.send(piece.into()).is_ok(),
+        }
     }
 }
 
@@ -52,14 +68,24 @@ mod tests {
 
     #[test]
     fn pieces_come_out_in_order_and_end_with_the_writer() {
-        let (end, mut pipe) = Pipe::new();
-        assert!(end.send(b"ab") && end.send(b"") && end.send(b"cde"));
+        for make in [Pipe::narrow, Pipe::wide] {
+            let (end, mut pipe) = make();
+            assert!(end.send(b"ab") && end.send(b"") && end.send(b"cde"));
+            drop(end);
+            let mut all = Vec::new();
+            pipe.read_to_end(&mut all).unwrap();
+            assert_eq!(all, b"abcde");
+            let (end, pipe) = make();
+            drop(pipe);
+            assert!(!end.send(b"x"));
+        }
+    }
+
+    #[test]
+    fn a_wide_pipe_holds_what_nobody_reads_yet() {
+        let (end, mut pipe) = Pipe::wide();
+        assert!((0..4 * PIECES).all(|_| end.send(b"piece")));
         drop(end);
-        let mut all = Vec::new();
-        pipe.read_to_end(&mut all).unwrap();
-        assert_eq!(all, b"abcde");
-        let (end, pipe) = Pipe::new();
-        drop(pipe);
-        assert!(!end.send(b"x"));
+        assert_eq!(io::copy(&mut pipe, &mut io::sink()).unwrap(), 20 * PIECES as u64);
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use format::limits;
-use format::soci::index::{Whose, index};
+use format::soci::index::{Whose, layer as layer_of};
 use format::soci::{ahead, assumes_short_header};
 use registry::{About, Descriptor, Priority, SociIndex, Source};
 
@@ -161,9 +161,9 @@ impl Engine {
             table: table.digest,
             segment: segment_size(place.size),
         };
-        let made = index(&ztoc, &whose).context("reading a layer by its zTOC")?;
+        let made = layer_of(&ztoc, &whose).context("reading a layer by its zTOC")?;
         tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's zTOC");
-        let found = self.take_index(place, made, IndexOrigin::Soci, ztoc.len() as u64)?;
+        let found = self.take_made(place, made, IndexOrigin::Soci, ztoc.len() as u64)?;
         let read =
             |list: Result<Bytes, registry::Error>| anyhow::Ok(ahead::segments(&list?, &ztoc, found.layer())?);
         let segments = list.map(read).transpose().unwrap_or_else(|error| {

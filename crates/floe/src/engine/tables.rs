@@ -8,17 +8,17 @@
 //! A layer of eStargz may end by saying that its table is in an image of its own. Then that is asked for, once for all layers,
 //! by the tag that it must have; the digest that vouches for the table is the same, so nothing of that image is believed.
 
-use std::ops::Range;
+use std::io::Read;
 use std::sync::OnceLock;
-use std::time::Instant;
 
 use anyhow::{Context, bail};
 use format::index::Codec;
-use format::stargz::TABLES_TAG;
-use format::stargz::index::{Whose, index};
+use format::layer::Layer;
+use format::stargz::index::Whose;
 use format::stargz::table::Place as Where;
+use format::stargz::{TABLES_TAG, TableError};
 use format::{Digest, IndexId, limits};
-use registry::{Descriptor, Error, Priority, Source};
+use registry::{Descriptor, Error, Source};
 
 use super::Engine;
 use super::asker::Question;
@@ -26,6 +26,8 @@ use super::found::{FoundLayer, Place};
 use super::layers::{NotSigned, segment_size};
 use super::line::Line;
 use super::parallel::parallel;
+use super::part::Part;
+use super::pipe::Pipe;
 use super::profile::Profile;
 use super::report::IndexOrigin;
 use super::why_not::WhyNot;
@@ -34,8 +36,10 @@ use crate::trust::Verdict;
 /// What the image has that holds tables, asked for once.
 type Elsewhere = OnceLock<Result<Option<Vec<(Digest, Descriptor)>>, Error>>;
 
-/// Tables read at once: each may have 64 MiB of JSON, and as much packed, in memory.
+/// Tables read at once: of each 64 MiB may be in memory, packed.
 pub(super) const TABLES: usize = 2;
+
+const FETCHING: &str = "fetching the table of contents";
 
 impl Engine {
     /// Opens the layers that have no index by their tables, where they have one; returns why not, for the first that
@@ -71,24 +75,8 @@ impl Engine {
             Verdict::UnsignedForDigest => return Err(NotSigned::Shared.into()),
             _ => return Err(NotSigned::UnderPolicy.into()),
         }
-        let begun = Instant::now();
         let first = table.first(place.size)?;
-        let tail = self.part(source, place, first.clone())?;
-        let (end, packed) = match table.elsewhere(&tail, place.size) {
-            Some(end) => (end, self.table_elsewhere(source, &place.blob, elsewhere)?),
-            None => {
-                let whole = table.whole(&tail, place.size)?;
-                let mut packed = match whole.start < first.start {
-                    true => self.part(source, place, whole.start..first.start)?,
-                    false => Vec::new(),
-                };
-                let begin = whole.start.max(first.start);
-                packed.extend_from_slice(&tail[within(begin - first.start)..within(whole.end - first.start)]);
-                (whole.start, packed)
-            }
-        };
-        line.seen(packed.len() as u64, begun.elapsed());
-        let whose = Whose {
+        let whose = |end| Whose {
             blob: place.blob,
             size: place.size,
             codec: match table.place {
@@ -101,10 +89,37 @@ impl Engine {
             ahead: table.ahead,
             segment: segment_size(place.size),
         };
-        let made =
-            index(&table.open(&packed)?, &whose).context("reading a layer by its table of contents")?;
+        let part = Part { source, place, line };
+        if matches!(table.place, Where::At { .. }) {
+            let (end, size) = (first.start, first.end - first.start);
+            let made =
+                self.read_part(part, first, |packed| table.layer(packed, &whose(end))).context(FETCHING)?;
+            return self.take_table(place, made, size);
+        }
+        let mut tail = Vec::new();
+        self.read_part(part, first.clone(), |mut packed| packed.read_to_end(&mut tail))
+            .context(FETCHING)??;
+        if let Some(end) = table.elsewhere(&tail, place.size) {
+            let packed = self.table_elsewhere(source, &place.blob, elsewhere)?;
+            return self.take_table(place, table.layer(&packed[..], &whose(end)), packed.len() as u64);
+        }
+        let whole = table.whole(&tail, place.size)?;
+        let begin = whole.start.max(first.start);
+        let behind = &tail[within(begin - first.start)..within(whole.end - first.start)];
+        let layer = |packed: Pipe| table.layer(packed.chain(behind), &whose(whole.start));
+        let made = self.read_part(part, whole.start..begin, layer).context(FETCHING)?;
+        self.take_table(place, made, whole.end - whole.start)
+    }
+
+    fn take_table(
+        &self,
+        place: &Place,
+        made: Result<Layer, TableError>,
+        size: u64,
+    ) -> anyhow::Result<FoundLayer> {
+        let made = made.context("reading a layer by its table of contents")?;
         tracing::info!(layer = %place.blob, index = %made.id(), "index from the layer's table of contents");
-        self.take_index(place, made, IndexOrigin::Contents, packed.len() as u64)
+        self.take_made(place, made, IndexOrigin::Contents, size)
     }
 
     /// Returns a layer's table of contents out of the image that has the tables of all.
@@ -129,12 +144,6 @@ impl Engine {
         let table = tables.iter().find(|(of, _)| of == layer).map(|(_, table)| table);
         let table = table.with_context(|| format!("{}, which has none for it", begin()))?;
         Ok(self.net.blob(source, table, limits::CONTENTS).with_context(begin)?.into())
-    }
-
-    /// Returns a part of a layer, unchecked: what it is a part of has a digest of its own.
-    fn part(&self, source: &Source, place: &Place, range: Range<u64>) -> anyhow::Result<Vec<u8>> {
-        let part = self.net.part(source, &place.blob, place.size, range, Priority::Demand);
-        part.context("fetching the table of contents")
     }
 }
 

@@ -6,8 +6,8 @@
 use super::disk::BLOCK;
 use super::read::{Corrupt, Inode, LayerFiles, MemberError, Run};
 use crate::digest::{ChunkId, DiffId, Digest};
-use crate::index::{BlobAt, Chunk, Codec, Contents, Hash, Index, IndexError, Packing, Piece, most_plain};
-use crate::layer::Layer;
+use crate::index::{BlobAt, Chunk, Codec, Contents, Hash, IndexError, Packing, Piece, most_plain};
+use crate::layer::{Layer, LayerError};
 use crate::limits;
 use crate::payload::{self, SegmentSize};
 use crate::skeleton::{MadeError, SkeletonMaker};
@@ -51,6 +51,9 @@ pub enum MakeError {
     /// Its parts do not make an index.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// Its parts contradict each other.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
 }
 
 impl From<Corrupt> for MakeError {
@@ -72,8 +75,8 @@ pub struct Whose {
     pub segment: SegmentSize,
 }
 
-/// Returns the index that the image of a layer makes.
-pub fn index(files: &LayerFiles<'_>, whose: &Whose) -> Result<Index, MakeError> {
+/// Returns the layer that the image of one makes.
+pub fn layer(files: &LayerFiles<'_>, whose: &Whose) -> Result<Layer, MakeError> {
     if !files.is_nothing_else() {
         return Err(MakeError::Begins);
     }
@@ -99,7 +102,7 @@ pub fn index(files: &LayerFiles<'_>, whose: &Whose) -> Result<Index, MakeError> 
         entries: Vec::new(),
     };
     let layer = (BlobAt { digest: whose.blob, size: whose.size }, Codec::Plain);
-    Ok(contents.index(making.skeleton.finish()?, DiffId::new(whose.blob), layer, making.chunks)?)
+    contents.layer(making.skeleton.finish()?, DiffId::new(whose.blob), layer, making.chunks)
 }
 
 impl LayerFiles<'_> {

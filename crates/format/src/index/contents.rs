@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::{Basis, Chunk, Codec, Facts, Index, IndexError, Source, hash_of, within};
 use crate::digest::{ChunkId, DiffId, Digest};
+use crate::layer::{Layer, LayerError};
 use crate::limits;
 use crate::skeleton::Made;
 use crate::wire::{Fields, put};
@@ -186,14 +187,14 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Returns the index of a layer that has such a table: of this blob, and with this skeleton.
-    pub(crate) fn index(
+    /// Returns the layer that has such a table: of this blob, and with this skeleton.
+    pub(crate) fn layer<E: From<IndexError> + From<LayerError>>(
         self,
         made: Made,
         diff_id: DiffId,
         (blob, codec): (BlobAt, Codec),
         chunks: Vec<Chunk>,
-    ) -> Result<Index, IndexError> {
+    ) -> Result<Layer, E> {
         let facts = Facts {
             diff_id,
             basis: Basis::Contents,
@@ -208,7 +209,8 @@ impl Contents {
         let (starts, reach) = (Vec::new(), Vec::new());
         let source =
             Source { blob: blob.digest, size: blob.size, codec, starts, reach, contents: Some(self) };
-        Index::new(facts, made.packed, chunks, source)
+        let index = Index::new(facts, made.packed, chunks, source)?;
+        Ok(Layer::made(index, made.layout, made.tar_len)?)
     }
 
     /// Returns the parts that hold these chunks, in their order.

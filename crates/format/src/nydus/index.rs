@@ -10,7 +10,8 @@ use super::NydusError;
 use super::bootstrap::{Bootstrap, Chunk, Listing};
 use super::meta::BlobMeta;
 use crate::digest::{DiffId, Digest};
-use crate::index::{BlobAt, Chunk as Row, Codec, Contents, Entry, Hash, Index, IndexError, Packing, Piece};
+use crate::index::{BlobAt, Chunk as Row, Codec, Contents, Entry, Hash, IndexError, Packing, Piece};
+use crate::layer::{Layer, LayerError};
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::skeleton::{MadeError, SkeletonMaker};
@@ -36,6 +37,9 @@ pub enum MakeError {
     /// Its parts do not make an index.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// Its parts contradict each other.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
 }
 
 /// The image that a bootstrap is of.
@@ -66,8 +70,8 @@ impl Whose<'_> {
     }
 }
 
-/// Returns the index that a bootstrap makes.
-pub fn index<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Result<Index, MakeError> {
+/// Returns the layer that a bootstrap makes.
+pub fn layer<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Result<Layer, MakeError> {
     let list = bootstrap.list()?;
     let order = Order::of(bootstrap, &list, whose)?;
     let mut making = Making {
@@ -94,8 +98,8 @@ pub fn index<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, whose: &Whose<'_>) -> Res
     making.finish(ahead)
 }
 
-/// Returns the index of a layer that is a blob: of itself it has no files.
-pub fn nothing(whose: &Whose<'_>) -> Result<Index, MakeError> {
+/// Returns the layer that a blob is: of itself it has no files.
+pub fn nothing(whose: &Whose<'_>) -> Result<Layer, MakeError> {
     let contents = Contents {
         table: whose.table,
         ahead: 0,
@@ -105,7 +109,7 @@ pub fn nothing(whose: &Whose<'_>) -> Result<Index, MakeError> {
         entries: Vec::new(),
     };
     let made = SkeletonMaker::new(whose.segment)?.finish()?;
-    Ok(contents.index(made, whose.diff_id, whose.layer(), Vec::new())?)
+    contents.layer(made, whose.diff_id, whose.layer(), Vec::new())
 }
 
 /// The entries in the order in which they are taken.
@@ -216,7 +220,7 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
         places.into_iter().map(entry).collect()
     }
 
-    fn finish(self, ahead: u32) -> Result<Index, MakeError> {
+    fn finish(self, ahead: u32) -> Result<Layer, MakeError> {
         let whose = self.whose;
         let blobs = self.bootstrap.blobs().iter().map(|blob| {
             let known = whose.blobs.iter().find(|known| known.digest == blob.id).copied();
@@ -230,6 +234,6 @@ impl<B: AsRef<[u8]>> Making<'_, B> {
             entries: self.entries()?,
             pieces: self.pieces,
         };
-        Ok(contents.index(self.skeleton.finish()?, whose.diff_id, whose.layer(), self.chunks)?)
+        contents.layer(self.skeleton.finish()?, whose.diff_id, whose.layer(), self.chunks)
     }
 }

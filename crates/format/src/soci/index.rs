@@ -6,7 +6,8 @@ use super::SociError;
 use super::flat::{Flat, Table};
 use super::ztoc::{Span, Ztoc};
 use crate::digest::{DiffId, Digest};
-use crate::index::{BlobAt, Chunk, Codec, Contents, Entry, Hash, Index, Packing, Piece, sealed_chunk};
+use crate::index::{BlobAt, Chunk, Codec, Contents, Entry, Hash, Packing, Piece, sealed_chunk};
+use crate::layer::Layer;
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::rfc3339;
@@ -54,8 +55,8 @@ pub struct Whose {
     pub segment: SegmentSize,
 }
 
-/// Returns the index that a zTOC makes.
-pub fn index(raw: &[u8], whose: &Whose) -> Result<Index, SociError> {
+/// Returns the layer that a zTOC makes.
+pub fn layer(raw: &[u8], whose: &Whose) -> Result<Layer, SociError> {
     if raw.len() as u64 > limits::CONTENTS {
         return Err(SociError::TooLarge { what: "the length", limit: limits::CONTENTS });
     }
@@ -119,7 +120,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    fn finish(self, whose: &Whose) -> Result<Index, SociError> {
+    fn finish(self, whose: &Whose) -> Result<Layer, SociError> {
         let used = self.spans.iter().zip(&self.used).filter(|(_, used)| **used);
         let entries: Vec<Entry> = used.map(|(span, _)| span.entry()).collect::<Result<_, _>>()?;
         let contents = Contents {
@@ -131,7 +132,7 @@ impl Making<'_> {
             entries,
         };
         let layer = (BlobAt { digest: whose.blob, size: whose.size }, Codec::Gzip);
-        Ok(contents.index(self.skeleton.finish()?, whose.diff_id, layer, self.chunks)?)
+        contents.layer(self.skeleton.finish()?, whose.diff_id, layer, self.chunks)
     }
 }
 

@@ -1,18 +1,16 @@
 //! A table of contents to an index: a skeleton made of its entries, and its pieces for chunks.
 
-use std::borrow::Cow;
-use std::fmt;
+use std::io::Read;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::toc::Entry;
-use super::{PREFETCH, TableError, from_root};
+use super::{PREFETCH, TableError, entries, from_root};
 use crate::digest::{ChunkId, DiffId, Digest};
-use crate::index::{BlobAt, Chunk, Codec, Contents, Hash, Index, Piece};
+use crate::index::{BlobAt, Chunk, Codec, Contents, Hash, Piece};
+use crate::layer::Layer;
 use crate::limits;
 use crate::payload::SegmentSize;
 use crate::rfc3339;
@@ -44,90 +42,11 @@ pub struct Whose {
     pub segment: SegmentSize,
 }
 
-/// Returns the index that a table of contents makes.
-///
-/// Entries are taken as they are read, so what is held beside the JSON is the index.
-pub fn index(json: &[u8], whose: &Whose) -> Result<Index, TableError> {
-    let (mut made, mut why) = (Made::new(whose)?, None);
-    let mut from = serde_json::Deserializer::from_slice(json);
-    let read = Table { made: &mut made, why: &mut why }.deserialize(&mut from).and_then(|()| from.end());
-    match (why, read) {
-        (Some(why), _) => Err(why),
-        (None, Err(error)) => Err(TableError::Json(error)),
-        (None, Ok(())) => made.finish(whose),
-    }
-}
-
-/// Reads a table into what is made of it. Why an entry is refused is told beside the error of the JSON's reader.
-struct Table<'a> {
-    made: &'a mut Made,
-    why: &'a mut Option<TableError>,
-}
-
-impl<'de> DeserializeSeed<'de> for Table<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Table<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a table of contents")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut version = None;
-        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
-            match &*key {
-                "version" => version = Some(map.next_value::<u32>()?),
-                "entries" => map.next_value_seed(Entries { made: &mut *self.made, why: &mut *self.why })?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        match version {
-            Some(1) => Ok(()),
-            other => {
-                *self.why = Some(TableError::Version(other.unwrap_or(0)));
-                Err(A::Error::custom("another version"))
-            }
-        }
-    }
-}
-
-/// The entries of a table.
-struct Entries<'a> {
-    made: &'a mut Made,
-    why: &'a mut Option<TableError>,
-}
-
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("entries")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        while let Some(entry) = entries.next_element::<Entry>()? {
-            if let Err(why) = self.made.entry(&entry) {
-                *self.why = Some(why);
-                return Err(A::Error::custom("an entry is refused"));
-            }
-        }
-        Ok(())
-    }
+/// Returns the layer that a table of contents makes. Entries are taken as they arrive, so what is held is the index.
+pub fn layer(json: impl Read, whose: &Whose) -> Result<Layer, TableError> {
+    let mut made = Made::new(whose)?;
+    entries::each(json, |entry| made.entry(entry))?;
+    made.finish(whose)
 }
 
 /// A piece as the table has it: where it begins, and plain bytes before it.
@@ -253,7 +172,7 @@ impl Made {
         }
     }
 
-    fn finish(mut self, whose: &Whose) -> Result<Index, TableError> {
+    fn finish(mut self, whose: &Whose) -> Result<Layer, TableError> {
         self.close()?;
         let made = self.skeleton.finish()?;
         let mut pieces = Vec::with_capacity(self.begins.len());
@@ -271,7 +190,7 @@ impl Made {
         let contents =
             Contents { table, ahead, hash: Hash::Sha256, blobs: Vec::new(), pieces, entries: Vec::new() };
         let layer = (BlobAt { digest: whose.blob, size: whose.size }, whose.codec);
-        Ok(contents.index(made, whose.diff_id, layer, self.chunks)?)
+        contents.layer(made, whose.diff_id, layer, self.chunks)
     }
 }
 

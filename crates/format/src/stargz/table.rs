@@ -1,16 +1,19 @@
 //! Where the table of contents of a layer is, and its bytes, checked.
 
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read};
 
+use super::index::{Whose, layer};
 use super::{
     CHECKSUM_OF_OLD, MANIFEST_CHECKSUM, MANIFEST_POSITION, POSITION_OF_OLD, READ_FIRST, TOC_DIGEST, TOC_NAME,
     TableError,
 };
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashed};
 use crate::index::Codec;
+use crate::layer::Layer;
 use crate::limits;
 use crate::tar::{Parser, Step};
-use crate::unpack;
+use crate::unpack::Unpacked;
 
 /// Length of the footer of eStargz, and of that of old ones.
 const FOOTER: usize = 51;
@@ -30,8 +33,11 @@ pub const ELSEWHERE_FOOTER: u64 = ELSEWHERE.len() as u64;
 /// Most that is fetched from the end of a blob in one go, 1 MiB: the table of some 10,000 files, and the footer.
 const MOST_GUESSED: u64 = 1 << 20;
 
-/// Plain bytes around the table in its member: headers before, the tar's end and its padding behind.
-const AROUND: u64 = 64 << 10;
+/// Block of a tar.
+const BLOCK: usize = 512;
+
+/// Plain bytes before the table in its member: its headers.
+const AROUND: usize = 64 << 10;
 
 /// A table of contents as a layer's descriptor announces it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,28 +122,24 @@ impl Announced {
         }
     }
 
-    /// Returns the plain table out of the bytes of [`Announced::whole`], or of a blob that is nothing else, once its digest has been found right.
-    pub fn open(&self, packed: &[u8]) -> Result<Vec<u8>, TableError> {
-        let (table, hashed) = match self.place {
+    /// Returns the layer that the table makes, out of the bytes of [`Announced::whole`], or of a blob that is nothing
+    /// else. They are looked at as they arrive, and what is made of them is returned once their digest has been found right.
+    pub fn layer(&self, packed: impl Read, whose: &Whose) -> Result<Layer, TableError> {
+        let (made, found) = match self.place {
             Place::Footer => {
-                let table = out_of_tar(packed)?;
-                let found = Digest::of(&table);
-                (table, found)
+                let mut table = Hashed::new(out_of_tar(packed)?);
+                (layer(&mut table, whose), table.finish()?.0)
             }
             Place::At { plain, .. } => {
-                let found = Digest::of(packed);
-                if found != self.digest {
-                    return Err(TableError::Digest { expected: self.digest, found });
-                }
-                let plain = usize::try_from(plain).unwrap_or(usize::MAX); // bounded by `first`
-                let table = zstd::bulk::decompress(packed, plain).map_err(TableError::Zstd)?;
-                (table, found)
+                let mut packed = Hashed::new(packed);
+                let table = Unpacked::new(Codec::Zstd, &mut packed)?.take(plain); // bounded by `first`
+                (layer(table, whose), packed.finish()?.0)
             }
         };
-        if hashed != self.digest {
-            return Err(TableError::Digest { expected: self.digest, found: hashed });
+        if found != self.digest {
+            return Err(TableError::Digest { expected: self.digest, found });
         }
-        Ok(table)
+        made
     }
 }
 
@@ -161,24 +163,27 @@ fn footer(tail: &[u8]) -> Result<(u64, u64), TableError> {
 }
 
 /// Returns the file that is the table out of the gzip member around it.
-fn out_of_tar(packed: &[u8]) -> Result<Vec<u8>, TableError> {
-    let too_large = TableError::TooLarge { len: packed.len() as u64, limit: limits::CONTENTS };
-    let mut plain = unpack::whole(Codec::Gzip, packed, limits::CONTENTS + AROUND)?.ok_or(too_large)?;
-    let (mut parser, mut at) = (Parser::new(), 0);
-    while at < plain.len() {
-        let (taken, step) = parser.step(&plain[at..])?;
-        at += taken;
-        if let Step::Member(member) = step {
+fn out_of_tar(packed: impl Read) -> Result<impl Read, TableError> {
+    let none = || TableError::Missing("there is no file where the table should be");
+    let mut plain = Unpacked::new(Codec::Gzip, packed)?;
+    let mut parser = Parser::new();
+    for _ in 0..AROUND / BLOCK {
+        let mut block = [0; BLOCK];
+        plain.read_exact(&mut block).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => none(),
+            _ => error.into(),
+        })?;
+        let mut headers = &block[..];
+        while !headers.is_empty() {
+            let (taken, step) = parser.step(headers)?;
+            headers = &headers[taken..];
+            let Step::Member(member) = step else { continue };
             if &*member.path != TOC_NAME.as_bytes() {
                 return Err(TableError::Missing("there is another file where the table should be"));
             }
-            let end = usize::try_from(member.payload).ok().and_then(|len| at.checked_add(len));
-            let end =
-                end.filter(|end| *end <= plain.len()).ok_or(TableError::Missing("its table ends early"))?;
-            plain.truncate(end);
-            plain.drain(..at);
-            return Ok(plain);
+            bounded(member.payload)?;
+            return Ok(plain.take(member.payload)); // a header ends with its block
         }
     }
-    Err(TableError::Missing("there is no file where the table should be"))
+    Err(none())
 }

@@ -8,7 +8,7 @@ use format::decode::{DecodeError, SpanDecoder};
 use format::index::{BlobAt, Chunk, Codec, Contents, Facts, Hash, Index, IndexError, Packing, Piece, Source};
 use format::layer::Layer;
 use format::payload::SegmentSize;
-use format::stargz::index::{Whose, index};
+use format::stargz::index::Whose;
 use format::{ChunkId, DiffId, Digest};
 use proptest::prelude::*;
 use sys::deflate::compress;
@@ -27,7 +27,6 @@ fn in_order(files: &[Vec<u8>], chunk: usize) -> (Index, Vec<Vec<u8>>) {
     };
     let first = made.announced.first(size).unwrap();
     let whole = made.announced.whole(&part(first), size).unwrap();
-    let json = made.announced.open(&part(whole.clone())).unwrap();
     let whose = Whose {
         blob: Digest::of(&made.blob),
         size,
@@ -38,7 +37,7 @@ fn in_order(files: &[Vec<u8>], chunk: usize) -> (Index, Vec<Vec<u8>>) {
         ahead: 0,
         segment: SegmentSize::from_bits(16).unwrap(),
     };
-    let index = index(&json, &whose).unwrap();
+    let index = made.announced.layer(&part(whole)[..], &whose).unwrap().index().clone();
     (index, files.iter().flat_map(|file| file.chunks(chunk).map(<[u8]>::to_vec)).collect())
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use format::decode::{Half, SpanDecoder};
 use format::layer::Layer;
 use format::payload::SegmentSize;
-use format::soci::index::{Whose, index};
+use format::soci::index::{Whose, layer};
 use format::{DiffId, Digest};
 use sys::deflate::compress;
 use sys::inflate::Wrap;
@@ -45,7 +45,7 @@ fn sample(seed: u64, span: u64, files: usize, len: usize) -> Sample {
         table: Digest::of(&raw),
         segment: SegmentSize::from_bits(18).unwrap(),
     };
-    let layer = Layer::open(index(&raw, &whose).unwrap()).unwrap();
+    let layer = layer(&raw, &whose).unwrap();
     let range = |start: u64, len: u64| usize::try_from(start).unwrap()..usize::try_from(start + len).unwrap();
     let mut payload = vec![0; usize::try_from(layer.layout().space()).unwrap()];
     let plain = |n: usize| n * (512 + len.next_multiple_of(512)) + 512;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 
-use format::erofs::index::{MakeError, Whose, index as index_of};
+use format::erofs::index::{MakeError, Whose, layer as layer_of};
 use format::erofs::read::LayerFiles;
 use format::layer::Layer;
 use format::proof::Proved;
@@ -39,11 +39,10 @@ pub fn index(
     let files = LayerFiles::open(&map).map_err(ErofsError::from)?;
     let (blob, size) = (expected.blob, options.blob_size);
     let lacks = |error: &MakeError| matches!(error, MakeError::Made(MadeError::Space(_)));
-    let index =
-        options.segment.enough(lacks, |segment| index_of(&files, &Whose { blob, size, table, segment }));
-    let index = index.map_err(ErofsError::from)?;
-    let proved = Proved::by_digests(&index, blob, blob).map_err(ErofsError::from)?;
-    let layer = Layer::open(index).map_err(ErofsError::from)?;
+    let layer =
+        options.segment.enough(lacks, |segment| layer_of(&files, &Whose { blob, size, table, segment }));
+    let layer = layer.map_err(ErofsError::from)?;
+    let proved = Proved::by_digests(layer.index(), blob, blob).map_err(ErofsError::from)?;
     let mut bytes = Vec::new();
     for segment in 0..layer.segments() {
         files.segment(&layer, segment, &mut bytes);

@@ -13,7 +13,7 @@ use format::nydus::layer::{Contents, Layer};
 use format::nydus::write::CHUNK_SIZE;
 use format::tar::Member;
 use format::tree::{Apart, File, Runs};
-use format::{ChunkId, Digest, DigestHasher, limits};
+use format::{ChunkId, Digest, Hashed, limits};
 use zerocopy::FromBytes;
 
 use super::super::{Order, RecodeError};
@@ -117,13 +117,13 @@ fn chunks(made: Blob<'_, impl Read>) -> Result<(), RecodeError> {
     let layer = Layer::open(&made.parts.bootstrap).map_err(NydusError::from)?;
     let rows = layer.blob().map_or(&[][..], |blob| &blob.chunks);
     let rows: HashMap<u32, &ChunkRow> = rows.iter().map(|row| (row.number.get(), row)).collect();
-    let mut from = Hashed { from: made.bytes, hasher: DigestHasher::new(), at: 0 };
+    let mut from = Hashed::new(made.bytes);
     let (mut packed, mut plain_space) = (Vec::new(), 0);
     for (number, raw) in (0..).zip(made.parts.meta.as_chunks::<{ size_of::<UnitV1>() }>().0) {
         let differs = || RecodeError::from(NydusError::Differs(format!("chunk {number}")));
         let unit = UnitV1::read_from_bytes(raw).map_err(|_| differs())?.unit();
         let Unit { packed_offset, packed_size, plain_offset, plain_size, .. } = unit;
-        let lies = packed_offset == from.at && plain_offset == plain_space;
+        let lies = packed_offset == from.at() && plain_offset == plain_space;
         if !lies || plain_size > CHUNK_SIZE || packed_size > plain_size {
             return Err(differs());
         }
@@ -143,38 +143,12 @@ fn chunks(made: Blob<'_, impl Read>) -> Result<(), RecodeError> {
         }
     }
     made.parts.check_tables(layer.blob().map(|blob| &blob.row), &mut from, plain_space)?;
-    io::copy(&mut from, &mut io::sink()).map_err(RecodeError::Read)?;
-    let found = from.hasher.finish();
-    if from.at != made.size {
-        return Err(RecodeError::BlobLength { expected: made.size, found: Some(from.at) });
+    let (found, size) = from.finish().map_err(RecodeError::Read)?;
+    if size != made.size {
+        return Err(RecodeError::BlobLength { expected: made.size, found: Some(size) });
     }
     if found != made.digest {
         return Err(RecodeError::BlobDigest { expected: made.digest, found });
     }
     Ok(())
-}
-
-/// Hashes and counts what is read.
-pub(super) struct Hashed<R> {
-    from: R,
-    hasher: DigestHasher,
-    pub(super) at: u64,
-}
-
-impl<R: Read> Hashed<R> {
-    /// Returns the next bytes, of which whoever asks has bounded the number.
-    pub(super) fn part(&mut self, len: u64) -> Result<Vec<u8>, RecodeError> {
-        let mut bytes = Vec::new();
-        self.by_ref().take(len).read_to_end(&mut bytes).map_err(RecodeError::Read)?;
-        Ok(bytes)
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.from.read(buf)?;
-        self.hasher.update(&buf[..n]);
-        self.at += n as u64;
-        Ok(n)
-    }
 }

@@ -11,14 +11,13 @@ use format::nydus::disk::{
     features, names, toc_flags,
 };
 use format::nydus::write::{Blob, CHUNK_SIZE, Files, bootstrap};
-use format::{Digest, limits};
+use format::{Digest, Hashed, limits};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::super::RecodeError;
 use super::super::pack::{Level, Packer};
 use super::super::pipe::{Chunk, Placed};
 use super::NydusError;
-use super::check::Hashed;
 use super::cut::Layer;
 
 /// Block of a tar.
@@ -71,26 +70,33 @@ impl Parts {
         }
         let chunks = self.meta.len() / size_of::<UnitV1>();
         let Ok(header) = MetaHeader::read_from_bytes(&self.meta_header) else { return wrong("header") };
-        blob.part(BLOCK as u64)?; // the chunks' tar header
+        part(blob, BLOCK as u64)?; // the chunks' tar header
         let (start, len) = (header.units_offset.get(), header.units_packed.get());
-        if start != blob.at || len > self.meta.len() as u64 {
+        if start != blob.at() || len > self.meta.len() as u64 {
             return wrong("chunk table");
         }
-        let packed = blob.part(len)?;
+        let packed = part(blob, len)?;
         let plain = match header.units_compressor.get() {
             compressor::NONE => packed,
             _ => zstd::bulk::decompress(&packed, self.meta.len()).unwrap_or_default(),
         };
-        if plain != self.meta || blob.part(self.meta_header.len() as u64)? != self.meta_header {
+        if plain != self.meta || part(blob, self.meta_header.len() as u64)? != self.meta_header {
             return wrong("chunk table");
         }
-        let end = blob.at + (2 * BLOCK + chunks * size_of::<[u8; 32]>()) as u64;
+        let end = blob.at() + (2 * BLOCK + chunks * size_of::<[u8; 32]>()) as u64;
         let row = row(&header, chunks, end, plain_size)?;
         match said.is_none_or(|said| said.as_bytes() == row.as_bytes()) {
             true => Ok(()),
             false => wrong("row in its bootstrap"),
         }
     }
+}
+
+/// Returns the next bytes, of which whoever asks has bounded the number.
+fn part(blob: &mut impl Read, len: u64) -> Result<Vec<u8>, RecodeError> {
+    let mut bytes = Vec::new();
+    blob.take(len).read_to_end(&mut bytes).map_err(RecodeError::Read)?;
+    Ok(bytes)
 }
 
 /// Says whether a chunk is where a blob's own table has it.
