@@ -262,9 +262,11 @@ impl Engine {
             self.resolve(&reference, purpose, talk).with_context(|| format!("opening {name}"))?;
         let resolve = begun.elapsed();
 
-        if let Some(known) =
-            self.images().get(&name).filter(|known| known.serves(resolved.asked(), purpose)).cloned()
-        {
+        let known = self.images().get(&name).filter(|known| known.serves(resolved.asked(), purpose)).cloned();
+        let is_lost = |known: &OpenImage| {
+            known.original.is_some() && resolved.unasked.is_none() && self.lost(&known.layers).is_some()
+        };
+        if let Some(known) = known.filter(|known| !is_lost(known)) {
             if purpose != Purpose::Lend {
                 self.remember(&known)?;
             }

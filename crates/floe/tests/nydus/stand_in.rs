@@ -5,15 +5,17 @@ use std::fs;
 use format::Digest;
 use registry::media_type;
 use serde_json::{Value, json};
+use testkit::dump;
+use testkit::faulty::{Fault, Faulty};
 use testkit::tar::Entry;
 
 use crate::{kernel_node, node};
 
-use super::support::image::{self, TestImage};
+use super::support::image::{self, TestImage, blob_path};
 use super::support::servers::{DockerRegistry, Embedded};
 use super::support::soci::{descriptor, store};
 use super::support::{self, Node};
-use super::{assert_same, is_lazy, nydus_around, origins, references, shown, vector};
+use super::{assert_same, is_lazy, nydus, nydus_around, origins, references, shown, vector};
 
 /// An ordinary image, and one of Nydus of the same files, which `floe convert` has made; both in a repository.
 fn with_another(node: &Node, repository: &str) -> (TestImage, Value) {
@@ -238,6 +240,91 @@ fn one_tree_is_fetched_of_all_images_that_refer_to_another() {
     no_tree["layers"][last]["annotations"] = other["layers"][last]["annotations"].clone();
     store(&format!("{repository}:x"), &[], false, &[b"noise"]);
     made_in(no_tree, 2026);
+    assert_eq!(origins(&Node::new(""), &reference).1, vec!["streamed"; count]);
+}
+
+/// What readers of a mount that is up are told cannot be helped; whoever starts the image next need not know of any of it.
+fn is_shown_while_its_blobs_are_there(first: &Node, repository: &str, lose: impl FnOnce(&Digest)) {
+    let (original, other) = with_another(first, repository);
+    let (reference, count) = (format!("{repository}:v1"), original.layers.len());
+    let wanted = shown(&reference);
+    refer(repository, other.clone(), &original);
+    let lazy = "[fetch]\nbackground = false\n";
+    let [running, restarted] = [Node::new(lazy), Node::new(lazy)];
+    let (up, by_running) = origins(&running, &reference);
+    let (at, by_restarted) = origins(&restarted, &reference);
+    assert_eq!([by_running, by_restarted], [vec!["contents"; count + 1], vec!["contents"; count + 1]]);
+    restarted.umount(&at);
+    restarted.stop();
+
+    lose(&other["layers"][0]["digest"].as_str().unwrap().parse().unwrap());
+    assert!(dump::disk(&up).is_err(), "it was all there");
+    for node in [&restarted, &running, &Node::new(lazy)] {
+        let (at, origins) = origins(node, &reference);
+        assert_eq!(origins, vec!["streamed"; count], "{}", node.log());
+        let why = why(node, &reference);
+        assert!(why.contains("a blob cannot be had") && why.contains("not found"), "{why}");
+        assert_eq!(dump::difference(&dump::disk(&at).unwrap(), &wanted), None);
+        node.umount(&at);
+    }
+    running.umount(&up);
+}
+
+#[test]
+fn an_image_whose_blob_is_gone_is_not_shown_for_another_one() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let repository = format!("{}/team/app", registry.host());
+    is_shown_while_its_blobs_are_there(&node, &repository, |blob| registry.lose("team/app", blob));
+}
+
+#[test]
+fn an_image_whose_blob_debians_registry_has_lost_is_not_shown_for_another_one() {
+    let node = node!();
+    let Some(registry) = DockerRegistry::start(&node.path("debian")) else {
+        testkit::skip!("there is no docker-registry");
+    };
+    let repository = format!("{}/team/app", registry.host);
+    is_shown_while_its_blobs_are_there(&node, &repository, |blob| registry.lose(blob));
+}
+
+#[test]
+fn a_registry_that_falters_has_lost_no_blob() {
+    let node = node!("[fetch]\nbackground = false\n");
+    let server = Faulty::start();
+    let place = |name: &str| format!("/v2/team/app/manifests/{name}");
+    let [reference, other_reference] = ["v1", "other"].map(|tag| format!("{}/team/app:{tag}", server.host()));
+    let original = image::layered(81, 20, 60_000);
+    let other = nydus(&[vector("zstd.blob")], &vector("zstd.boot"));
+    original.put(&server, "team/app", "v1");
+    other.put(&server, "team/app", "other");
+    let wanted = shown(&other_reference);
+    let mut manifest: Value = serde_json::from_slice(&other.manifest).unwrap();
+    manifest["subject"] = descriptor(media_type::MANIFEST, &original.manifest);
+    let manifest = manifest.to_string();
+    let mut entry = descriptor(media_type::MANIFEST, manifest.as_bytes());
+    server.put(&place(entry["digest"].as_str().unwrap()), media_type::MANIFEST, manifest.as_bytes());
+    entry["artifactType"] = json!(media_type::CONFIG);
+    let list = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": [entry] });
+    let tag = format!("sha256-{}", original.digest().hex());
+    server.put(&place(&tag), media_type::INDEX, list.to_string().as_bytes());
+
+    let blob = blob_path("team/app", &other.layers[0].digest());
+    let answers = |code| server.fault(&blob, Fault::Status { code, retry_after: None }, u32::MAX);
+    answers(503);
+    for _ in 0..2 {
+        let (at, origins) = origins(&node, &reference);
+        assert_eq!(origins, ["contents"; 2], "{}", node.log());
+        node.umount(&at);
+    }
+    server.heal();
+    let at = node.mount(&reference);
+    assert_same(&at, &wanted);
+    node.umount(&at);
+    // What is complete is asked for nowhere.
+    answers(404);
+    assert_eq!(origins(&node, &reference).1, ["contents"; 2]);
+    let count = original.layers.len();
     assert_eq!(origins(&Node::new(""), &reference).1, vec!["streamed"; count]);
 }
 
