@@ -1,6 +1,7 @@
 //! An image of Nydus that is shown in place of the one that it refers to.
 
 use std::fs;
+use std::process::Command;
 
 use format::Digest;
 use registry::media_type;
@@ -11,15 +12,21 @@ use testkit::tar::Entry;
 
 use crate::{kernel_node, node};
 
-use super::support::image::{self, TestImage, blob_path};
+use super::support::image::{self, Layer, Pack, TestImage, blob_path};
 use super::support::servers::{DockerRegistry, Embedded};
 use super::support::soci::{descriptor, store};
 use super::support::{self, Node};
 use super::{assert_same, is_lazy, nydus, nydus_around, origins, references, shown, vector};
 
-/// An ordinary image, and one of Nydus of the same files, which `floe convert` has made; both in a repository.
+/// An ordinary image, and the manifest of one of Nydus of the same files; both in a repository.
 fn with_another(node: &Node, repository: &str) -> (TestImage, Value) {
     let original = image::layered(78, 20, 60_000);
+    let other = beside(node, &original, repository);
+    (original, other)
+}
+
+/// Stores an image, and beside it one of Nydus that `floe convert` makes of it; returns the manifest of that.
+fn beside(node: &Node, original: &TestImage, repository: &str) -> Value {
     let [from, made] = ["v1", "made"].map(|tag| format!("{repository}:{tag}"));
     original.push(&from);
     node.ok(&["convert", &from, &format!("docker://{made}"), "--format", "nydus"]);
@@ -27,7 +34,7 @@ fn with_another(node: &Node, repository: &str) -> (TestImage, Value) {
     let found = tokio::runtime::Runtime::new().unwrap().block_on(async {
         image::client().source(&named.parse().unwrap()).await.unwrap().root().await.unwrap()
     });
-    (original, serde_json::from_slice(&found.bytes).unwrap())
+    serde_json::from_slice(&found.bytes).unwrap()
 }
 
 /// Stores an image that says that it is about another one; returns its digest.
@@ -326,6 +333,61 @@ fn a_registry_that_falters_has_lost_no_blob() {
     assert_eq!(origins(&node, &reference).1, ["contents"; 2]);
     let count = original.layers.len();
     assert_eq!(origins(&Node::new(""), &reference).1, vec!["streamed"; count]);
+}
+
+/// Its files are those of the other, so a start of the one tells what a start of the other reads.
+#[test]
+fn what_a_start_has_read_is_known_of_the_image_that_was_asked_for() {
+    let node = node!();
+    let script = "cat /data/f7 >/dev/null; echo READY; sleep 60";
+    let config = json!({ "Cmd": ["sh", "-c", script], "Env": ["PATH=/bin"] });
+    let Some(mut original) = image::runnable(&config) else { testkit::skip!("there is no busybox") };
+    if support::program("runc").is_none() {
+        testkit::skip!("there is no runc");
+    }
+    let files = (0..20).map(|n| Entry::file(format!("data/f{n}"), image::noise(n, 300_000)));
+    let data: Vec<Entry> = [Entry::dir("data/")].into_iter().chain(files).collect();
+    original.layers[1] = Layer::of(&data, Pack::Gzip);
+    let original = TestImage::new(original.layers, &config);
+    let registry = Embedded::start(&node.path("registry"));
+    let repository = format!("{}/team/app", registry.host());
+    let other = beside(&node, &original, &repository);
+    let found = refer(&repository, other, &original);
+    let reference = format!("{repository}:v1");
+    let start = |node: &Node| {
+        node.ok(&["run", "--ready", "line:READY", "--exit-when-ready", &reference]);
+        why(node, &reference)
+    };
+    let recorded = |node: &Node| node.store().join("profile").join(original.digest().hex());
+    let is_own = |node: &Node| {
+        let text = String::from_utf8_lossy(&fs::read(recorded(node)).unwrap()).into_owned();
+        assert!(text.contains("data/f7"), "{text}");
+        !text.contains(r#""segments":[]"#)
+    };
+    let learner = Node::new("");
+    assert!(start(&learner).contains(&found.to_string()));
+    assert!(!is_own(&learner));
+    let to = learner.path("to");
+    let (layout, estargz) = (format!("oci:{}:v1", to.display()), ["--format", "estargz", "--verify"]);
+    learner.ok(&[&["optimize", &reference, &layout][..], &estargz].concat());
+    let made = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let source = image::client().source(&layout.parse().unwrap()).await.unwrap();
+        source.image(&registry::Platform::host()).await.unwrap()
+    });
+    let layer = to.join("blobs/sha256").join(made.layers[1].digest.hex());
+    let listed = support::tool(Command::new("tar").arg("-tzf").arg(layer));
+    assert_eq!(listed.lines().take(3).collect::<Vec<_>>(), ["data/", "data/f7", ".prefetch.landmark"]);
+
+    // A start of its own tells more, and that stays.
+    learner.ok(&["pull", &reference]);
+    assert!(!start(&learner).contains("Nydus"));
+    assert!(is_own(&learner));
+    let told = Node::new("");
+    told.ok(&["status"]);
+    fs::create_dir_all(recorded(&told).parent().unwrap()).unwrap();
+    fs::copy(recorded(&learner), recorded(&told)).unwrap();
+    assert!(start(&told).contains(&found.to_string()));
+    assert!(is_own(&told));
 }
 
 /// A few kilobytes that become more than anybody who only wants to start an image should have to hold.
