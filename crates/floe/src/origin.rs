@@ -213,6 +213,26 @@ impl Net {
         })
     }
 
+    /// Returns why one of these blobs cannot be had, if all who should have it refuse it for good. Who does not say so in time may
+    /// have it. Of each the first byte is asked for, so whoever reads it next knows the way.
+    pub fn refused(&self, blobs: impl IntoIterator<Item = Blob>, patience: Duration) -> Option<Error> {
+        let _context = self.runtime.enter();
+        let mut asked = tokio::task::JoinSet::new();
+        for blob in blobs {
+            let sources = self.known(&blob.digest);
+            asked.spawn(async move { Self::refusal(&sources, &blob).await });
+        }
+        let first = async {
+            while let Some(answer) = asked.join_next().await {
+                if let Ok(Some(refusal)) = answer {
+                    return Some(refusal);
+                }
+            }
+            None
+        };
+        self.runtime.block_on(async { tokio::time::timeout(patience, first).await.ok().flatten() })
+    }
+
     /// Returns the client itself, for what has no blocking form here.
     pub fn client(&self) -> &Client {
         &self.client
@@ -260,6 +280,17 @@ impl Net {
 
     fn known(&self, blob: &Digest) -> Vec<Arc<Source>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).get(blob).cloned().unwrap_or_default()
+    }
+
+    /// Returns the last word of these sources of a blob, if each refuses it for good.
+    async fn refusal(sources: &[Arc<Source>], blob: &Blob) -> Option<Error> {
+        let mut last = None;
+        for source in sources {
+            let first = 0..blob.size.min(1);
+            let mut reader = source.read_range(&blob.digest, blob.size, first, registry::Priority::Demand);
+            last = Some(reader.chunk().await.err().filter(|error| !error.is_temporary())?);
+        }
+        last
     }
 
     /// Streams from one source; `at` is where the next byte goes, and stays right when this fails midway.

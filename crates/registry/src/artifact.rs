@@ -16,6 +16,7 @@
 //! Several artifacts may refer to one image. All are candidates, in an order that every node computes alike:
 //! those with a profile first, then by `org.opencontainers.image.created`, newest first, then by digest.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -211,10 +212,13 @@ pub(crate) fn sort(candidates: &mut [IndexArtifact]) {
     });
 }
 
-/// Chooses from a list whose manifests to fetch: the newest, in the same order for all.
+/// Chooses from a list whose manifests to fetch: those that are of a type, which whoever asks has looked at, and then the
+/// newest, in the same order for all.
 pub(crate) fn shortlist(mut listed: Vec<Descriptor>) -> Vec<Descriptor> {
     let created = |entry: &Descriptor| entry.annotations.get(CREATED).filter(|text| is_moment(text)).cloned();
-    listed.sort_by(|a, b| created(b).cmp(&created(a)).then_with(|| a.digest.cmp(&b.digest)));
+    let untyped = |entry: &Descriptor| entry.artifact_type.is_none();
+    let rank = |entry: &Descriptor| (untyped(entry), Reverse(created(entry)), entry.digest);
+    listed.sort_by_cached_key(rank);
     listed.dedup_by(|a, b| a.digest == b.digest);
     listed.truncate(limits::CANDIDATES);
     listed
@@ -280,6 +284,22 @@ mod tests {
         let mut candidates = vec![high.clone(), older.clone(), newest.clone(), profiled.clone(), low.clone()];
         sort(&mut candidates);
         assert_eq!(candidates, [profiled, newest, low, older, high]);
+    }
+
+    #[test]
+    fn what_has_no_type_comes_behind_what_has_one() {
+        let entry = |n: u8, kind: Option<&str>, created: &str| {
+            let mut entry = Descriptor::of(media_type::MANIFEST, &[n]);
+            entry.artifact_type = kind.map(Into::into);
+            entry.annotations = [(CREATED.into(), created.into())].into();
+            entry
+        };
+        let ours = [1, 2].map(|n| entry(n, Some(media_type::FLOE_INDEX), &format!("202{n}-01-01T00:00:00Z")));
+        let untyped = (10..40).map(|n| entry(n, None, T));
+        let listed: Vec<Descriptor> = untyped.chain(ours.clone()).collect();
+        let chosen = shortlist(listed);
+        assert_eq!(chosen.len(), limits::CANDIDATES);
+        assert_eq!(chosen[..2], [ours[1].clone(), ours[0].clone()]);
     }
 
     #[test]

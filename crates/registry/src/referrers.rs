@@ -15,9 +15,21 @@ use crate::hosts::Capability;
 use crate::limits;
 use crate::manifest::{Descriptor, ImageIndex, Manifest, media_type};
 use crate::names::Tag;
+use crate::transport::{Call, Target};
+
+/// By which a registry says that it has left out what was not asked for.
+const FILTERS: &str = "oci-filters-applied";
 
 /// How often a list is written again because somebody else wrote it in between.
 const ROUNDS: u32 = 4;
+
+/// A page of a list.
+struct Page {
+    entries: Vec<Descriptor>,
+    next: Option<Target>,
+    /// Whether it has one type only, as the registry says.
+    filtered: bool,
+}
 
 impl Repository {
     /// Returns the manifests that refer to a manifest, all or those of one type.
@@ -62,37 +74,75 @@ impl Repository {
 
     /// Asks the API; `None` if the registry has none.
     async fn listed(&self, subject: &Digest, kinds: &[&str]) -> Result<Option<Vec<Descriptor>>, Error> {
-        // It filters by one type only. Nothing in our types needs escaping except the plus sign.
-        let query = match kinds {
-            [kind] => format!("?artifactType={}", kind.replace('+', "%2B")),
-            _ => String::new(),
-        };
-        let what = format!("referrers of {self}@{subject}");
-        let mut call = self.call(Method::GET, format!("referrers/{subject}{query}"), what);
-        call.headers.insert(header::ACCEPT, HeaderValue::from_static(media_type::INDEX));
+        let filter = if let [kind] = kinds { Some(*kind) } else { None };
+        let mut call = self.list_of(subject, filter);
+        let Some(first) = self.page(&call, kinds).await? else { return Ok(None) };
+        if first.next.is_some()
+            && kinds.len() > 1
+            && let Some(found) = self.of_each(subject, kinds).await?
+        {
+            return Ok(Some(found));
+        }
+        self.to_the_end(&mut call, first, kinds).await.map(Some)
+    }
+
+    /// Asks for each of these types by itself: any number of others may come before them in a list of all. `None` if the registry
+    /// does not tell them apart.
+    async fn of_each(&self, subject: &Digest, kinds: &[&str]) -> Result<Option<Vec<Descriptor>>, Error> {
         let mut found = Vec::new();
-        for page in 0..limits::PAGES {
-            let (endpoint, answer) = self.ask(Capability::Resolve, &call, sizes::MANIFEST).await?;
-            let list = serde_json::from_slice::<ImageIndex>(&answer.body);
-            match (answer.status, list) {
-                (StatusCode::OK, Ok(list)) => {
-                    found.extend(list.descriptors().filter(|entry| fits(entry, kinds)));
+        for kind in kinds {
+            let mut call = self.list_of(subject, Some(kind));
+            match self.page(&call, &[kind]).await? {
+                Some(first) if first.filtered => {
+                    found.extend(self.to_the_end(&mut call, first, &[kind]).await?);
                 }
-                // Not only 404: registries that do not know the path answer as they like.
-                (status, _) if page == 0 && (status.is_success() || is_unknown_path(status)) => {
-                    return Ok(None);
-                }
-                (StatusCode::OK, Err(error)) => {
-                    return Err(Error::invalid(call.what, format!("not a list: {error}")));
-                }
-                _ => return Err(answer.refusal(&endpoint, &call.what)),
-            }
-            match next_page(&answer) {
-                Some(target) if found.len() < limits::REFERRERS => call.target = target,
-                _ => break,
+                _ => return Ok(None),
             }
         }
         Ok(Some(found))
+    }
+
+    /// Returns what is on a page of a list, and on those behind it.
+    async fn to_the_end(
+        &self,
+        call: &mut Call,
+        mut page: Page,
+        kinds: &[&str],
+    ) -> Result<Vec<Descriptor>, Error> {
+        let mut found = page.entries;
+        for _ in 1..limits::PAGES {
+            let Some(next) = page.next.filter(|_| found.len() < limits::REFERRERS) else { break };
+            call.target = next;
+            let behind = self.page(call, kinds).await?;
+            page = behind.ok_or_else(|| Error::invalid(&call.what, "a page of it is not a list"))?;
+            found.append(&mut page.entries);
+        }
+        Ok(found)
+    }
+
+    /// Asks for a page; `None` where there is no list.
+    async fn page(&self, call: &Call, kinds: &[&str]) -> Result<Option<Page>, Error> {
+        let (endpoint, answer) = self.ask(Capability::Resolve, call, sizes::MANIFEST).await?;
+        match (answer.status, serde_json::from_slice::<ImageIndex>(&answer.body)) {
+            (StatusCode::OK, Ok(list)) => Ok(Some(Page {
+                entries: list.descriptors().filter(|entry| fits(entry, kinds)).collect(),
+                next: next_page(&answer),
+                filtered: answer.header(FILTERS).is_some_and(|applied| applied.contains("artifactType")),
+            })),
+            // Not only 404: registries that do not know the path answer as they like.
+            (status, _) if status.is_success() || is_unknown_path(status) => Ok(None),
+            _ => Err(answer.refusal(&endpoint, &call.what)),
+        }
+    }
+
+    /// Returns the request for a list: a registry filters by one type only.
+    fn list_of(&self, subject: &Digest, kind: Option<&str>) -> Call {
+        // Nothing in our types needs escaping except the plus sign.
+        let query = kind.map_or(String::new(), |kind| format!("?artifactType={}", kind.replace('+', "%2B")));
+        let what = format!("referrers of {self}@{subject}");
+        let mut call = self.call(Method::GET, format!("referrers/{subject}{query}"), what);
+        call.headers.insert(header::ACCEPT, HeaderValue::from_static(media_type::INDEX));
+        call
     }
 
     /// Returns the fallback list, as an endpoint has it that can do something.

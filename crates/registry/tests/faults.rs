@@ -594,3 +594,61 @@ async fn a_registry_is_asked_in_both_ways_for_referrers_until_it_has_shown_which
     assert!(source.index_artifacts(&subject).await.is_err());
     assert_eq!(counts(), (5, 4));
 }
+
+/// Any number of signatures may come before an index, and a registry gives a few of them at a time.
+#[tokio::test]
+async fn where_much_refers_to_an_image_each_type_is_asked_for_by_itself() {
+    let fixture = fixture();
+    let (server, subject) = (&fixture.server, fixture.manifest);
+    let artifact = format!(
+        r#"{{"schemaVersion":2,"artifactType":"{}","config":{{"mediaType":"{}","digest":"{}","size":2}},"layers":[],"subject":{{"mediaType":"{}","digest":"{subject}","size":1}}}}"#,
+        media_type::FLOE_INDEX,
+        media_type::EMPTY,
+        Digest::of(b"{}"),
+        media_type::MANIFEST,
+    );
+    let digest = Digest::of(artifact.as_bytes());
+    server.put(&format!("/v2/app/manifests/{digest}"), media_type::MANIFEST, artifact.as_bytes());
+    let list = |kind: &str, digest: &Digest| {
+        let (size, manifest) = (artifact.len(), media_type::MANIFEST);
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{manifest}","artifactType":"{kind}","digest":"{digest}","size":{size}}}]}}"#
+        )
+    };
+    let (index, signature) =
+        (list(media_type::FLOE_INDEX, &digest), list("application/x-signature", &Digest::of(b"x")));
+    let api = format!("/v2/app/referrers/{subject}");
+    let page = |n: usize| if n == 0 { api.clone() } else { format!("{api}?page={n}") };
+    let pages_with_it_on = |on: usize| {
+        for n in 0..80 {
+            let content = if n == on { &index } else { &signature };
+            server.put(&page(n), media_type::INDEX, content.as_bytes());
+            server.header(&page(n), "Link", &format!("<{}>; rel=\"next\"", page(n + 1)));
+        }
+    };
+    let found = async || {
+        let (source, before) = (fixture.source(&fixture.client()).await, server.count(&api));
+        let about = source.about(&subject).await.unwrap();
+        let found: Vec<Digest> = about.indexes.iter().map(|index| index.digest).collect();
+        (found, server.count(&api) - before)
+    };
+    // One that does not filter answers with the first page again, and is read on.
+    pages_with_it_on(63);
+    assert_eq!(found().await, (vec![digest], 65));
+    pages_with_it_on(64);
+    assert_eq!(found().await, (vec![], 65));
+    // One that does is asked for what is wanted.
+    let filtered = |kind: &str, content: &str| {
+        let place = format!("{api}?artifactType={}", kind.replace('+', "%2B"));
+        server.put(&place, media_type::INDEX, content.as_bytes());
+        server.header(&place, "OCI-Filters-Applied", "artifactType");
+    };
+    filtered(media_type::FLOE_INDEX, &index);
+    let others =
+        [format::soci::INDEX_V1, media_type::CONFIG, media_type::NYDUS_IMAGE, media_type::NYDUS_CONFIG];
+    others.iter().for_each(|kind| filtered(kind, r#"{"schemaVersion":2,"manifests":[]}"#));
+    assert_eq!(found().await, (vec![digest], 6));
+    // And where there is little, once.
+    server.put(&api, media_type::INDEX, index.as_bytes());
+    assert_eq!(found().await, (vec![digest], 1));
+}

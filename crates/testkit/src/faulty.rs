@@ -193,7 +193,7 @@ impl Faulty {
         self.0.address.to_string()
     }
 
-    /// Puts content under a path.
+    /// Puts content under a path, which may have a query; without one it is for all queries that have no content of their own.
     pub fn put(&self, path: &str, kind: &str, bytes: &[u8]) {
         let content = Content { kind: kind.into(), bytes: bytes.into(), headers: Vec::new() };
         self.0.lock().content.insert(path.into(), content);
@@ -440,7 +440,8 @@ impl State {
     }
 
     fn content(&self, seen: &Seen, path: &str, fault: Option<Fault>) -> Answer {
-        let Some(content) = self.content.get(path) else { return Answer::status(404) };
+        let asked = self.content.get(&format!("{path}?{}", seen.query)).or_else(|| self.content.get(path));
+        let Some(content) = asked else { return Answer::status(404) };
         let bytes: &[u8] = match &fault {
             Some(Fault::Swap(other)) => other,
             _ => &content.bytes,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use format::IndexId;
+use format::{Digest, IndexId};
 
 use super::Engine;
 use super::mounts::Held;
@@ -56,18 +56,30 @@ impl Hold {
     fn lesson(&self, reads: &[(IndexId, u32)]) -> anyhow::Result<Lesson> {
         let profile = Profile::new(self.image.layer_ids(), reads).of(self.image.diff_ids());
         let profile = String::from_utf8(profile.to_json()?)?;
-        self.keep(&profile)?;
+        self.keep(self.image.manifest(), profile.as_bytes())?;
         Ok(Lesson { profile, meta: self.image.meta_path().to_owned() })
     }
 
-    /// Keeps a profile that has files.
+    /// Keeps a profile that has files. Where the image is shown in place of another one, that has the same files, and is told
+    /// of them unless a start of its own told more.
     pub fn learned(&self, learned: &Learned) -> anyhow::Result<()> {
-        Profile::parse(learned.profile.as_bytes()).context("reading the profile")?;
-        self.keep(&learned.profile)
+        let profile = Profile::parse(learned.profile.as_bytes()).context("reading the profile")?;
+        let (shown, asked) = (self.image.manifest(), self.image.asked());
+        self.keep(shown, learned.profile.as_bytes())?;
+        if asked == shown || profile.files().is_empty() || self.has_started(asked) {
+            return Ok(());
+        }
+        self.keep(asked, &profile.of_files().to_json()?)
     }
 
-    fn keep(&self, profile: &str) -> anyhow::Result<()> {
-        let kept = self.engine.store.put_profile(self.image.manifest(), profile.as_bytes());
-        kept.context("keeping the profile")
+    /// Says whether a start of this very image was recorded.
+    fn has_started(&self, manifest: Digest) -> bool {
+        let recorded = self.engine.recorded_profile(manifest);
+        let recorded = recorded.and_then(|bytes| Profile::parse(&bytes).ok());
+        recorded.is_some_and(|recorded| recorded.has_layers())
+    }
+
+    fn keep(&self, manifest: Digest, profile: &[u8]) -> anyhow::Result<()> {
+        self.engine.store.put_profile(manifest, profile).context("keeping the profile")
     }
 }

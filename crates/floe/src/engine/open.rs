@@ -78,7 +78,7 @@ impl OpenImage {
     }
 
     /// Returns what the reference leads to.
-    fn asked(&self) -> Digest {
+    pub(super) fn asked(&self) -> Digest {
         self.original.unwrap_or(self.manifest)
     }
 
@@ -262,9 +262,11 @@ impl Engine {
             self.resolve(&reference, purpose, talk).with_context(|| format!("opening {name}"))?;
         let resolve = begun.elapsed();
 
-        if let Some(known) =
-            self.images().get(&name).filter(|known| known.serves(resolved.asked(), purpose)).cloned()
-        {
+        let known = self.images().get(&name).filter(|known| known.serves(resolved.asked(), purpose)).cloned();
+        let is_lost = |known: &OpenImage| {
+            known.original.is_some() && resolved.unasked.is_none() && self.lost(&known.layers).is_some()
+        };
+        if let Some(known) = known.filter(|known| !is_lost(known)) {
             if purpose != Purpose::Lend {
                 self.remember(&known)?;
             }
@@ -285,12 +287,15 @@ impl Engine {
             .with_context(|| format!("opening {name}"))?;
         let index = begun.elapsed();
 
+        let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();
+        // One of files alone is of a start of another image, and tells no order of segments.
+        let is_of_it = |profile: &super::Profile| profile.knows(&ids);
         let recorded = self.recorded_profile(resolved.manifest);
-        let recorded = recorded.and_then(|bytes| super::Profile::parse(&bytes).ok());
+        let recorded = recorded.and_then(|bytes| super::Profile::parse(&bytes).ok()).filter(is_of_it);
         // One without files was cut short, or an earlier version recorded it.
         let unfinished = recorded.as_ref().is_some_and(|recorded| recorded.files().is_empty());
         // What was recorded here is nearer the truth than what somebody else recorded.
-        let profile = recorded.or(found.profile);
+        let profile = recorded.or(found.profile.filter(is_of_it));
         let guessed = profile.is_none() || unfinished;
         let profile = profile.or(found.ahead).or_else(|| landmarks(&found.layers)).map(Arc::new);
         let missing = found.layers.iter().map(FoundLayer::missing).sum();
@@ -302,7 +307,6 @@ impl Engine {
         }
 
         let begun = Instant::now();
-        let ids: Vec<_> = found.layers.iter().map(|layer| layer.id()).collect();
         let key = MetaKey::of(&ids);
         let meta = std::thread::scope(|scope| {
             if purpose.is_start() && self.mounts.uses_kernel() {

@@ -100,6 +100,21 @@ impl Profile {
         self
     }
 
+    /// Returns what of it is so of every image with the same files.
+    pub fn of_files(self) -> Self {
+        Self { layers: Vec::new(), segments: Vec::new(), ..self }
+    }
+
+    /// Says whether it is of a start by the index of any layer.
+    pub fn has_layers(&self) -> bool {
+        !self.layers.is_empty()
+    }
+
+    /// Says whether it knows any of these layers.
+    pub fn knows(&self, layers: &[IndexId]) -> bool {
+        self.layers.iter().any(|layer| layers.contains(layer))
+    }
+
     /// Returns the files that were read, in order.
     pub fn files(&self) -> &[ReadFile] {
         &self.files
@@ -201,9 +216,13 @@ mod tests {
         );
         assert!(Profile::parse(br#"{"version":1,"layers":[],"segments":[[0,1]]}"#).is_err());
         let file = |layer| ReadFile { layer, path: "etc/a b".into(), size: 7, read: 5 };
+        assert!(profile.knows(&[c, b]) && !profile.knows(&[c]));
         let named =
             profile.clone().of(vec![DiffId::new(format::Digest::of(b"tar"))]).with_files(vec![file(0)]);
         assert_eq!(Profile::parse(&named.to_json().unwrap()).unwrap(), named);
+        let files = Profile::parse(&named.clone().of_files().to_json().unwrap()).unwrap();
+        assert_eq!((files.files(), files.diff_ids()), (named.files(), named.diff_ids()));
+        assert!(named.has_layers() && !files.has_layers() && !files.knows(&[a, b]));
         let wrong = profile.clone().with_files(vec![file(0)]);
         assert!(Profile::parse(&wrong.to_json().unwrap()).is_err(), "a file of no layer");
         assert!(matches!(

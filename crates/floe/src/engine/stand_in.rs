@@ -7,13 +7,18 @@
 //! layers have the original, on a trusted host as well: its word is good for indexes, each of which is proved once its
 //! layer is complete. Of the original the config stays, so what runs is what the name says.
 //!
+//! Whether its blobs can be had is asked at each opening, as what the name means is: a registry that collects garbage may know of
+//! tags alone. One that is gone counts as bytes that came wrong do: the original is shown. Nothing of that is remembered.
+//!
 //! Looked at after all else, where most of the original would have to be streamed. It is an image of its own: none of its layers is
 //! ever taken for one of the original's. The name remembers both ([`store::ImageRef::original`]).
 
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use format::limits;
 use registry::Reference;
+use store::Blob;
 
 use super::asker::Asker;
 use super::doubt::WRONG;
@@ -33,6 +38,9 @@ const SHORT_TREE: u64 = 64 << 10;
 
 /// How long manifests and configs are waited for of what refers to an image: meanwhile nothing of that is fetched.
 const ASKING: Duration = Duration::from_secs(10);
+
+/// How long those are waited for who should have the blobs: who does not answer may be right again when they are read.
+const SEEKING: Duration = Duration::from_secs(5);
 
 /// What is known of a layer before anything is streamed: its length, what it is, and where its index is from.
 type Seen = (u64, Option<Role>, Option<IndexOrigin>);
@@ -133,7 +141,21 @@ impl Engine {
         if known.layers.iter().flatten().any(is_wrong) {
             bail!(WRONG);
         }
-        Ok((other, known))
+        match self.lost(known.layers.iter().flatten()) {
+            Some(refusal) => Err(anyhow::Error::new(refusal).context("a blob cannot be had")),
+            None => Ok((other, known)),
+        }
+    }
+
+    /// Returns why a blob cannot be had from which something of these layers is missing, if it is refused for good.
+    pub(super) fn lost<'a>(
+        &self,
+        layers: impl IntoIterator<Item = &'a FoundLayer>,
+    ) -> Option<registry::Error> {
+        let lacking = layers.into_iter().filter(|found| found.hold.files().missing() > 0);
+        let tables = lacking.filter_map(|found| found.layer().source().contents.as_ref());
+        let blobs = tables.flat_map(|contents| &contents.blobs).take(limits::LAYERS);
+        self.net.refused(blobs.map(|blob| Blob { digest: blob.digest, size: blob.size }), SEEKING)
     }
 }
 

@@ -1,23 +1,32 @@
 //! An image of Nydus that is shown in place of the one that it refers to.
 
 use std::fs;
+use std::process::Command;
 
 use format::Digest;
 use registry::media_type;
 use serde_json::{Value, json};
+use testkit::dump;
+use testkit::faulty::{Fault, Faulty};
 use testkit::tar::Entry;
 
 use crate::{kernel_node, node};
 
-use super::support::image::{self, TestImage};
+use super::support::image::{self, Layer, Pack, TestImage, blob_path};
 use super::support::servers::{DockerRegistry, Embedded};
 use super::support::soci::{descriptor, store};
 use super::support::{self, Node};
-use super::{assert_same, is_lazy, nydus_around, origins, references, shown, vector};
+use super::{assert_same, is_lazy, nydus, nydus_around, origins, references, shown, vector};
 
-/// An ordinary image, and one of Nydus of the same files, which `floe convert` has made; both in a repository.
+/// An ordinary image, and the manifest of one of Nydus of the same files; both in a repository.
 fn with_another(node: &Node, repository: &str) -> (TestImage, Value) {
     let original = image::layered(78, 20, 60_000);
+    let other = beside(node, &original, repository);
+    (original, other)
+}
+
+/// Stores an image, and beside it one of Nydus that `floe convert` makes of it; returns the manifest of that.
+fn beside(node: &Node, original: &TestImage, repository: &str) -> Value {
     let [from, made] = ["v1", "made"].map(|tag| format!("{repository}:{tag}"));
     original.push(&from);
     node.ok(&["convert", &from, &format!("docker://{made}"), "--format", "nydus"]);
@@ -25,7 +34,7 @@ fn with_another(node: &Node, repository: &str) -> (TestImage, Value) {
     let found = tokio::runtime::Runtime::new().unwrap().block_on(async {
         image::client().source(&named.parse().unwrap()).await.unwrap().root().await.unwrap()
     });
-    (original, serde_json::from_slice(&found.bytes).unwrap())
+    serde_json::from_slice(&found.bytes).unwrap()
 }
 
 /// Stores an image that says that it is about another one; returns its digest.
@@ -239,6 +248,146 @@ fn one_tree_is_fetched_of_all_images_that_refer_to_another() {
     store(&format!("{repository}:x"), &[], false, &[b"noise"]);
     made_in(no_tree, 2026);
     assert_eq!(origins(&Node::new(""), &reference).1, vec!["streamed"; count]);
+}
+
+/// What readers of a mount that is up are told cannot be helped; whoever starts the image next need not know of any of it.
+fn is_shown_while_its_blobs_are_there(first: &Node, repository: &str, lose: impl FnOnce(&Digest)) {
+    let (original, other) = with_another(first, repository);
+    let (reference, count) = (format!("{repository}:v1"), original.layers.len());
+    let wanted = shown(&reference);
+    refer(repository, other.clone(), &original);
+    let lazy = "[fetch]\nbackground = false\n";
+    let [running, restarted] = [Node::new(lazy), Node::new(lazy)];
+    let (up, by_running) = origins(&running, &reference);
+    let (at, by_restarted) = origins(&restarted, &reference);
+    assert_eq!([by_running, by_restarted], [vec!["contents"; count + 1], vec!["contents"; count + 1]]);
+    restarted.umount(&at);
+    restarted.stop();
+
+    lose(&other["layers"][0]["digest"].as_str().unwrap().parse().unwrap());
+    assert!(dump::disk(&up).is_err(), "it was all there");
+    for node in [&restarted, &running, &Node::new(lazy)] {
+        let (at, origins) = origins(node, &reference);
+        assert_eq!(origins, vec!["streamed"; count], "{}", node.log());
+        let why = why(node, &reference);
+        assert!(why.contains("a blob cannot be had") && why.contains("not found"), "{why}");
+        assert_eq!(dump::difference(&dump::disk(&at).unwrap(), &wanted), None);
+        node.umount(&at);
+    }
+    running.umount(&up);
+}
+
+#[test]
+fn an_image_whose_blob_is_gone_is_not_shown_for_another_one() {
+    let node = node!();
+    let registry = Embedded::start(&node.path("registry"));
+    let repository = format!("{}/team/app", registry.host());
+    is_shown_while_its_blobs_are_there(&node, &repository, |blob| registry.lose("team/app", blob));
+}
+
+#[test]
+fn an_image_whose_blob_debians_registry_has_lost_is_not_shown_for_another_one() {
+    let node = node!();
+    let Some(registry) = DockerRegistry::start(&node.path("debian")) else {
+        testkit::skip!("there is no docker-registry");
+    };
+    let repository = format!("{}/team/app", registry.host);
+    is_shown_while_its_blobs_are_there(&node, &repository, |blob| registry.lose(blob));
+}
+
+#[test]
+fn a_registry_that_falters_has_lost_no_blob() {
+    let node = node!("[fetch]\nbackground = false\n");
+    let server = Faulty::start();
+    let place = |name: &str| format!("/v2/team/app/manifests/{name}");
+    let [reference, other_reference] = ["v1", "other"].map(|tag| format!("{}/team/app:{tag}", server.host()));
+    let original = image::layered(81, 20, 60_000);
+    let other = nydus(&[vector("zstd.blob")], &vector("zstd.boot"));
+    original.put(&server, "team/app", "v1");
+    other.put(&server, "team/app", "other");
+    let wanted = shown(&other_reference);
+    let mut manifest: Value = serde_json::from_slice(&other.manifest).unwrap();
+    manifest["subject"] = descriptor(media_type::MANIFEST, &original.manifest);
+    let manifest = manifest.to_string();
+    let mut entry = descriptor(media_type::MANIFEST, manifest.as_bytes());
+    server.put(&place(entry["digest"].as_str().unwrap()), media_type::MANIFEST, manifest.as_bytes());
+    entry["artifactType"] = json!(media_type::CONFIG);
+    let list = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": [entry] });
+    let tag = format!("sha256-{}", original.digest().hex());
+    server.put(&place(&tag), media_type::INDEX, list.to_string().as_bytes());
+
+    let blob = blob_path("team/app", &other.layers[0].digest());
+    let answers = |code| server.fault(&blob, Fault::Status { code, retry_after: None }, u32::MAX);
+    answers(503);
+    for _ in 0..2 {
+        let (at, origins) = origins(&node, &reference);
+        assert_eq!(origins, ["contents"; 2], "{}", node.log());
+        node.umount(&at);
+    }
+    server.heal();
+    let at = node.mount(&reference);
+    assert_same(&at, &wanted);
+    node.umount(&at);
+    // What is complete is asked for nowhere.
+    answers(404);
+    assert_eq!(origins(&node, &reference).1, ["contents"; 2]);
+    let count = original.layers.len();
+    assert_eq!(origins(&Node::new(""), &reference).1, vec!["streamed"; count]);
+}
+
+/// Its files are those of the other, so a start of the one tells what a start of the other reads.
+#[test]
+fn what_a_start_has_read_is_known_of_the_image_that_was_asked_for() {
+    let node = node!();
+    let script = "cat /data/f7 >/dev/null; echo READY; sleep 60";
+    let config = json!({ "Cmd": ["sh", "-c", script], "Env": ["PATH=/bin"] });
+    let Some(mut original) = image::runnable(&config) else { testkit::skip!("there is no busybox") };
+    if support::program("runc").is_none() {
+        testkit::skip!("there is no runc");
+    }
+    let files = (0..20).map(|n| Entry::file(format!("data/f{n}"), image::noise(n, 300_000)));
+    let data: Vec<Entry> = [Entry::dir("data/")].into_iter().chain(files).collect();
+    original.layers[1] = Layer::of(&data, Pack::Gzip);
+    let original = TestImage::new(original.layers, &config);
+    let registry = Embedded::start(&node.path("registry"));
+    let repository = format!("{}/team/app", registry.host());
+    let other = beside(&node, &original, &repository);
+    let found = refer(&repository, other, &original);
+    let reference = format!("{repository}:v1");
+    let start = |node: &Node| {
+        node.ok(&["run", "--ready", "line:READY", "--exit-when-ready", &reference]);
+        why(node, &reference)
+    };
+    let recorded = |node: &Node| node.store().join("profile").join(original.digest().hex());
+    let is_own = |node: &Node| {
+        let text = String::from_utf8_lossy(&fs::read(recorded(node)).unwrap()).into_owned();
+        assert!(text.contains("data/f7"), "{text}");
+        !text.contains(r#""segments":[]"#)
+    };
+    let learner = Node::new("");
+    assert!(start(&learner).contains(&found.to_string()));
+    assert!(!is_own(&learner));
+    let to = learner.path("to");
+    let (layout, estargz) = (format!("oci:{}:v1", to.display()), ["--format", "estargz", "--verify"]);
+    learner.ok(&[&["optimize", &reference, &layout][..], &estargz].concat());
+    let made = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let source = image::client().source(&layout.parse().unwrap()).await.unwrap();
+        source.image(&registry::Platform::host()).await.unwrap()
+    });
+    let layer = to.join("blobs/sha256").join(made.layers[1].digest.hex());
+    let listed = support::tool(Command::new("tar").arg("-tzf").arg(layer));
+    assert_eq!(listed.lines().take(3).collect::<Vec<_>>(), ["data/", "data/f7", ".prefetch.landmark"]);
+
+    // A start of its own tells more, and that stays.
+    learner.ok(&["pull", &reference]);
+    assert!(!start(&learner).contains("Nydus"));
+    assert!(is_own(&learner));
+    let told = Node::new("");
+    told.ok(&["status"]);
+    fs::create_dir_all(recorded(&told).parent().unwrap()).unwrap();
+    fs::copy(recorded(&learner), recorded(&told)).unwrap();
+    assert!(start(&told).contains(&found.to_string()));
+    assert!(is_own(&told));
 }
 
 /// A few kilobytes that become more than anybody who only wants to start an image should have to hold.

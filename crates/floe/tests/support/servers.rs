@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -14,6 +14,7 @@ use super::{Node, PATIENCE};
 /// Debian's docker-registry on a free port; ends when dropped.
 pub struct DockerRegistry {
     child: Child,
+    storage: PathBuf,
     pub host: String,
 }
 
@@ -62,9 +63,16 @@ impl DockerRegistry {
             }
         });
         let host = wait.recv_timeout(PATIENCE);
-        let mut started = Self { child, host: String::new() };
+        let mut started = Self { child, storage, host: String::new() };
         started.host = host.expect("docker-registry did not say where it listens");
         Some(started)
+    }
+
+    /// Removes a blob, as its collection of garbage does.
+    pub fn lose(&self, digest: &format::Digest) {
+        let hex = digest.hex();
+        let blobs = self.storage.join("docker/registry/v2/blobs/sha256");
+        fs::remove_dir_all(blobs.join(&hex[..2]).join(&hex)).unwrap();
     }
 }
 
@@ -79,7 +87,7 @@ impl Drop for DockerRegistry {
 pub struct Embedded {
     runtime: tokio::runtime::Runtime,
     pub server: Option<registry::Server>,
-    dir: std::path::PathBuf,
+    dir: PathBuf,
     address: SocketAddr,
 }
 
@@ -118,6 +126,12 @@ impl Embedded {
     /// Puts other bytes in the place of a blob.
     pub fn corrupt(&self, digest: &format::Digest, bytes: &[u8]) {
         fs::write(self.dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+    }
+
+    /// Removes a blob from a repository.
+    pub fn lose(&self, repository: &str, digest: &format::Digest) {
+        let blobs = self.dir.join("repositories").join(repository).join("_blobs");
+        fs::remove_file(blobs.join(digest.hex())).unwrap();
     }
 
     /// Sends at most so many bytes per second from now on.
