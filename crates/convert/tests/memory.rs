@@ -8,12 +8,15 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use convert::recode::nydus::{self, Packing};
 use convert::recode::{Recoding, Target, erofs, recode};
 use convert::{Expected, Options, Threads, build};
+use format::index::BlobAt;
 use format::payload::SegmentSize;
 use format::{DiffId, Digest, DigestHasher};
 use sys::deflate::{Deflate, Flush};
@@ -140,6 +143,7 @@ fn going_back_is_bounded_however_long_the_layer_is() {
     const TEST: &str = "going_back_is_bounded_however_long_the_layer_is";
     match std::env::var(WORK).as_deref() {
         Ok("nydus") => return unpack_within_bounds(),
+        Ok("nydus, all") => return make_one_within_bounds(),
         Ok(_) => return read_within_bounds(),
         Err(_) if !forget_peak() => testkit::skip!("/proc/self/clear_refs cannot be written"),
         Err(_) => {}
@@ -148,7 +152,10 @@ fn going_back_is_bounded_however_long_the_layer_is() {
     let (file, packing) =
         (tempfile::tempfile().unwrap(), Packing { level: Some(1), blob_size: layer.size, threads: 2 });
     let made = nydus::pack(layer.open(), &layer.expected, &packing, &file).unwrap();
-    Made::of(file, made.digest, DiffId::new(made.digest)).alone(TEST, "nydus");
+    let blob = Made::of(file, made.digest, DiffId::new(made.digest));
+    for work in ["nydus", "nydus, all"] {
+        blob.alone(TEST, work);
+    }
     let file = tempfile::tempfile().unwrap();
     let made = erofs::image(layer.open(), &layer.expected, layer.size, &file).unwrap();
     Made::of(file, made.digest, made.diff_id).alone(TEST, "erofs");
@@ -240,6 +247,38 @@ fn unpack_within_bounds() {
         let recoding = Recoding { target: Target::Gzip, level: Some(1), blob_size: layer.size, threads: 2 };
         let file = tempfile::tempfile().unwrap();
         nydus::unpack(layer.open(), layer.expected.blob, &recoding, &file, io::sink()).unwrap().size
+    });
+}
+
+/// One layer is made of an image with one blob.
+fn make_one_within_bounds() {
+    let blob = Made::given();
+    let part = |range: Range<u64>| {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        blob.file.read_exact_at(&mut bytes, range.start).unwrap();
+        bytes
+    };
+    let toc = nydus::Toc::read(&part(blob.size - nydus::Toc::TAIL..blob.size), blob.size).unwrap();
+    let parts = toc.parts(&part(toc.range())).unwrap();
+    let top = nydus::merge(&[(blob.expected.blob, &parts)]).unwrap();
+    let mut open = |digest: &Digest, range: Range<u64>| -> Box<dyn Read> {
+        if *digest == top.digest {
+            return Box::new(io::Cursor::new(top.blob.clone()));
+        }
+        let mut file = blob.file.try_clone().unwrap();
+        file.seek(SeekFrom::Start(range.start)).unwrap();
+        Box::new(file.take(range.end - range.start))
+    };
+    let stored = nydus::Stored {
+        top: Expected { blob: top.digest, diff_id: top.diff_id },
+        top_size: top.blob.len() as u64,
+        blobs: &[BlobAt { digest: blob.expected.blob, size: blob.size }],
+        open: &mut open,
+    };
+    within_bounds("one layer of Nydus", PLAIN, BACK, || {
+        let recoding = Recoding { target: Target::Gzip, level: Some(1), blob_size: 0, threads: 2 };
+        let file = tempfile::tempfile().unwrap();
+        nydus::together(stored, &recoding, &file, io::sink()).unwrap().size
     });
 }
 

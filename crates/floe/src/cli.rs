@@ -307,7 +307,8 @@ pub enum LayerFormat {
     Estargz,
     /// Zstd, in parts for podman, buildah and CRI-O, lazy for Floe
     Zstdchunked,
-    /// Ordinary layers: gzip instead of either; others stay. Of Nydus without an original beside it the tars are made anew
+    /// Ordinary layers: gzip instead of either; others stay. Of Nydus without an original beside it the tars are made anew, as one
+    /// layer where its blobs do not each tell of theirs
     Oci,
     /// An EROFS file system for each layer, which containerd 2.3 or later mounts as it is (snapshotter and differ erofs)
     Erofs,

@@ -11,6 +11,8 @@
 #[path = "nydus/stand_in.rs"]
 mod stand_in;
 mod support;
+#[path = "nydus/together.rs"]
+mod together;
 
 use std::fs;
 use std::path::{Path, PathBuf};

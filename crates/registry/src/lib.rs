@@ -48,7 +48,7 @@ pub use client::{Client, Pick, Repository};
 pub use config::{Budgets, Config, HostConfig, Kubelet};
 pub use content::Content;
 pub use convert::{
-    CONVERTED_FROM, Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LAYER_TAIL,
+    CONVERTED_FROM, Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LAYER_TAIL, Open,
     Original, Originals, Recode, RecodeError, Recoded, TopLayer,
 };
 pub use copy::{Copied, Watch};

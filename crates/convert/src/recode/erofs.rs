@@ -134,7 +134,7 @@ fn digest(out: impl Read, size: u64) -> Result<Digest, RecodeError> {
 /// Puts an image into an empty file, as it is unpacked, and maps it. It is what both digests say before anything is made of it.
 fn kept(blob: impl Read, expected: &Expected, size: u64, mut file: &File) -> Result<Map, RecodeError> {
     if *expected.diff_id.digest() == expected.blob {
-        keep(blob, expected.blob, size, file)?;
+        keep(blob, expected.blob, size, file, 0)?;
         return Map::of(file).map_err(RecodeError::Read);
     }
     let (mut source, mut hasher) = (Source::new(size), DigestHasher::new());

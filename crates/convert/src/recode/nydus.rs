@@ -9,6 +9,7 @@
 //!                              └ tree of the layer ─► parts ─┘
 //! parts of each layer ─► members ─► tree of the image ─► bootstrap ─► tar.gz        [`merge()`]
 //! blob ─► file ─► its bootstrap ─► members, chunks ─► pipe ─► out        [`unpack()`]
+//! blobs ─► file ─► the image's bootstrap ─► members, chunks ─► pipe ─► out        [`together()`]
 //! ```
 //!
 //! **Only blobs tell.** [`merge()`] knows of a layer what is at the end of its blob, whether that was made just now or found in
@@ -23,6 +24,7 @@ mod cut;
 mod hold;
 mod merge;
 mod parts;
+mod together;
 
 use std::io::{Read, Write};
 use std::thread;
@@ -41,6 +43,7 @@ pub use check::{Blob, compare};
 use cut::Cut;
 pub use merge::{Merged, compare_merged, merge};
 pub use parts::{Parts, PartsError, Toc};
+pub use together::{Open, Stored, apart, compare_together, together};
 
 /// What a chunk's bytes, and a piece of the pipe, may be: a chunk is shorter, so the pipe never ends one by itself.
 const PIECE: usize = 2 << 20;
@@ -89,6 +92,17 @@ pub enum NydusError {
     /// A blob does not hold what its layer does.
     #[error("{0:?} differs")]
     Differs(String),
+    /// A chunk is not what the tree says, or not where.
+    #[error("{path:?} has a chunk in blob {blob} that is another one")]
+    Chunk {
+        /// The file.
+        path: String,
+        /// Where its bytes should be.
+        blob: Digest,
+    },
+    /// Files have bytes in a blob that the image does not name.
+    #[error("files of it have bytes in blob {0}, which is not among its layers")]
+    Missing(Digest),
     /// A blob's tables contradict each other, or are not where it says.
     #[error("a blob's {0} is not what it should be")]
     Table(&'static str),

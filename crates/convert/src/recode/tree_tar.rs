@@ -122,10 +122,16 @@ impl<F: FnMut(Part<'_>) -> Result<(), RecodeError>> TreeTar<F> {
     }
 }
 
-/// Puts a blob into a file, and compares it with what it should be: what a tar is made of is read in another order.
-pub(super) fn keep(blob: impl Read, expected: Digest, size: u64, mut file: &File) -> Result<(), RecodeError> {
+/// Puts a blob into a file at a place, and compares it with what it should be: what a tar is made of is read in another order.
+pub(super) fn keep(
+    blob: impl Read,
+    expected: Digest,
+    size: u64,
+    mut file: &File,
+    place: u64,
+) -> Result<(), RecodeError> {
     let (mut hasher, mut at) = (DigestHasher::new(), 0);
-    file.seek(SeekFrom::Start(0)).map_err(RecodeError::Spool)?;
+    file.seek(SeekFrom::Start(place)).map_err(RecodeError::Spool)?;
     read_all(blob, RecodeError::Read, |piece| {
         at += piece.len() as u64;
         if at > size {

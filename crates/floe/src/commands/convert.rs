@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use convert::Expected;
 use convert::compare::{Side, compare};
+use convert::recode::nydus::Stored;
 use convert::recode::{self, First, Order, Recoding, Target};
+use format::index::BlobAt;
 use format::{DiffId, Digest};
 use registry::{
-    Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LayerBlob, Original, Originals,
-    Recode, RecodeError, Recoded, Reference,
+    Conversion, Converted, ConvertedLayer, Draft, FileOrder, Format, How, LayerBlob, Open, Original,
+    Originals, Recode, RecodeError, Recoded, Reference,
 };
 use serde::Serialize;
 
@@ -172,6 +174,45 @@ impl Recode for Recoder {
         let first = self.orders.files(&layer.0.diff_id);
         compare(side(layer), first, side(made)).map_err(|error| RecodeError::Failed(Arc::new(error)))
     }
+
+    fn apart(&self, layers: &[LayerBlob], open: &mut Open<'_>) -> Result<Option<String>, RecodeError> {
+        stored(layers, open, recode::nydus::apart)
+    }
+
+    fn together(
+        &self,
+        layers: &[LayerBlob],
+        threads: usize,
+        open: &mut Open<'_>,
+        out: &mut dyn Draft,
+    ) -> Result<Recoded, RecodeError> {
+        let (recoding, file) = (self.recoding(0, threads), spool()?);
+        let made = stored(layers, open, |stored| recode::nydus::together(stored, &recoding, &file, out))?;
+        let recode::Recoded { digest, size, diff_id, annotations } = made;
+        Ok(Recoded { digest, size, diff_id, annotations })
+    }
+
+    fn compare_together(
+        &self,
+        layers: &[LayerBlob],
+        open: &mut Open<'_>,
+        (made, there): (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        let (file, made) = (spool()?, (expected(made), made.size, there));
+        stored(layers, open, |stored| recode::nydus::compare_together(stored, &file, made))
+    }
+}
+
+/// Does something with the layers of an image of Nydus.
+fn stored<T>(
+    layers: &[LayerBlob],
+    open: &mut Open<'_>,
+    work: impl FnOnce(Stored<'_, '_>) -> Result<T, recode::RecodeError>,
+) -> Result<T, RecodeError> {
+    let none = || RecodeError::Inexpressible("the image has no layers".to_owned());
+    let (top, blobs) = layers.split_last().ok_or_else(none)?;
+    let blobs: Vec<_> = blobs.iter().map(|layer| BlobAt { digest: layer.digest, size: layer.size }).collect();
+    work(Stored { top: expected(top), top_size: top.size, blobs: &blobs, open }).map_err(told)
 }
 
 /// Returns a file for what has to be kept meanwhile.

@@ -1,6 +1,7 @@
 //! The images of a source, which of their layers are to be written anew, and what images come out of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use format::stargz::table::{Announced, ELSEWHERE_FOOTER};
@@ -9,7 +10,7 @@ use format::{Digest, limits as sizes};
 use super::formats::{self, EROFS_FEATURE, Format};
 use super::layers::Made;
 use super::rewrite::{self, Child, Top};
-use super::{Conversion, ConvertedLayer, FileOrder, How, Originals, Tops, stream};
+use super::{Conversion, ConvertedLayer, FileOrder, How, Originals, Recode, Tops, stream};
 use crate::copy::Watch;
 use crate::copy::plan::Plan;
 use crate::error::Error;
@@ -25,6 +26,8 @@ pub(super) struct Images {
     images: HashMap<Digest, Image>,
     /// Layers to be written anew, each once.
     wanted: Vec<LayerBlob>,
+    /// The layers of those of which one is made, by the digest of the last, which stands for them among the wanted.
+    together: HashMap<Digest, Vec<LayerBlob>>,
     /// All layers, each once, in the order of manifests, and why one stays.
     layers: Vec<(Digest, u64, Option<String>)>,
 }
@@ -44,6 +47,7 @@ impl Images {
         source: &Source,
         plan: &Plan,
         conversion: Conversion,
+        recode: &Arc<dyn Recode>,
         watch: &dyn Watch,
     ) -> Result<Self, Error> {
         let Conversion { format, order, .. } = conversion;
@@ -85,17 +89,10 @@ impl Images {
                     layer.annotations = formats::lasting(&layer.annotations);
                 }
             }
-            for layer in &parsed.layers {
+            for layer in parsed.layers.iter().filter(|_| !is_nydus) {
                 if seen.insert(layer.digest) {
                     found.layers.push((layer.digest, layer.size, keeps(layer)));
                 }
-            }
-            if is_nydus {
-                watch.left_out(&format!(
-                    "the tree that image {} of Nydus has in a layer of its own; the tars of the others are made anew, so \
-                     neither diffIDs nor digests are those of the image it was made of",
-                    manifest.digest
-                ));
             }
             if parsed.layers.iter().all(|layer| keeps(layer).is_some()) {
                 continue;
@@ -117,8 +114,12 @@ impl Images {
                 });
             }
             let image = Image::new(Vec::new(), manifest.clone(), parsed, config, &what)?;
-            for (layer, _) in image.layers.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
-                found.want(layer, &what)?;
+            if is_nydus {
+                found.nydus(source, &image, recode, watch).await?;
+            } else {
+                for (layer, _) in image.layers.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
+                    found.want(layer, &what)?;
+                }
             }
             found.images.insert(manifest.digest, image);
         }
@@ -127,6 +128,50 @@ impl Images {
             return Err(Error::Unsupported { what: source.to_string(), why: why.into() });
         }
         Ok(found)
+    }
+
+    /// Looks at what becomes of an image of Nydus: layers of its blobs, or one of all.
+    async fn nydus(
+        &mut self,
+        source: &Source,
+        image: &Image,
+        recode: &Arc<dyn Recode>,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        let Some((top, blobs)) = image.layers.split_last() else { return Ok(()) };
+        let (digest, layers) = (image.manifest.digest, &image.layers[..]);
+        let what = format!("image {digest} of {source}");
+        let apart = stream::apart(recode.clone(), (source, layers), what.clone()).await?;
+        let anew = "neither diffIDs nor digests are those of the image it was made of";
+        let (made, gone, why) = match &apart {
+            None => {
+                watch.left_out(&format!(
+                    "the tree that image {digest} of Nydus has in a layer of its own; the tars of the others are made anew, \
+                     so {anew}"
+                ));
+                (
+                    blobs,
+                    std::slice::from_ref(top),
+                    "it has the tree of the others, which have theirs themselves",
+                )
+            }
+            Some(why) => {
+                watch.left_out(&format!(
+                    "the layers of image {digest} of Nydus; one layer is made of the tree of all, so {anew} ({why})"
+                ));
+                self.together.insert(top.digest, layers.to_vec());
+                (std::slice::from_ref(top), blobs, "its bytes are in the layer that is made of the tree")
+            }
+        };
+        for layer in made {
+            self.want(layer, &what)?;
+        }
+        let known: HashSet<_> = self.layers.iter().map(|(digest, ..)| *digest).collect();
+        for layer in layers.iter().filter(|layer| !known.contains(&layer.digest)) {
+            let stays = gone.iter().any(|one| one.digest == layer.digest).then(|| why.to_owned());
+            self.layers.push((layer.digest, layer.size, stays));
+        }
+        Ok(())
     }
 
     fn want(&mut self, layer: &LayerBlob, what: &str) -> Result<(), Error> {
@@ -142,9 +187,20 @@ impl Images {
         Ok(())
     }
 
+    /// Returns images of which only this is known.
+    #[cfg(test)]
+    pub(super) fn wanting(wanted: Vec<LayerBlob>) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
     /// Returns the layers that are to be written anew.
     pub(super) fn wanted(&self) -> &[LayerBlob] {
         &self.wanted
+    }
+
+    /// Returns the layers of which one is made that stands for all, if that is this one.
+    pub(super) fn below(&self, layer: &LayerBlob) -> Option<&[LayerBlob]> {
+        self.together.get(&layer.digest).map(Vec::as_slice)
     }
 
     /// Returns what the layers of each image have become, bottom first. All of them must be in the format.
@@ -323,6 +379,13 @@ fn rewritten(
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
     // What ordinary layers are made of has the tree of all last; they have theirs themselves.
     let tree = image.layers.last().filter(|last| top.is_none() && formats::is_top(&last.annotations));
+    if let Some(Made::Another(layer, _)) = tree.and_then(|tree| made.get(&tree.digest)) {
+        let config = rewrite::history_of_one(&image.config, image.layers.len(), what)?;
+        let config = rewrite::config(&config, &[layer.diff_id], what)?;
+        let (descriptor, layers) = (Descriptor::of(media_type::CONFIG, &config), [Some(layer.descriptor())]);
+        let manifest = rewrite::manifest(&image.manifest, &descriptor, &layers, Top::All, what)?;
+        return Ok(Some((config, manifest)));
+    }
     let stack = &image.layers[..image.layers.len() - usize::from(tree.is_some())];
     let mut is_mapped = false;
     for old in stack {

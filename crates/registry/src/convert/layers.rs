@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use format::Digest;
 use tokio::sync::Semaphore;
 
-use super::image::stays;
+use super::image::{Images, stays};
 use super::note::Note;
 use super::prior::Prior;
 use super::rewrite::{CONVERTED_FROM, ORDERED_BY};
@@ -31,6 +31,7 @@ pub(super) struct Layers<'a> {
     work: &'a Work,
     prior: Prior,
     note: &'a Note<'a>,
+    images: &'a Images,
     /// How many are made at once.
     at_once: usize,
     /// On how many threads each.
@@ -44,7 +45,8 @@ pub(super) struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    pub(super) fn new(work: &'a Work, prior: Prior, note: &'a Note<'a>, mut wanted: Vec<LayerBlob>) -> Self {
+    pub(super) fn new(work: &'a Work, prior: Prior, note: &'a Note<'a>, images: &'a Images) -> Self {
+        let mut wanted = images.wanted().to_vec();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let at_once = wanted.len().min(cores).clamp(1, limits::CONVERT_LAYERS);
         // What was made before first, so that the note has lost what is gone when it is written; then the largest: begun last
@@ -62,6 +64,7 @@ impl<'a> Layers<'a> {
             work,
             prior,
             note,
+            images,
             at_once,
             threads: (cores / at_once).max(1),
             putting: Semaphore::new(work.target.takes_at_once()),
@@ -128,14 +131,25 @@ impl<'a> Layers<'a> {
 
     async fn recoded(&self, layer: &LayerBlob, order: Option<Digest>) -> Result<Made, Error> {
         let Work { source, target, conversion, recode, watch } = self.work;
-        let reader = source.read_range(&layer.digest, layer.size, 0..layer.size, stream::PRIORITY);
-        let passed = |done| watch.passed(&layer.digest, done, layer.size);
-        let dir = target.scratch();
-        let made = stream::recode(recode.clone(), layer, self.threads, reader, &dir, passed).await?;
+        let (recode, dir, below) = (recode.clone(), target.scratch(), self.images.below(layer));
+        let made = match below {
+            Some(layers) => {
+                let total = layers.iter().map(|layer| layer.size).sum();
+                let passed = |done| watch.passed(&layer.digest, done, total);
+                stream::together(recode, (source, layers), self.threads, &dir, passed).await?
+            }
+            None => {
+                let reader = source.read_range(&layer.digest, layer.size, 0..layer.size, stream::PRIORITY);
+                let passed = |done| watch.passed(&layer.digest, done, layer.size);
+                stream::recode(recode, layer, self.threads, reader, &dir, passed).await?
+            }
+        };
         let (Recoded { digest, size, diff_id, annotations }, file) = match made {
             Ok(made) => made,
             // Before anything else of the image is made for nothing.
-            Err(why) if conversion.format.has_top() || layer.is_nydus() || layer.is_erofs() => {
+            Err(why)
+                if conversion.format.has_top() || below.is_some() || layer.is_nydus() || layer.is_erofs() =>
+            {
                 return Err(stays(&layer.digest, why));
             }
             Err(why) => return Ok(Made::Same(why)),

@@ -4,7 +4,8 @@
 //! the destination's own name leads to says which layer each of its layers was made of, and so does the note of a conversion
 //! that was killed ([`note`]). A layer that the format cannot hold stays, and why is told. All else of configs, manifests and
 //! indexes stays ([`rewrite`]).
-//! Of an image of Nydus that has no other beside it ordinary layers are made of its blobs; the layer with the tree of all goes.
+//! Of an image of Nydus that has no other beside it ordinary layers are made of its blobs; the layer with the tree of all goes. Where
+//! they are not what the image shows, one layer is made of that tree.
 //! A format that has the tree of all layers in one more is for whoever knows it: there no layer can stay, and the originals
 //! are kept beside what is made. A layer is whole in a file
 //! without a name before it is sent, so whoever is killed leaves nothing; and as in a copy, nothing is named at the
@@ -162,7 +163,40 @@ pub trait Recode: fmt::Debug + Send + Sync {
         let _ = (layers, top);
         Err(RecodeError::Inexpressible("the format has no layer of its own".into()))
     }
+
+    /// Says why the layers of an image of Nydus, of which the last has the tree, cannot be written anew one by one, if they
+    /// cannot.
+    fn apart(&self, layers: &[LayerBlob], open: &mut Open<'_>) -> Result<Option<String>, RecodeError> {
+        let _ = (layers, open);
+        Ok(None)
+    }
+
+    /// Writes one layer of all layers of such an image, as [`recode`](Self::recode) does of one.
+    fn together(
+        &self,
+        layers: &[LayerBlob],
+        threads: usize,
+        open: &mut Open<'_>,
+        out: &mut dyn Draft,
+    ) -> Result<Recoded, RecodeError> {
+        let _ = (layers, threads, open, out);
+        Err(RecodeError::Inexpressible("the format has no layer of several".into()))
+    }
+
+    /// Compares what was made of all layers of such an image with them.
+    fn compare_together(
+        &self,
+        layers: &[LayerBlob],
+        open: &mut Open<'_>,
+        made: (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        let _ = (layers, open, made);
+        Err(RecodeError::Inexpressible("the format has no layer of several".into()))
+    }
 }
+
+/// Opens a range of one of an image's layers. What was opened before ends there.
+pub type Open<'a> = dyn FnMut(&Digest, Range<u64>) -> Box<dyn Read> + 'a;
 
 /// Last bytes of a layer by which it is told what else of it is wanted.
 pub const LAYER_TAIL: u64 = 4096;
@@ -323,7 +357,7 @@ impl Client {
     ) -> Result<Converted, Error> {
         Conversion::check(to, conversion.verify)?;
         let Original { source, plan } = original;
-        let images = Images::of(source, plan, conversion, &*watch).await?;
+        let images = Images::of(source, plan, conversion, &recode, &*watch).await?;
         let target = Target::open(self, to).await?;
         let mut prior = match to {
             Reference::Archive(_) => Prior::none(conversion.format),
@@ -331,7 +365,7 @@ impl Client {
         };
         let work = Work { source: source.clone(), target, conversion, recode, watch };
         let note = Note::of(&work.target, &*work.watch, &mut prior).await;
-        let layers = Layers::new(&work, prior, &note, images.wanted().to_vec());
+        let layers = Layers::new(&work, prior, &note, &images);
         let (made, mut sums) = note.during(layers.make()).await?;
         if !conversion.verify {
             note.tell(&made);
@@ -421,10 +455,19 @@ impl Work {
                 let what = format!("layer {}, which was made of {}", there.digest, layer.digest);
                 return Err(Error::invalid(what, "it is not what was made"));
             }
-            let whole = 0..layer.size;
-            let from = self.source.read_range(&layer.digest, layer.size, whole, stream::PRIORITY);
-            let readers = [from, self.target.read(there)?];
-            stream::compare(self.recode.clone(), [layer.clone(), (**there).clone()], readers).await?;
+            let made = self.target.read(there)?;
+            match images.below(layer) {
+                Some(layers) => {
+                    let of = (&self.source, layers);
+                    stream::compare_together(self.recode.clone(), of, (**there).clone(), made).await?;
+                }
+                None => {
+                    let whole = 0..layer.size;
+                    let from = self.source.read_range(&layer.digest, layer.size, whole, stream::PRIORITY);
+                    let both = [layer.clone(), (**there).clone()];
+                    stream::compare(self.recode.clone(), both, [from, made]).await?;
+                }
+            }
             count += 1;
         }
         let stacks = if tops.is_empty() { Vec::new() } else { images.stacks(made)? };

@@ -62,12 +62,16 @@ fn diff_ids_in(text: &str) -> Result<Range<usize>, serde_json::Error> {
 
 /// Returns a config whose history has one more layer, and nothing else of it changed; the same, if it has no history.
 pub(super) fn history(bytes: &Bytes, what: &str) -> Result<Bytes, Error> {
+    const STEP: &str = r#"{"created_by":"floe convert --format nydus","comment":"the tree of all layers"}"#;
+    history_with(bytes, STEP, what)
+}
+
+fn history_with(bytes: &Bytes, step: &str, what: &str) -> Result<Bytes, Error> {
     #[derive(Deserialize)]
     struct Config<'a> {
         #[serde(borrow)]
         history: Option<&'a RawValue>,
     }
-    const STEP: &str = r#"{"created_by":"floe convert --format nydus","comment":"the tree of all layers"}"#;
     let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
     let text = std::str::from_utf8(bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
     let config: Config<'_> = serde_json::from_str(text).map_err(bad)?;
@@ -77,7 +81,7 @@ pub(super) fn history(bytes: &Bytes, what: &str) -> Result<Bytes, Error> {
     // What was borrowed lies in the text it was borrowed from.
     let end = inside.as_ptr() as usize - text.as_ptr() as usize + inside.len();
     let comma = if inside.trim().is_empty() { "" } else { "," };
-    Ok([&text[..end], comma, STEP, &text[end..]].concat().into())
+    Ok([&text[..end], comma, step, &text[end..]].concat().into())
 }
 
 /// Returns a config that asks for a feature of its platform, or does not, and nothing else of it changed.
@@ -154,6 +158,49 @@ pub(super) fn history_below(bytes: &Bytes, layers: usize, what: &str) -> Result<
     Ok([&text[..cut.start], &text[cut.end..]].concat().into())
 }
 
+/// Returns a config whose history has one layer, the last step, and nothing else of it changed: what was done before has none
+/// any more. The same, if it has no history.
+pub(super) fn history_of_one(bytes: &Bytes, layers: usize, what: &str) -> Result<Bytes, Error> {
+    #[derive(Deserialize)]
+    struct Config<'a> {
+        #[serde(borrow)]
+        history: Option<Vec<&'a RawValue>>,
+    }
+    #[derive(Deserialize)]
+    struct Step<'a> {
+        #[serde(borrow)]
+        empty_layer: Option<&'a RawValue>,
+    }
+    const EMPTY: &str = "\"empty_layer\":true";
+    const STEP: &str =
+        r#"{"created_by":"floe convert --format oci","comment":"one layer of the tree of all layers"}"#;
+    let bad = |error: serde_json::Error| Error::invalid(what, format!("its config: {error}"));
+    let bytes = history_below(bytes, layers, what)?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| Error::invalid(what, error.to_string()))?;
+    let Some(steps) = serde_json::from_str::<Config<'_>>(text).map_err(bad)?.history else {
+        return Ok(bytes.clone());
+    };
+    // What was borrowed lies in the text it was borrowed from.
+    let place = |part: &RawValue| part.get().as_ptr() as usize - text.as_ptr() as usize;
+    let (mut made, mut at) = (String::new(), 0);
+    for step in &steps {
+        let said = serde_json::from_str::<Step<'_>>(step.get()).map_err(bad)?.empty_layer;
+        let (from, to, put) = match said {
+            Some(said) => (place(said), place(said) + said.get().len(), "true".to_owned()),
+            None => {
+                let first = place(step) + 1; // it is an object
+                let comma = if step.get()[1..].trim_start().starts_with('}') { "" } else { "," };
+                (first, first, format!("{EMPTY}{comma}"))
+            }
+        };
+        made += &text[at..from];
+        made += &put;
+        at = to;
+    }
+    made += &text[at..];
+    history_with(&made.into(), STEP, what)
+}
+
 /// What becomes of the layer that has the tree of all others.
 pub(super) enum Top {
     /// There is none.
@@ -162,6 +209,8 @@ pub(super) enum Top {
     More(Box<Descriptor>),
     /// The last one goes.
     Less,
+    /// The last one becomes what all of them are together.
+    All,
 }
 
 /// Returns an OCI manifest with another config and other layers; one for each that the manifest has but for what becomes of
@@ -181,8 +230,10 @@ pub(super) fn manifest(
     replace(old, config, what)?;
     let old = value.get_mut("layers").and_then(Value::as_array_mut);
     let old = old.ok_or_else(|| bad("its layers are no list"))?;
-    if matches!(top, Top::Less) {
-        old.pop();
+    match top {
+        Top::Less => drop(old.pop()),
+        Top::All => drop(old.drain(..old.len().saturating_sub(1))),
+        Top::Absent | Top::More(_) => {}
     }
     if old.len() != layers.len() {
         return Err(bad("its layers are others"));

@@ -1,10 +1,11 @@
 //! Blobs on their way between the network, which is asynchronous, and whoever writes layers anew, who blocks.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
 use format::Digest;
@@ -17,6 +18,7 @@ use crate::copy::target::Target;
 use crate::error::{Cause, Error};
 use crate::layout::blocking;
 use crate::manifest::LayerBlob;
+use crate::source::Source;
 use crate::{limits, scratch};
 
 /// Pieces of a blob that wait for whoever reads them.
@@ -60,12 +62,10 @@ fn inlet() -> (mpsc::Sender<Result<Option<Bytes>, Error>>, Inlet) {
     (send, Inlet { pieces, piece: Bytes::new(), ended: false, failed: None })
 }
 
+type Pieces = mpsc::Sender<Result<Option<Bytes>, Error>>;
+
 /// Passes a blob on to whoever reads it, and says how far it has come.
-async fn feed(
-    mut reader: RangeReader,
-    to: mpsc::Sender<Result<Option<Bytes>, Error>>,
-    mut passed: impl FnMut(u64),
-) {
+async fn feed(mut reader: RangeReader, to: Pieces, mut passed: impl FnMut(u64)) {
     let mut at = 0;
     loop {
         let piece = reader.chunk().await;
@@ -78,6 +78,139 @@ async fn feed(
             return; // a reader that has gone says itself why
         }
     }
+}
+
+/// The layers of an image, for a thread that may block: it asks for what it reads.
+struct Asking {
+    asked: mpsc::Sender<(Digest, Range<u64>, Pieces)>,
+    /// Why one of them does not go on.
+    failed: Arc<Mutex<Option<Error>>>,
+}
+
+/// A range that was asked for.
+struct Asked {
+    inlet: Inlet,
+    failed: Arc<Mutex<Option<Error>>>,
+}
+
+impl Read for Asked {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.inlet.read(buf);
+        if let Some(error) = self.inlet.failed.take() {
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+        read
+    }
+}
+
+impl Asking {
+    fn open(&self, layer: &Digest, range: Range<u64>) -> Box<dyn Read> {
+        let (send, inlet) = inlet();
+        let _ = self.asked.blocking_send((*layer, range, send)); // who reads it is told that nobody answers
+        Box::new(Asked { inlet, failed: self.failed.clone() })
+    }
+
+    /// Says why something was not made: what was read may not have come.
+    fn why(&self, error: RecodeError, what: String) -> Error {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failed.unwrap_or_else(|| error.about(what))
+    }
+}
+
+/// An image's layers, and where they are.
+type Of<'a> = (&'a Source, &'a [LayerBlob]);
+
+/// Has something done by a thread that asks for layers, one after another; `passed` is told how many bytes of them have come.
+async fn asking<T: Send + 'static>(
+    (source, layers): Of<'_>,
+    doing: &'static str,
+    mut passed: impl FnMut(u64),
+    work: impl FnOnce(Asking) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (send, mut asked) = mpsc::channel(1);
+    let work = blocking(doing, move || work(Asking { asked: send, failed: Arc::default() }));
+    let answering = async {
+        let mut before = 0;
+        while let Some((digest, range, to)) = asked.recv().await {
+            let Some(layer) = layers.iter().find(|layer| layer.digest == digest) else { continue };
+            let reader = source.read_range(&digest, layer.size, range, PRIORITY);
+            let mut now = 0;
+            feed(reader, to, |done| {
+                now = done;
+                passed(before + done);
+            })
+            .await;
+            before += now;
+        }
+    };
+    let (done, ()) = tokio::join!(work, answering);
+    done
+}
+
+/// Says why an image's layers cannot be written anew one by one, if they cannot.
+pub(super) async fn apart(by: Arc<dyn Recode>, of: Of<'_>, what: String) -> Result<Option<String>, Error> {
+    let layers = of.1.to_vec();
+    asking(
+        of,
+        "looking at layers",
+        |_| (),
+        move |asking| {
+            let why = by.apart(&layers, &mut |layer, range| asking.open(layer, range));
+            why.map_err(|error| match error {
+                RecodeError::Inexpressible(why) => Error::Unsupported { what, why },
+                error => asking.why(error, what),
+            })
+        },
+    )
+    .await
+}
+
+/// Writes one layer of all layers of an image into a file of a directory; returns what was made, or why it cannot be.
+pub(super) async fn together(
+    by: Arc<dyn Recode>,
+    of: Of<'_>,
+    threads: usize,
+    dir: &Path,
+    passed: impl FnMut(u64),
+) -> Result<Written, Error> {
+    let (layers, dir) = (of.1.to_vec(), dir.to_owned());
+    asking(of, "making one layer of several", passed, move |asking| {
+        let what = format!("the layer that is made of {}", last(&layers));
+        let made = |out: &mut Outlet| {
+            by.together(&layers, threads, &mut |layer, range| asking.open(layer, range), out)
+        };
+        write(&what, &dir, made, |error| asking.why(error, what.clone()))
+    })
+    .await
+}
+
+/// Compares what was made of all layers of an image with them.
+pub(super) async fn compare_together(
+    by: Arc<dyn Recode>,
+    of: Of<'_>,
+    made: LayerBlob,
+    there: RangeReader,
+) -> Result<(), Error> {
+    let layers = of.1.to_vec();
+    let (send, mut inlet) = inlet();
+    let work = asking(
+        of,
+        "comparing layers",
+        |_| (),
+        move |asking| {
+            let what = format!("layer {}, which was made of {}", made.digest, last(&layers));
+            let open = &mut |layer: &Digest, range| asking.open(layer, range);
+            let same = by.compare_together(&layers, open, (&made, &mut inlet));
+            same.map_err(|error| inlet.failed.take().unwrap_or_else(|| asking.why(error, what)))
+        },
+    );
+    let (same, ()) = tokio::join!(work, feed(there, send, |_| ()));
+    same
+}
+
+/// Names what has the tree of an image's layers.
+fn last(layers: &[LayerBlob]) -> String {
+    layers.last().map(|layer| layer.digest.to_string()).unwrap_or_default()
 }
 
 /// A file that remembers why it could not be written.
@@ -128,6 +261,9 @@ impl Read for Outlet {
     }
 }
 
+/// What was made, and the file that it is in, or why it cannot be.
+type Written = Result<(Recoded, Arc<File>), String>;
+
 /// Writes a layer anew into a file of a directory; returns what was made, or why it cannot be.
 pub(super) async fn recode(
     by: Arc<dyn Recode>,
@@ -136,32 +272,44 @@ pub(super) async fn recode(
     reader: RangeReader,
     dir: &Path,
     passed: impl FnMut(u64),
-) -> Result<Result<(Recoded, Arc<File>), String>, Error> {
+) -> Result<Written, Error> {
     let (send, mut inlet) = inlet();
     let (layer, dir) = (layer.clone(), dir.to_owned());
     let work = blocking("recoding a layer", move || {
         let what = format!("layer {}", layer.digest);
-        let writing = |error| Error::io(format!("writing {what} anew in {}", dir.display()), error);
-        let file = scratch::file(&dir).map_err(writing)?;
-        let mut out = Outlet::new(file);
-        let made = by.recode(&layer, threads, &mut inlet, &mut out);
-        let made = made.and_then(|made| match out.flush() {
-            Ok(()) => Ok(made),
-            Err(error) => Err(RecodeError::Failed(Arc::new(error))),
-        });
-        let (file, _) = out.file.into_parts(); // what is left in memory is of no use if it failed
-        match made {
-            Ok(made) => Ok(Ok((made, Arc::new(file)))),
-            Err(RecodeError::Inexpressible(why)) => Ok(Err(why)),
-            Err(error) => Err(match (inlet.failed, out.failed) {
-                (Some(error), _) => error,
-                (None, Some(error)) => writing(error),
-                (None, None) => error.about(what),
-            }),
-        }
+        let failed = Cell::new(None);
+        let made = |out: &mut Outlet| {
+            let made = by.recode(&layer, threads, &mut inlet, out);
+            failed.set(inlet.failed.take());
+            made
+        };
+        write(&what, &dir, made, |error| failed.take().unwrap_or_else(|| error.about(what.clone())))
     });
     let (made, ()) = tokio::join!(work, feed(reader, send, passed));
     made
+}
+
+/// Has something written into a file of a directory; `why` says what an error amounts to.
+fn write(
+    what: &str,
+    dir: &Path,
+    make: impl FnOnce(&mut Outlet) -> Result<Recoded, RecodeError>,
+    why: impl FnOnce(RecodeError) -> Error,
+) -> Result<Written, Error> {
+    let writing = |error| Error::io(format!("writing {what} anew in {}", dir.display()), error);
+    let file = scratch::file(dir).map_err(writing)?;
+    let mut out = Outlet::new(file);
+    let made = make(&mut out).and_then(|made| match out.flush() {
+        Ok(()) => Ok(made),
+        Err(error) => Err(RecodeError::Failed(Arc::new(error))),
+    });
+    let (file, _) = out.file.into_parts(); // what is left in memory is of no use if it failed
+    match (made, out.failed) {
+        (Ok(made), _) => Ok(Ok((made, Arc::new(file)))),
+        (Err(RecodeError::Inexpressible(why)), _) => Ok(Err(why)),
+        (Err(_), Some(error)) => Err(writing(error)),
+        (Err(error), None) => Err(why(error)),
+    }
 }
 
 /// Has a layer looked at that was made before; says whether it is understood.

@@ -9,10 +9,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
-use format::index::Chunk as Row;
+use format::index::{Chunk as Row, Piece};
 use format::nydus::bootstrap::{Blob, Bootstrap, Chunk, Listing};
 use format::nydus::disk::names;
 use format::nydus::meta::BlobMeta;
@@ -21,7 +22,7 @@ use format::{DiffId, Digest, DigestHasher, decode, limits};
 use super::super::pack::Level;
 use super::super::pipe::Pipe;
 use super::super::tree_tar::{Part, TreeTar, keep};
-use super::super::{RecodeError, Recoded, Recoding, flat};
+use super::super::{RecodeError, Recoded, Recoding, Target, flat};
 use super::{NydusError, PartsError, Toc};
 use crate::Expected;
 use crate::builder::read_all;
@@ -29,7 +30,7 @@ use crate::builder::read_all;
 /// Block of a tar.
 const BLOCK: usize = 512;
 
-/// Makes a layer in gzip of a blob. `file` is where the blob goes meanwhile.
+/// Makes an ordinary layer of a blob. `file` is where the blob goes meanwhile.
 pub fn unpack(
     blob: impl Read,
     expected: Digest,
@@ -37,19 +38,31 @@ pub fn unpack(
     file: &File,
     out: impl Write + Send,
 ) -> Result<Recoded, RecodeError> {
-    let level = Level::of(recoding.target, recoding.level)?;
-    keep(blob, expected, recoding.blob_size, file)?;
-    let bytes = bootstrap(file, recoding.blob_size)?;
+    let size = recoding.blob_size;
+    keep(blob, expected, size, file, 0)?;
+    let bytes = bootstrap(size, |range| read(file, range))?;
     let bootstrap = Bootstrap::of_blob(&bytes[..], expected).map_err(NydusError::from)?;
-    let source = Source { file, size: recoding.blob_size, blobs: bootstrap.blobs(), metas: Vec::new() };
-    let source = source.open(expected)?;
+    alone(&bootstrap, &expected)?;
+    let mut source = Source::new(file);
+    for blob in bootstrap.blobs() {
+        source.add(blob, 0..size)?;
+    }
+    layer(&bootstrap, &source, recoding, out)
+}
+
+/// Makes a layer of a tree.
+pub(super) fn layer<B: AsRef<[u8]>>(
+    bootstrap: &Bootstrap<B>,
+    source: &Source<'_>,
+    recoding: &Recoding,
+    out: impl Write + Send,
+) -> Result<Recoded, RecodeError> {
+    let level = Level::of(recoding.target, recoding.level)?;
+    let piece = if recoding.target == Target::Zstd { flat::ZSTD } else { flat::GZIP };
     thread::scope(|scope| {
-        let mut pipe = Pipe::start(scope, level, recoding.threads, flat::GZIP, out)?;
-        let mut tar = TreeTar::new(limits::LAYER, |part: Part<'_>| part.each(|bytes| pipe.write(bytes)));
-        let list = bootstrap.list().map_err(NydusError::from)?;
-        let made = members(&bootstrap, &list, &source, &mut tar).and_then(|()| tar.finish());
-        let diff_id = match made {
-            Ok((digest, _)) => DiffId::new(digest),
+        let mut pipe = Pipe::start(scope, level, recoding.threads, piece, out)?;
+        let diff_id = match tar(bootstrap, source, |part| part.each(|bytes| pipe.write(bytes))) {
+            Ok(digest) => DiffId::new(digest),
             // Another thread stopped, and knows why.
             Err(RecodeError::Thread) => return Err(pipe.end().err().unwrap_or(RecodeError::Thread)),
             Err(error) => return Err(error),
@@ -57,6 +70,39 @@ pub fn unpack(
         let written = pipe.finish()?;
         Ok(Recoded { digest: written.digest, size: written.size, diff_id, annotations: Default::default() })
     })
+}
+
+/// Makes the tar of a tree; returns its digest.
+pub(super) fn tar<B: AsRef<[u8]>>(
+    bootstrap: &Bootstrap<B>,
+    source: &Source<'_>,
+    put: impl FnMut(Part<'_>) -> Result<(), RecodeError>,
+) -> Result<Digest, RecodeError> {
+    let mut tar = TreeTar::new(limits::LAYER, put);
+    let list = bootstrap.list().map_err(NydusError::from)?;
+    members(bootstrap, &list, source, &mut tar)?;
+    Ok(tar.finish()?.0)
+}
+
+/// Refuses a blob whose bytes are not all in itself, by what its own bootstrap says.
+pub(super) fn alone<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, itself: &Digest) -> Result<(), RecodeError> {
+    for blob in bootstrap.blobs() {
+        refuse_ordinary(blob)?;
+        if blob.id != *itself {
+            let why = "it has files with bytes in another blob";
+            return Err(RecodeError::Inexpressible { what: format!("blob {itself}"), why });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a blob that is a layer of an ordinary image.
+pub(super) fn refuse_ordinary(blob: &Blob) -> Result<(), RecodeError> {
+    let why = "it is made of a layer of an ordinary image, which is there still";
+    match blob.is_tar_gz() {
+        true => Err(RecodeError::Inexpressible { what: format!("blob {}", blob.id), why }),
+        false => Ok(()),
+    }
 }
 
 /// Makes the layer of a blob again, and compares it with one that is there: its bytes are those of the tree alone, so they are the
@@ -81,10 +127,12 @@ pub fn compare_unpacked(
     Err(NydusError::Other { layer: found, blob: expected }.into())
 }
 
-/// Returns the bootstrap in a blob: where its table of contents says, or right before its end.
-fn bootstrap(file: &File, size: u64) -> Result<Vec<u8>, RecodeError> {
-    let part = |start: u64, end: u64| read(file, start, end.saturating_sub(start));
-    let tail = part(size.saturating_sub(Toc::TAIL), size)?;
+/// Returns the bootstrap in a blob: where its table of contents says, or right before its end. `part` reads a range of the blob.
+pub(super) fn bootstrap(
+    size: u64,
+    mut part: impl FnMut(Range<u64>) -> Result<Vec<u8>, RecodeError>,
+) -> Result<Vec<u8>, RecodeError> {
+    let tail = part(size.saturating_sub(Toc::TAIL)..size)?;
     let none = || RecodeError::Inexpressible {
         what: "the layer".into(),
         why: "its blob has no bootstrap of its own",
@@ -92,8 +140,7 @@ fn bootstrap(file: &File, size: u64) -> Result<Vec<u8>, RecodeError> {
     let header = tail.last_chunk::<BLOCK>().ok_or_else(none)?;
     if header.starts_with(names::TOC.as_bytes()) {
         let toc = Toc::read(&tail, size).map_err(NydusError::from)?;
-        let range = toc.bootstrap_range();
-        return Ok(toc.bootstrap(&part(range.start, range.end)?).map_err(NydusError::from)?);
+        return Ok(toc.bootstrap(&part(toc.bootstrap_range())?).map_err(NydusError::from)?);
     }
     // Version 5 has no table, and does not pack it.
     let len =
@@ -103,69 +150,78 @@ fn bootstrap(file: &File, size: u64) -> Result<Vec<u8>, RecodeError> {
     if len > end.min(limits::METADATA) {
         return Err(NydusError::from(PartsError::Place("bootstrap")).into());
     }
-    part(end - len, end)
+    part(end - len..end)
 }
 
-fn read(file: &File, start: u64, len: u64) -> Result<Vec<u8>, RecodeError> {
-    let len =
-        usize::try_from(len).map_err(|_| NydusError::from(PartsError::Place("bootstrap or chunk table")))?;
+fn read(file: &File, range: Range<u64>) -> Result<Vec<u8>, RecodeError> {
+    let len = usize::try_from(range.end.saturating_sub(range.start))
+        .map_err(|_| NydusError::from(PartsError::Place("bootstrap or chunk table")))?;
     let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, start).map_err(RecodeError::Read)?;
+    file.read_exact_at(&mut bytes, range.start).map_err(RecodeError::Read)?;
     Ok(bytes)
 }
 
-/// The blob, in a file, and where its chunks are.
-struct Source<'a> {
+/// Blobs, in a file, and where their chunks are. They have the order of the bootstrap.
+pub(super) struct Source<'a> {
     file: &'a File,
-    size: u64,
-    blobs: &'a [Blob],
-    metas: Vec<Option<BlobMeta>>,
+    blobs: Vec<Kept>,
 }
 
-impl Source<'_> {
-    /// Reads the tables of a blob that are needed. There may be no other: its bytes are not here.
-    fn open(mut self, itself: Digest) -> Result<Self, RecodeError> {
-        for blob in self.blobs {
-            let why = match blob {
-                blob if blob.is_tar_gz() => {
-                    "it is made of a layer of an ordinary image, which is there still"
-                }
-                blob if blob.id != itself => "it has files with bytes in another blob",
-                _ => "",
-            };
-            if !why.is_empty() {
-                return Err(RecodeError::Inexpressible { what: format!("blob {}", blob.id), why });
-            }
-            let meta = blob.needs_meta().then(|| {
-                let range = BlobMeta::range(blob);
-                if range.start > range.end
-                    || range.end > self.size
-                    || range.end - range.start > limits::CONTENTS
-                {
-                    return Err(RecodeError::from(NydusError::from(PartsError::Place("chunk table"))));
-                }
-                let bytes = read(self.file, range.start, range.end - range.start)?;
-                Ok(BlobMeta::open(blob, &bytes).map_err(NydusError::from)?)
-            });
-            self.metas.push(meta.transpose()?);
-        }
-        Ok(self)
+/// A blob in the file.
+struct Kept {
+    id: Digest,
+    place: Range<u64>,
+    meta: Option<BlobMeta>,
+}
+
+impl Kept {
+    /// Returns where in the file a range of the blob is, if it has it.
+    fn range(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let size = self.place.end - self.place.start;
+        let fits = range.start <= range.end && range.end <= size;
+        fits.then(|| self.place.start + range.start..self.place.start + range.end)
+    }
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(file: &'a File) -> Self {
+        Self { file, blobs: Vec::new() }
     }
 
-    /// Returns the bytes of a chunk.
-    fn chunk(&self, chunk: &Chunk, hash: format::index::Hash) -> Result<Option<Vec<u8>>, RecodeError> {
-        let meta = self.metas.get(usize::from(chunk.blob)).and_then(Option::as_ref);
-        let piece = match (chunk.piece, meta) {
-            (Some(piece), _) => piece,
-            (None, Some(meta)) => meta.piece(chunk).map_err(NydusError::from)?,
-            (None, None) => return Ok(None),
-        };
-        if piece.begin > piece.end || piece.end > self.size || piece.end - piece.begin > limits::PIECE.into()
-        {
-            return Ok(None);
+    /// Adds the next blob, which is here in the file, and reads its tables if they are needed.
+    pub(super) fn add(&mut self, blob: &Blob, place: Range<u64>) -> Result<(), RecodeError> {
+        let mut kept = Kept { id: blob.id, place, meta: None };
+        if blob.needs_meta() {
+            let range = BlobMeta::range(blob);
+            let long = range.end.saturating_sub(range.start) > limits::CONTENTS;
+            let range = kept.range(range).filter(|_| !long);
+            let range = range.ok_or(NydusError::from(PartsError::Place("chunk table")))?;
+            kept.meta = Some(BlobMeta::open(blob, &read(self.file, range)?).map_err(NydusError::from)?);
         }
-        let packed = read(self.file, piece.begin, piece.end - piece.begin)?;
-        Ok(decode::chunk(&piece, &packed, &Row { len: chunk.len, id: chunk.id }, hash))
+        self.blobs.push(kept);
+        Ok(())
+    }
+
+    /// Returns the bytes of a chunk of a file.
+    fn chunk(&self, chunk: &Chunk, hash: format::index::Hash, path: &[u8]) -> Result<Vec<u8>, RecodeError> {
+        // Numbers of blobs were checked when the bootstrap was read.
+        let blob = self.blobs.get(usize::from(chunk.blob)).ok_or(RecodeError::Thread)?;
+        let found = match (chunk.piece, &blob.meta) {
+            (Some(piece), _) => Some(piece),
+            (None, Some(meta)) => Some(meta.piece(chunk).map_err(NydusError::from)?),
+            (None, None) => None,
+        };
+        let short = |piece: &Piece| piece.end.saturating_sub(piece.begin) <= limits::PIECE.into();
+        let place = found.filter(short).and_then(|piece| Some((piece, blob.range(piece.begin..piece.end)?)));
+        let bytes = match place {
+            Some((piece, range)) => {
+                let packed = read(self.file, range)?;
+                decode::chunk(&piece, &packed, &Row { len: chunk.len, id: chunk.id }, hash)
+            }
+            None => None,
+        };
+        let differs = || NydusError::Chunk { path: format::name::printable(path), blob: blob.id };
+        Ok(bytes.ok_or_else(differs)?)
     }
 }
 
@@ -184,9 +240,7 @@ fn members<B: AsRef<[u8]>>(
         tar.member(&member)?;
         for chunk in list.chunks(n).map_err(NydusError::from)? {
             let chunk = chunk.map_err(NydusError::from)?;
-            let bytes = source.chunk(&chunk, bootstrap.hash())?;
-            let differs = || NydusError::Differs(format::name::printable(&member.path));
-            tar.write(&bytes.ok_or_else(differs)?)?;
+            tar.write(&source.chunk(&chunk, bootstrap.hash(), &member.path)?)?;
         }
     }
     Ok(())

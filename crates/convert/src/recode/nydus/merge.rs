@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
-use format::index::Codec;
 use format::nydus::boot_file;
 use format::nydus::bootstrap::{Blob as Said, Bootstrap};
 use format::nydus::disk::{features, names};
@@ -15,9 +14,10 @@ use format::unpack::whole;
 use format::{DiffId, Digest, limits};
 
 use super::super::{RecodeError, Recoded, Recoding, Target, recode};
-use super::hold::hold;
+use super::hold::{Like, hold};
 use super::{NydusError, Parts};
 use crate::Expected;
+use crate::inflow::Magic;
 
 /// The layer that holds the bootstrap of an image.
 #[derive(Debug, Clone)]
@@ -75,19 +75,24 @@ pub fn compare_merged(
     size: u64,
     layers: &[(Digest, &Parts)],
 ) -> Result<(), RecodeError> {
+    let tar = top_tar(top, expected, size)?;
+    Ok(has_layers(boot_file(&tar).map_err(NydusError::from)?, layers)?)
+}
+
+/// Returns the tar that the layer on top of others is, of this length and with these digests.
+pub(super) fn top_tar(top: impl Read, expected: &Expected, size: u64) -> Result<Vec<u8>, RecodeError> {
     let mut blob = Vec::new();
     top.take(size.min(limits::BOOTSTRAP) + 1).read_to_end(&mut blob).map_err(RecodeError::Read)?;
     let found = Digest::of(&blob);
     if blob.len() as u64 != size || found != expected.blob {
         return Err(RecodeError::BlobDigest { expected: expected.blob, found });
     }
-    let tar = whole(Codec::Gzip, &blob, limits::BOOTSTRAP)?.ok_or_else(too_long)?;
-    drop(blob);
+    let tar = whole(Magic::codec(&blob), &blob, limits::BOOTSTRAP)?.ok_or_else(too_long)?;
     let found = DiffId::new(Digest::of(&tar));
     if found != expected.diff_id {
         return Err(RecodeError::DiffId { expected: expected.diff_id, found });
     }
-    Ok(has_layers(boot_file(&tar).map_err(NydusError::from)?, layers)?)
+    Ok(tar)
 }
 
 /// Holds a bootstrap against what the blobs of its layers say.
@@ -109,7 +114,7 @@ fn has_layers(bootstrap: &[u8], layers: &[(Digest, &Parts)]) -> Result<(), Nydus
     if !bootstrap.blobs().iter().all(is_own) {
         return Err(NydusError::Differs("the list of blobs".into()));
     }
-    hold((tree.tree(), &HashSet::new()), &bootstrap, |file, n, chunk| {
+    hold((tree.tree(), &HashSet::new()), &bootstrap, Like::Ours, |file, n, chunk| {
         let row = || {
             let files = files.get(usize::from(file.layer.0))?;
             let Runs::Whole(first) = file.runs else { return None };

@@ -7,7 +7,7 @@ use std::ops::Range;
 use convert::recode::erofs::{ErofsError, unpack};
 use convert::recode::{self};
 use format::{DiffId, Digest};
-use registry::{Draft, LayerBlob, Recode, RecodeError, Recoded, TopLayer};
+use registry::{Draft, LayerBlob, Open, Recode, RecodeError, Recoded, TopLayer};
 
 use super::{expected, spool};
 
@@ -64,6 +64,29 @@ impl<R: Recode> Recode for Unpacked<R> {
         top: (&LayerBlob, &mut (dyn Read + Send)),
     ) -> Result<(), RecodeError> {
         self.0.compare_top(layers, top)
+    }
+
+    fn apart(&self, layers: &[LayerBlob], open: &mut Open<'_>) -> Result<Option<String>, RecodeError> {
+        self.0.apart(layers, open)
+    }
+
+    fn together(
+        &self,
+        layers: &[LayerBlob],
+        threads: usize,
+        open: &mut Open<'_>,
+        out: &mut dyn Draft,
+    ) -> Result<Recoded, RecodeError> {
+        self.0.together(layers, threads, open, out)
+    }
+
+    fn compare_together(
+        &self,
+        layers: &[LayerBlob],
+        open: &mut Open<'_>,
+        made: (&LayerBlob, &mut (dyn Read + Send)),
+    ) -> Result<(), RecodeError> {
+        self.0.compare_together(layers, open, made)
     }
 }
 

@@ -64,6 +64,41 @@ fn a_history_loses_the_step_of_its_last_layer() {
 }
 
 #[test]
+fn of_a_history_of_one_layer_all_other_steps_have_none() {
+    const ONE: &str =
+        r#"{"created_by":"floe convert --format oci","comment":"one layer of the tree of all layers"}"#;
+    for (before, layers, after) in [
+        (
+            r#"{"history":[ {"a":1}, {"b":2,"empty_layer":true},{"c":3, "empty_layer": false}, {"d":4}],"x":[]}"#,
+            3,
+            format!(
+                r#"{{"history":[ {{"empty_layer":true,"a":1}}, {{"b":2,"empty_layer":true}},{{"c":3, "empty_layer": true}},{ONE}],"x":[]}}"#
+            ),
+        ),
+        // Where the steps are not those of the layers, none is taken for that of the tree.
+        (
+            r#"{"history":[{},{ }]}"#,
+            3,
+            format!(r#"{{"history":[{{"empty_layer":true}},{{"empty_layer":true }},{ONE}]}}"#),
+        ),
+        (r#"{"history":[]}"#, 2, format!(r#"{{"history":[{ONE}]}}"#)),
+        (r#"{"rootfs":{}}"#, 2, r#"{"rootfs":{}}"#.to_owned()),
+    ] {
+        let made = history_of_one(&before.into(), layers, "x").unwrap();
+        assert_eq!(made, after);
+        let value: Value = serde_json::from_slice(&made).unwrap();
+        let steps = value["history"].as_array().into_iter().flatten();
+        assert_eq!(
+            steps.filter(|step| step["empty_layer"] != true).count(),
+            usize::from(after.contains(ONE))
+        );
+    }
+    for bad in [r#"{"history":7}"#, r#"{"history":[7]}"#] {
+        assert!(history_of_one(&bad.into(), 1, "x").is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn an_entry_of_nydus_becomes_an_ordinary_one() {
     let mut entry = json!({
         "artifactType": media_type::NYDUS_IMAGE,

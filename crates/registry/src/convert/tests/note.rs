@@ -190,7 +190,8 @@ async fn what_was_noted_is_noted_before_it_is_looked_at() {
     let work = scene.work().await;
     let mut prior = Prior::none(Format::EStargz);
     let note = Note::of(&work.target, &*work.watch, &mut prior).await;
-    let _layers = Layers::new(&work, prior, &note, vec![layer("base"), layer("one")]);
+    let images = Images::wanting(vec![layer("base"), layer("one")]);
+    let _layers = Layers::new(&work, prior, &note, &images);
     let [base, one] = ["base", "one"].map(|was| Digest::of(was.as_bytes()));
     note.add(base, &layer(&format!("{MARK}base")), How::Recoded);
     note.during(ready(())).await;
