@@ -156,7 +156,6 @@ pub fn contents(data: &[u8]) {
 /// # Panics
 ///
 /// On a defect.
-#[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
 pub fn nydus(data: &[u8]) {
     if let Ok(bootstrap) = Bootstrap::open(data)
         && let Ok(list) = bootstrap.list()
@@ -246,8 +245,12 @@ pub fn soci_ahead(list: &[u8], ztoc: &[u8], layer: &Layer) {
 }
 
 /// A layer that was made of a table is what its index opens to.
+///
+/// # Panics
+///
+/// On a defect.
 #[expect(clippy::expect_used, reason = "a defect must end the fuzzer")]
-fn opened(made: Layer) -> Arc<Layer> {
+pub fn opened(made: Layer) -> Arc<Layer> {
     let index = Index::decode(&made.index().encode()).expect("an index that was made of a table");
     assert!(Layer::open(index).expect("the same") == made, "it opens to something else");
     Arc::new(made)

@@ -73,7 +73,7 @@ pub const BLOBS: u16 = 255;
 pub const GROUP: u32 = 64;
 
 /// A table of contents as JSON, in bytes: 355 a file, so some 190,000 files; or a zTOC: 250 a file, and 8 KB for each MiB of
-/// the tar. Packed and plain are in memory until it has been read; a layer with more is not read by its table.
+/// the tar. What has arrived of it is in memory until it has been read; a layer with more is not read by its table.
 pub const CONTENTS: u64 = 64 << 20;
 
 /// A file at least this long has chunks of its own.

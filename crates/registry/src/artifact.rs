@@ -17,7 +17,7 @@
 //! those with a profile first, then by `org.opencontainers.image.created`, newest first, then by digest.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use format::{DiffId, Digest, IndexId};
@@ -219,7 +219,8 @@ pub(crate) fn shortlist(mut listed: Vec<Descriptor>) -> Vec<Descriptor> {
     let untyped = |entry: &Descriptor| entry.artifact_type.is_none();
     let rank = |entry: &Descriptor| (untyped(entry), Reverse(created(entry)), entry.digest);
     listed.sort_by_cached_key(rank);
-    listed.dedup_by(|a, b| a.digest == b.digest);
+    let mut seen = HashSet::new();
+    listed.retain(|entry| seen.insert(entry.digest));
     listed.truncate(limits::CANDIDATES);
     listed
 }

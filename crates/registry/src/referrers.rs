@@ -92,8 +92,9 @@ impl Repository {
         let mut found = Vec::new();
         for kind in kinds {
             let mut call = self.list_of(subject, Some(kind));
-            match self.page(&call, &[kind]).await? {
-                Some(first) if first.filtered => {
+            // Who refuses the question has answered the one without.
+            match self.page(&call, &[kind]).await {
+                Ok(Some(first)) if first.filtered => {
                     found.extend(self.to_the_end(&mut call, first, &[kind]).await?);
                 }
                 _ => return Ok(None),

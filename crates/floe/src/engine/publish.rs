@@ -116,7 +116,9 @@ impl Engine {
 
 fn profile(engine: &Engine, image: &OpenImage, path: &Path) -> anyhow::Result<Vec<u8>> {
     let bytes = if path == Path::new("recorded") {
-        let recorded = engine.store.profile(image.manifest())?;
+        // Of a start of another image in its place only the files are known.
+        let is_own = |bytes: &Vec<u8>| Profile::parse(bytes).is_ok_and(|profile| profile.has_layers());
+        let recorded = engine.store.profile(image.manifest())?.filter(is_own);
         recorded.context(Hint::new(
             "looking for a recorded profile",
             "run the image once with --ready to record one",

@@ -147,14 +147,14 @@ impl Engine {
         }
     }
 
-    /// Returns why a blob cannot be had from which something of these layers is missing, if it is refused for good.
+    /// Returns why a blob cannot be had of layers that are not complete, if it is refused for good.
     pub(super) fn lost<'a>(
         &self,
         layers: impl IntoIterator<Item = &'a FoundLayer>,
     ) -> Option<registry::Error> {
         let lacking = layers.into_iter().filter(|found| found.hold.files().missing() > 0);
         let tables = lacking.filter_map(|found| found.layer().source().contents.as_ref());
-        let blobs = tables.flat_map(|contents| &contents.blobs).take(limits::LAYERS);
+        let blobs = tables.flat_map(|contents| &contents.blobs).take(limits::BLOBS.into());
         self.net.refused(blobs.map(|blob| Blob { digest: blob.digest, size: blob.size }), SEEKING)
     }
 }

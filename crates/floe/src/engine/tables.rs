@@ -36,7 +36,7 @@ use crate::trust::Verdict;
 /// What the image has that holds tables, asked for once.
 type Elsewhere = OnceLock<Result<Option<Vec<(Digest, Descriptor)>>, Error>>;
 
-/// Tables read at once: of each 64 MiB may be in memory, packed.
+/// Tables read at once: of each 64 MiB may be in memory, packed, and as much for its decoder.
 pub(super) const TABLES: usize = 2;
 
 const FETCHING: &str = "fetching the table of contents";

@@ -11,19 +11,37 @@ use super::toc::Entry;
 /// Bytes that are read at once, at least.
 const PIECE: usize = 64 << 10;
 
+/// Bytes of a value, about: no entry has so many.
+const LONGEST: usize = 4 << 20;
+
 /// Shows each entry of a table, in order.
 pub(super) fn each(
     json: impl Read,
     mut each: impl FnMut(&Entry) -> Result<(), TableError>,
 ) -> Result<(), TableError> {
     let mut json = Json { from: json, bytes: Vec::new(), at: 0, ended: false };
-    let mut version = None;
+    let (mut version, mut has_entries) = (None, false);
     json.list(b'{', b'}', |json| {
         let key: String = json.value()?;
         json.expect(b':')?;
+        let is_said = match &*key {
+            "version" => version.is_some(),
+            "entries" => has_entries,
+            _ => false,
+        };
+        if is_said {
+            return Err(TableError::Form("it says something twice")); // readers differ in which they take
+        }
         match &*key {
             "version" => version = Some(json.value()?),
-            "entries" => json.list(b'[', b']', |json| each(&json.value()?))?,
+            "entries" => {
+                has_entries = true;
+                // An empty list may be written as none at all.
+                if json.mark()? == Some(b'n') {
+                    return json.value::<()>();
+                }
+                json.list(b'[', b']', |json| each(&json.value()?))?;
+            }
             _ => drop(json.value::<IgnoredAny>()?),
         }
         Ok(())
@@ -113,6 +131,9 @@ impl<R: Read> Json<R> {
     /// Reads more, at least as much as there is of what is not whole: so nothing is looked at more than a few times.
     fn more(&mut self) -> Result<(), TableError> {
         self.bytes.drain(..std::mem::take(&mut self.at));
+        if self.bytes.len() > LONGEST {
+            return Err(TableError::Form("a value of several MiB"));
+        }
         let most = self.bytes.len().max(PIECE) as u64;
         self.ended = (&mut self.from).take(most).read_to_end(&mut self.bytes)? == 0;
         Ok(())
@@ -152,7 +173,19 @@ mod tests {
             let found = names(Pieces(json.as_bytes(), pieces)).unwrap();
             assert!(found == ["a\"}", &long, ""], "{pieces}");
         }
-        assert_eq!(names(&b"{\"entries\":[],\"version\":1}"[..]).unwrap(), Vec::<String>::new());
+        for none in [r#"{"entries":[],"version":1}"#, r#"{"version":1,"entries": null}"#, r#"{"version":1}"#]
+        {
+            assert_eq!(names(none.as_bytes()).unwrap(), Vec::<String>::new());
+        }
+        // A number, a character and an escape at the end of what is read at once.
+        for cut in
+            [r#"{"n":12345,"version":1,"#, "{\"n\":\"ä\",\"version\":1,", r#"{"n":"\u00e4","version":1,"#]
+        {
+            for at in 0..cut.len() {
+                let json = format!("{}{cut}\"entries\":[{{\"name\":\"a\"}}]}}", " ".repeat(PIECE - at));
+                assert_eq!(names(json.as_bytes()).unwrap(), ["a"], "{cut} at {at}");
+            }
+        }
     }
 
     #[test]
@@ -172,6 +205,11 @@ mod tests {
             r#"{"version":"1","entries":[]}"#,
             r#"{"version":1 "entries":[]}"#,
             r#"{"version":1,"entries":[]}x"#,
+            r#"{"version":1,"entries":[],"entries":[]}"#,
+            r#"{"version":1,"version":1,"entries":[]}"#,
+            r#"{"version":1,"entries":nul}"#,
+            "\u{feff}{\"version\":1,\"entries\":[]}",
+            &format!(r#"{{"version":1,"other":"{}"}}"#, "x".repeat(3 * LONGEST)),
             r#"{"version":1,"entries":[]}{}"#,
             r#"{,}"#,
             r#"[]"#,

@@ -127,13 +127,25 @@ impl Announced {
     pub fn layer(&self, packed: impl Read, whose: &Whose) -> Result<Layer, TableError> {
         let (made, found) = match self.place {
             Place::Footer => {
-                let mut table = Hashed::new(out_of_tar(packed)?);
-                (layer(&mut table, whose), table.finish()?.0)
+                let (table, len) = out_of_tar(packed)?;
+                let mut table = Hashed::new(table);
+                let made = layer(&mut table, whose);
+                let (found, read) = table.finish()?;
+                if read < len {
+                    return Err(TableError::Missing("its table ends early"));
+                }
+                (made, found)
             }
             Place::At { plain, .. } => {
                 let mut packed = Hashed::new(packed);
-                let table = Unpacked::new(Codec::Zstd, &mut packed)?.take(plain); // bounded by `first`
-                (layer(table, whose), packed.finish()?.0)
+                let mut table = Unpacked::new(Codec::Zstd, &mut packed)?.take(plain); // bounded by `first`
+                let made = layer(&mut table, whose);
+                let more = table.into_inner().read(&mut [0]);
+                let found = packed.finish()?.0;
+                if made.is_ok() && found == self.digest && more? > 0 {
+                    return Err(TableError::Missing("its table is longer than it is announced"));
+                }
+                (made, found)
             }
         };
         if found != self.digest {
@@ -162,8 +174,8 @@ fn footer(tail: &[u8]) -> Result<(u64, u64), TableError> {
         .ok_or(TableError::Missing("the layer does not end like eStargz"))
 }
 
-/// Returns the file that is the table out of the gzip member around it.
-fn out_of_tar(packed: impl Read) -> Result<impl Read, TableError> {
+/// Returns the file that is the table out of the gzip member around it, and its length.
+fn out_of_tar(packed: impl Read) -> Result<(impl Read, u64), TableError> {
     let none = || TableError::Missing("there is no file where the table should be");
     let mut plain = Unpacked::new(Codec::Gzip, packed)?;
     let mut parser = Parser::new();
@@ -182,7 +194,7 @@ fn out_of_tar(packed: impl Read) -> Result<impl Read, TableError> {
                 return Err(TableError::Missing("there is another file where the table should be"));
             }
             bounded(member.payload)?;
-            return Ok(plain.take(member.payload)); // a header ends with its block
+            return Ok((plain.take(member.payload), member.payload)); // a header ends with its block
         }
     }
     Err(none())
