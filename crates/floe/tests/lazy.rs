@@ -135,6 +135,25 @@ fn layouts_and_archives_are_images_too() {
     assert_same(&at, &wanted);
 }
 
+#[test]
+fn a_directory_that_somebody_has_unmounted_by_hand_is_free() {
+    let node = node!();
+    let image = image::layered(80, 2, 90_000);
+    let wanted = image.extract(&node.path("extracted"));
+    let layout = node.path("layout");
+    image.layout(&layout, "v1");
+    let reference = format!("oci:{}:v1", layout.display());
+    let at = node.mount(&reference);
+    let mount = ["mount", &reference, at.to_str().unwrap()];
+    let complaint = node.fails(&mount);
+    assert!(complaint.contains("an image is mounted there"), "{complaint}");
+    tool(std::process::Command::new("umount").arg(&at));
+    node.ok(&mount);
+    assert_same(&at, &wanted);
+    node.umount(&at);
+    assert_eq!(node.status()["mounts"].as_array().map(Vec::len), Some(0));
+}
+
 /// Docker's archives, and directories of one image.
 #[test]
 fn what_skopeo_writes_is_an_image_too() {

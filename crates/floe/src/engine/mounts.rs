@@ -261,10 +261,9 @@ impl Mounts {
 
     /// Shows a mount at a directory of the user's.
     pub fn bind(&self, live: Arc<LiveMount>, dir: &Path, reference: &str) -> anyhow::Result<()> {
+        let _gone; // outlives the lock
         let mut binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
-        if binds.contains_key(dir) {
-            return Err(occupied(dir));
-        }
+        _gone = vacated(&mut binds, dir)?;
         mount_bind(live.dir(), dir).with_context(|| format!("mounting at {}", dir.display()))?;
         // As with a disk that somebody plugs in: its programs run, but as whoever runs them.
         let safe = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
@@ -504,6 +503,22 @@ fn report(mount: &LiveMount, dir: &Path, reference: &str) -> MountReport {
         failed: counters.failures(),
         waited: waits.waited(),
     }
+}
+
+/// Refuses a directory at which an image is mounted; one that somebody else's `umount` has freed is forgotten, and what was there
+/// returned.
+fn vacated(binds: &mut HashMap<PathBuf, Bind>, dir: &Path) -> anyhow::Result<Option<Bind>> {
+    if binds.contains_key(dir) && is_mounted(dir) {
+        return Err(occupied(dir));
+    }
+    let gone = binds.remove(dir);
+    if let Some(Bind { live, .. }) = &gone {
+        live.binds(|binds| binds.retain(|other| other != dir));
+        if direct::is_direct(live) {
+            direct::forget(live);
+        }
+    }
+    Ok(gone)
 }
 
 fn occupied(dir: &Path) -> anyhow::Error {

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use anyhow::Context;
 use rustix::thread::CapabilitySet;
 
-use super::{Bind, LiveMount, Mounts, ReadPath, Recipe, in_use, occupied};
+use super::{Bind, LiveMount, Mounts, ReadPath, Recipe, in_use, vacated};
 
 /// Says whether this process may mount as root does.
 pub(super) fn is_privileged() -> bool {
@@ -29,11 +29,10 @@ impl Mounts {
         if is_privileged() {
             return self.bind(self.live(wanted, recipe)?, dir, reference);
         }
+        let _gone; // outlives the locks
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let mut binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
-        if binds.contains_key(dir) {
-            return Err(occupied(dir));
-        }
+        _gone = vacated(&mut binds, dir)?;
         let path = self.choose(wanted, &recipe)?;
         let key = recipe.key;
         let name = self.fresh_name(key)?;
