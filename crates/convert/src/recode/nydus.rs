@@ -24,6 +24,7 @@ mod cut;
 mod hold;
 mod merge;
 mod parts;
+mod shown;
 mod together;
 
 use std::io::{Read, Write};

@@ -178,7 +178,7 @@ fn of_an_image_with_a_dictionary_one_layer_is_made() {
     for (name, says, why) in [
         ("nothing", Says::Nothing, "no bootstrap of its own"),
         ("both", Says::Both, "bytes in another blob"),
-        ("less", Says::Less, "not all of the image"),
+        ("less", Says::Less, "do not show what the image does"),
     ] {
         let (image, tars) = dictionary(says, |_| ());
         let (from, tars_at) = (tag(name), tag("tars"));
@@ -208,7 +208,12 @@ fn of_an_image_that_is_not_what_its_blobs_say_one_layer_is_made() {
     // Blobs in another order than the layers.
     let blobs = ["top", "middle", "base"].map(|name| vector(&format!("{name}.blob")));
     nydus(&blobs, &vector("merged.boot")).push(&tag("order"));
-    becomes_one(&node, &format!("docker://{}", tag("order")), "not all of the image", &tag("order"));
+    becomes_one(
+        &node,
+        &format!("docker://{}", tag("order")),
+        "do not show what the image does",
+        &tag("order"),
+    );
     // A layer that only deletes has no blob in the image.
     let (bytes, lower) = blob(&[Entry::file("gone", "gone"), Entry::file("left", "left")]);
     let mut tree = Builder::new();
@@ -225,7 +230,7 @@ fn of_an_image_that_is_not_what_its_blobs_say_one_layer_is_made() {
     nydus(&[bytes], &boot).push(&tag("gone"));
     let left = [Entry::file("left", "left").mode(0o644).mtime(0, 0)];
     TestImage::new(vec![Layer::of(&left, Pack::Gzip)], &json!({})).push(&tag("left"));
-    becomes_one(&node, &format!("docker://{}", tag("gone")), "not all of the image", &tag("left"));
+    becomes_one(&node, &format!("docker://{}", tag("gone")), "do not show what the image does", &tag("left"));
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub fn unpack(
 ) -> Result<Recoded, RecodeError> {
     let size = recoding.blob_size;
     keep(blob, expected, size, file, 0)?;
-    let bytes = bootstrap(size, |range| read(file, range))?;
+    let bytes = bootstrap(size, limits::METADATA, |range| read(file, range))?;
     let bootstrap = Bootstrap::of_blob(&bytes[..], expected).map_err(NydusError::from)?;
     alone(&bootstrap, &expected)?;
     let mut source = Source::new(file);
@@ -127,9 +127,11 @@ pub fn compare_unpacked(
     Err(NydusError::Other { layer: found, blob: expected }.into())
 }
 
-/// Returns the bootstrap in a blob: where its table of contents says, or right before its end. `part` reads a range of the blob.
+/// Returns the bootstrap in a blob, of so many bytes at most: where its table of contents says, or right before its end. `part` reads a
+/// range of the blob.
 pub(super) fn bootstrap(
     size: u64,
+    most: u64,
     mut part: impl FnMut(Range<u64>) -> Result<Vec<u8>, RecodeError>,
 ) -> Result<Vec<u8>, RecodeError> {
     let tail = part(size.saturating_sub(Toc::TAIL)..size)?;
@@ -140,6 +142,9 @@ pub(super) fn bootstrap(
     let header = tail.last_chunk::<BLOCK>().ok_or_else(none)?;
     if header.starts_with(names::TOC.as_bytes()) {
         let toc = Toc::read(&tail, size).map_err(NydusError::from)?;
+        if toc.bootstrap_len() > most {
+            return Err(NydusError::from(PartsError::Place("bootstrap")).into());
+        }
         return Ok(toc.bootstrap(&part(toc.bootstrap_range())?).map_err(NydusError::from)?);
     }
     // Version 5 has no table, and does not pack it.
@@ -147,7 +152,7 @@ pub(super) fn bootstrap(
         std::str::from_utf8(&header[124..135]).ok().and_then(|digits| u64::from_str_radix(digits, 8).ok());
     let len = len.filter(|_| header.starts_with(names::BOOTSTRAP.as_bytes())).ok_or_else(none)?;
     let end = size - BLOCK as u64; // there is a header
-    if len > end.min(limits::METADATA) {
+    if len > end.min(most) {
         return Err(NydusError::from(PartsError::Place("bootstrap")).into());
     }
     part(end - len..end)
@@ -200,6 +205,11 @@ impl<'a> Source<'a> {
         }
         self.blobs.push(kept);
         Ok(())
+    }
+
+    /// Adds the next blob, in which no file has a chunk.
+    pub(super) fn add_none(&mut self, blob: &Blob) {
+        self.blobs.push(Kept { id: blob.id, place: 0..0, meta: None });
     }
 
     /// Returns the bytes of a chunk of a file.

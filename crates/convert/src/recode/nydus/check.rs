@@ -17,7 +17,7 @@ use format::{ChunkId, Digest, Hashed, limits};
 use zerocopy::FromBytes;
 
 use super::super::{Order, RecodeError};
-use super::hold::{Like, hold};
+use super::hold::hold;
 use super::{NydusError, Original, Packing, Parts, packed, parts};
 use crate::Expected;
 
@@ -58,18 +58,14 @@ fn read_back(original: &Original, parts: &Parts, blob: Digest) -> Result<(), Nyd
         _ => None,
     };
     let id = |file: &File, n| ids.get(nth(&layer.pieces, file, n)? as usize);
-    hold((&layer.tree, &layer.implied), &bootstrap, Like::Ours, |file, n, chunk| {
-        id(file, n) == Some(&chunk.id)
-    })?;
+    hold((&layer.tree, &layer.implied), &bootstrap, |file, n, chunk| id(file, n) == Some(&chunk.id))?;
 
     let mut tree = Apart::new()?;
     let read = Layer::open(&parts.bootstrap)?;
     let Contents { chunks, .. } =
         read.members::<NydusError>(|member, runs| Ok(tree.member(member, runs)?))?;
     let (tree, implied) = tree.finish_as_tar()?;
-    hold((&tree, &implied), &bootstrap, Like::Ours, |file, n, chunk| {
-        nth(&chunks, file, n) == Some(chunk.number)
-    })
+    hold((&tree, &implied), &bootstrap, |file, n, chunk| nth(&chunks, file, n) == Some(chunk.number))
 }
 
 /// A member, which chunks its bytes are, and whether it is read first.

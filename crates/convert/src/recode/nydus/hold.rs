@@ -11,31 +11,19 @@ use format::tree::{File, InodeNo, Kind, Meta, Tree};
 
 use super::NydusError;
 
-/// What has to be the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Like {
-    /// All of it, as it is written here.
-    Ours,
-    /// What any writer keeps: not the root, which no layer shows, nor times.
-    Any,
-}
-
 /// Holds a bootstrap against a tree, whose directories in `implied` nobody has described; the first difference is the error.
 /// `has` says whether a chunk is that of a file, by its number there.
 pub(super) fn hold<B: AsRef<[u8]>>(
     (tree, implied): (&Tree, &HashSet<InodeNo>),
     bootstrap: &Bootstrap<B>,
-    like: Like,
     has: impl Fn(&File, u64, &Chunk) -> bool,
 ) -> Result<(), NydusError> {
     let list = bootstrap.list()?;
     let root = &tree.inode(Tree::ROOT);
-    if like == Like::Ours && !like.is_same(&root.meta, &bootstrap.root()?) {
+    if !is_same(&root.meta, &bootstrap.root()?) {
         return Err(NydusError::Differs("/".into()));
     }
-    let chunk_size = if like == Like::Ours { CHUNK_SIZE } else { bootstrap.chunk_size() };
-    let (list, first) = (&list, HashMap::new());
-    let mut held = Held { tree, implied, list, chunk_size, like, next: 0, first, has };
+    let mut held = Held { tree, implied, list: &list, next: 0, first: HashMap::new(), has };
     let (mut path, mut open) = (Vec::new(), vec![(entries(&root.kind), 0)]);
     while let Some((names, len)) = open.last_mut() {
         path.truncate(*len);
@@ -66,8 +54,6 @@ struct Held<'a, B, H> {
     tree: &'a Tree,
     implied: &'a HashSet<InodeNo>,
     list: &'a Listing<'a, B>,
-    chunk_size: u32,
-    like: Like,
     /// The entry of the list that comes next.
     next: usize,
     /// Which entries are the first of what is no directory.
@@ -91,7 +77,7 @@ impl<B: AsRef<[u8]>, H: Fn(&File, u64, &Chunk) -> bool> Held<'_, B, H> {
             let first = self.list.member(*first)?.path;
             return Ok(member.kind == MemberKind::Link(first));
         }
-        if !self.like.is_same(&inode.meta, &member) {
+        if !is_same(&inode.meta, &member) {
             return Ok(false);
         }
         let is_same = match (&inode.kind, &member.kind) {
@@ -118,17 +104,14 @@ impl<B: AsRef<[u8]>, H: Fn(&File, u64, &Chunk) -> bool> Held<'_, B, H> {
             }
             count += 1;
         }
-        Ok(count == file.size.div_ceil(self.chunk_size.into()))
+        Ok(count == file.size.div_ceil(CHUNK_SIZE.into()))
     }
 }
 
-impl Like {
-    fn is_same(self, meta: &Meta, member: &Member) -> bool {
-        let Meta { mode, uid, gid, mtime, xattrs } = meta;
-        (*mode, *uid, *gid) == (member.mode, member.uid, member.gid)
-            && (self == Self::Any || *mtime == member.mtime)
-            && *xattrs == member.xattrs
-    }
+fn is_same(meta: &Meta, member: &Member) -> bool {
+    let Meta { mode, uid, gid, mtime, xattrs } = meta;
+    (*mode, *uid, *gid, *mtime) == (member.mode, member.uid, member.gid, member.mtime)
+        && *xattrs == member.xattrs
 }
 
 fn entries(kind: &Kind) -> Iter<'_, Name, InodeNo> {

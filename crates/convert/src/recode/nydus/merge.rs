@@ -14,7 +14,7 @@ use format::unpack::whole;
 use format::{DiffId, Digest, limits};
 
 use super::super::{RecodeError, Recoded, Recoding, Target, recode};
-use super::hold::{Like, hold};
+use super::hold::hold;
 use super::{NydusError, Parts};
 use crate::Expected;
 use crate::inflow::Magic;
@@ -114,7 +114,7 @@ fn has_layers(bootstrap: &[u8], layers: &[(Digest, &Parts)]) -> Result<(), Nydus
     if !bootstrap.blobs().iter().all(is_own) {
         return Err(NydusError::Differs("the list of blobs".into()));
     }
-    hold((tree.tree(), &HashSet::new()), &bootstrap, Like::Ours, |file, n, chunk| {
+    hold((tree.tree(), &HashSet::new()), &bootstrap, |file, n, chunk| {
         let row = || {
             let files = files.get(usize::from(file.layer.0))?;
             let Runs::Whole(first) = file.runs else { return None };

@@ -381,6 +381,11 @@ impl Toc {
         start..start + self.bootstrap.packed_size.get()
     }
 
+    /// Returns how long the bootstrap is, plain; packed it is no longer.
+    pub(super) fn bootstrap_len(&self) -> u64 {
+        self.bootstrap.plain_size.get()
+    }
+
     /// Unpacks the bootstrap, and compares it with what the table says.
     pub(super) fn bootstrap(&self, bytes: &[u8]) -> Result<Vec<u8>, PartsError> {
         let start = self.bootstrap.packed_offset.get();

@@ -6,22 +6,22 @@
 //!
 //! All blobs that the bootstrap names are in a file first, one after the other, each with its digest.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 
 use format::index::BlobAt;
+use format::name::printable;
 use format::nydus::boot_file;
 use format::nydus::bootstrap::Bootstrap;
-use format::tree::{Builder, Runs};
-use format::{ChunkId, DiffId, Digest, DigestHasher, limits};
+use format::{DiffId, Digest, DigestHasher, limits};
 
 use super::super::tree_tar::keep;
 use super::super::{RecodeError, Recoded, Recoding, source};
 use super::back::{self, Source, alone, layer, refuse_ordinary};
-use super::hold::{Like, hold};
 use super::merge::top_tar;
+use super::shown::Shown;
 use super::{NydusError, PartsError};
 use crate::Expected;
 use crate::builder::read_all;
@@ -47,9 +47,10 @@ pub fn apart(mut stored: Stored<'_, '_>) -> Result<Option<String>, RecodeError> 
     let tar = stored.tree()?;
     let image = Bootstrap::open(boot_file(&tar).map_err(NydusError::from)?).map_err(NydusError::from)?;
     image.blobs().iter().try_for_each(refuse_ordinary)?;
-    let mut tree = Layers::default();
+    let (mut whole, mut layers) = (Shown::default(), Shown::default());
+    whole.add(&image)?;
     for blob in stored.blobs {
-        match tree.add(blob, &mut *stored.open) {
+        match add(&mut layers, blob, &mut *stored.open) {
             Ok(()) => {}
             Err(RecodeError::Nydus(error)) => return Ok(Some(format!("layer {}: {error}", blob.digest))),
             Err(RecodeError::Inexpressible { why, .. }) => {
@@ -58,10 +59,24 @@ pub fn apart(mut stored: Stored<'_, '_>) -> Result<Option<String>, RecodeError> 
             Err(error) => return Err(error),
         }
     }
-    match tree.show(&image) {
-        Ok(()) => Ok(None),
-        Err(error) => Ok(Some(format!("the layers of its blobs are not all of the image: {error}"))),
-    }
+    let differs = |path| format!("the layers of its blobs do not show what the image does: {path}");
+    Ok(layers.difference(&whole).map(differs))
+}
+
+/// Adds the layer that a blob says it is.
+fn add(layers: &mut Shown, at: &BlobAt, open: &mut Open<'_>) -> Result<(), RecodeError> {
+    let bytes = back::bootstrap(at.size, limits::BOOTSTRAP, |range| {
+        let len = range.end.saturating_sub(range.start);
+        let mut bytes = Vec::new();
+        open(&at.digest, range).take(len).read_to_end(&mut bytes).map_err(RecodeError::Read)?;
+        match bytes.len() as u64 == len {
+            true => Ok(bytes),
+            false => Err(NydusError::from(PartsError::Place("bootstrap")).into()),
+        }
+    })?;
+    let layer = Bootstrap::of_blob(&bytes[..], at.digest).map_err(NydusError::from)?;
+    alone(&layer, &at.digest)?;
+    Ok(layers.add(&layer)?)
 }
 
 /// Makes one layer of an image. `file` is where the blobs go meanwhile.
@@ -120,8 +135,13 @@ impl Stored<'_, '_> {
         if needed.fold(0, u64::saturating_add) > limits::CONTENTS {
             return Err(RecodeError::Limit { what: "the tables of its blobs", limit: limits::CONTENTS });
         }
+        let used = used(&image)?;
         let (mut source, mut at) = (Source::new(file), 0_u64);
-        for blob in image.blobs() {
+        for (n, blob) in (0..).zip(image.blobs()) {
+            if !used.contains(&n) {
+                source.add_none(blob);
+                continue;
+            }
             let there = self.blobs.iter().find(|there| there.digest == blob.id);
             let BlobAt { digest, size } = *there.ok_or(NydusError::Missing(blob.id))?;
             let end = at.saturating_add(size);
@@ -136,54 +156,20 @@ impl Stored<'_, '_> {
     }
 }
 
-/// What the layers of an image show by what their own blobs say.
-#[derive(Default)]
-struct Layers {
-    tree: Builder,
-    /// The chunks of the files of each.
-    chunks: Vec<Vec<ChunkId>>,
-}
-
-impl Layers {
-    /// Adds the next layer.
-    fn add(&mut self, at: &BlobAt, open: &mut Open<'_>) -> Result<(), RecodeError> {
-        let bytes = back::bootstrap(at.size, |range| {
-            let len = range.end.saturating_sub(range.start);
-            let mut bytes = Vec::new();
-            open(&at.digest, range).take(len).read_to_end(&mut bytes).map_err(RecodeError::Read)?;
-            match bytes.len() as u64 == len {
-                true => Ok(bytes),
-                false => Err(NydusError::from(PartsError::Place("bootstrap")).into()),
-            }
-        })?;
-        let layer = Bootstrap::of_blob(&bytes[..], at.digest).map_err(NydusError::from)?;
-        alone(&layer, &at.digest)?;
-        let list = layer.list().map_err(NydusError::from)?;
-        self.tree.layer().map_err(NydusError::from)?;
-        let mut chunks = Vec::new();
-        for n in 0..list.len() {
-            if list.is_implied(n).map_err(NydusError::from)? {
-                continue;
-            }
-            let runs = Runs::Whole(chunks.len() as u64);
-            for chunk in list.chunks(n).map_err(NydusError::from)? {
-                chunks.push(chunk.map_err(NydusError::from)?.id);
-            }
-            let member = list.member(n).map_err(NydusError::from)?;
-            let runs = if member.payload > 0 { runs } else { Runs::None };
-            self.tree.member(&member, runs).map_err(NydusError::from)?;
+/// Returns the numbers of the blobs that files have chunks in: before any is fetched, the whole tree is read. A name that readers of
+/// layers take for a whiteout is a file here, and no layer can have it.
+fn used<B: AsRef<[u8]>>(image: &Bootstrap<B>) -> Result<BTreeSet<u16>, RecodeError> {
+    let list = image.list().map_err(NydusError::from)?;
+    let mut used = BTreeSet::new();
+    for n in 0..list.len() {
+        let path = list.member(n).map_err(NydusError::from)?.path;
+        if path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(b".wh.")) {
+            let why = "it has the name of a whiteout, and is none";
+            return Err(RecodeError::Inexpressible { what: printable(&path), why });
         }
-        self.chunks.push(chunks);
-        Ok(())
+        for chunk in list.chunks(n).map_err(NydusError::from)? {
+            used.insert(chunk.map_err(NydusError::from)?.blob);
+        }
     }
-
-    /// Compares all of them with what the image shows.
-    fn show<B: AsRef<[u8]>>(&self, image: &Bootstrap<B>) -> Result<(), NydusError> {
-        hold((self.tree.tree(), &HashSet::new()), image, Like::Any, |file, n, chunk| {
-            let Runs::Whole(first) = file.runs else { return false };
-            let of_layer = self.chunks.get(usize::from(file.layer.0));
-            let place = first.checked_add(n).and_then(|at| usize::try_from(at).ok());
-            of_layer.zip(place).and_then(|(chunks, at)| chunks.get(at)) == Some(&chunk.id)
-        })
-    }
+    Ok(used)
 }

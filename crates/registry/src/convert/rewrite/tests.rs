@@ -81,6 +81,11 @@ fn of_a_history_of_one_layer_all_other_steps_have_none() {
             3,
             format!(r#"{{"history":[{{"empty_layer":true}},{{"empty_layer":true }},{ONE}]}}"#),
         ),
+        (
+            r#"{"history":[{"empty_layer":null,"a":1}]}"#,
+            2,
+            format!(r#"{{"history":[{{"empty_layer":true,"a":1}},{ONE}]}}"#),
+        ),
         (r#"{"history":[]}"#, 2, format!(r#"{{"history":[{ONE}]}}"#)),
         (r#"{"rootfs":{}}"#, 2, r#"{"rootfs":{}}"#.to_owned()),
     ] {
