@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use format::layer::Layer;
 use format::payload::SegmentSize;
-use format::soci::index::{Whose, index};
+use format::soci::index::{Whose, layer};
 use format::{DiffId, Digest};
 
 /// A zTOC that SOCI's own program has written, and the layer that it is of.
@@ -20,7 +20,7 @@ static KNOWN: LazyLock<(Vec<u8>, Layer)> = LazyLock::new(|| {
         table,
         segment: SegmentSize::from_bits(16).expect("in range"),
     };
-    let layer = Layer::open(index(&ztoc, &whose).expect("a zTOC")).expect("an index of ours");
+    let layer = layer(&ztoc, &whose).expect("a zTOC");
     (ztoc, layer)
 });
 
